@@ -1,0 +1,58 @@
+"""memvec: memory texts in, LLM hidden-state vectors out, in bulk.
+
+vectors = memvec.encode(["likes tea", "moved to Lisbon in 2021"])   # [2, D]
+memvec.predict(memvec.compose(["data.path=memories.jsonl", "output_dir=runs/a"]))
+dataset = memvec.load("runs/a")
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from memvec.errors import ConfigError, InputError, MemvecError, ModelError, RunFolderError, WriterError
+
+if TYPE_CHECKING:
+    from memvec.api import encode as encode
+    from memvec.api import load as load
+    from memvec.config import compose as compose
+    from memvec.predict import predict as predict
+
+__version__ = "0.1.0"
+__all__ = [
+    "ConfigError",
+    "InputError",
+    "MemvecError",
+    "ModelError",
+    "RunFolderError",
+    "WriterError",
+    "compose",
+    "encode",
+    "load",
+    "predict",
+]
+
+# Loaded when first used: `python -m memvec.predict --help` should not wait for torch.
+_LAZY = {"compose": "memvec.config", "encode": "memvec.api", "load": "memvec.api", "predict": "memvec.predict"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'memvec' has no attribute {name!r}")
+    value = getattr(import_module(_LAZY[name]), name)
+    setattr(sys.modules[__name__], name, value)
+    return value
+
+
+class _Package(ModuleType):
+    """Keeps `memvec.predict` the function: importing the module of that name would put the module in its place."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _LAZY and isinstance(value, ModuleType):
+            return
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

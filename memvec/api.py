@@ -1,0 +1,106 @@
+"""memvec from Python: texts to a tensor, a configuration to a run, a run to a dataset."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, load_dataset
+
+from memvec.config import compose
+from memvec.errors import RunFolderError
+from memvec.files import read_json
+from memvec.run import RunFolder
+from memvec.schema import VECTOR
+
+
+def encode(
+    texts: Sequence[str],
+    *,
+    model: str | Path | None = None,
+    prompt: str = "one_token_zh",
+    layer: int = -1,
+    precision: str = "32-true",
+    accelerator: str = "auto",
+    batch_size: int = 256,
+    max_tokens: int | None = None,
+    max_length: int | None = None,
+    progress: bool = False,
+) -> torch.Tensor:
+    """Returns the supervision vectors of texts.
+
+    The same flow as `python -m memvec.predict`, in one process and a temporary folder.
+
+    Args:
+        texts: N texts; each must be a string with something in it.
+        model: Model folder, GGUF file or Hub name; None is the embedded default.
+        prompt: A name from conf/prompt, or a template of one's own that contains `{text}`.
+        layer: Which hidden state, as in `hidden_states[layer]`; -1 is after the final norm.
+        precision: As `trainer.precision`.
+        accelerator: As `trainer.accelerator`.
+        batch_size: Most texts in a batch.
+        max_tokens: Most tokens in a batch; None chooses by the device.
+        max_length: Most tokens in one prompt; None is the model's own limit.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        `[N, D]` float32 on the CPU, row i for `texts[i]`.
+
+    Raises:
+        InputError: A text cannot be used.
+        ModelError: There is no such model.
+    """
+    from memvec.predict import predict
+
+    if not len(texts):
+        raise ValueError("encode needs at least one text")
+    template = "{text}" in prompt
+    cfg = compose(["prompt=raw" if template else f"prompt={prompt}", *([] if model is None else ["model=hub"])])
+    if template:
+        cfg.prompt.template = prompt
+    if model is not None:
+        cfg.model.name_or_path = str(model)
+    cfg.model.layer = layer
+    cfg.trainer.update(precision=precision, accelerator=accelerator, devices=1, enable_progress_bar=progress)
+    cfg.data.update(id_column=None, on_error="fail")
+    cfg.data.update(batch_size=batch_size, max_tokens=max_tokens, max_length=max_length)
+    with tempfile.TemporaryDirectory(prefix="memvec-") as scratch:
+        path = Path(scratch) / "texts.jsonl"
+        with path.open("w", encoding="utf-8") as stream:
+            stream.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+        cfg.data.path = str(path)
+        cfg.output_dir = str(Path(scratch) / "run")
+        predict(cfg)
+        # Copied out of the mapped file, which goes with the folder.
+        return load(cfg.output_dir).with_format("torch")[VECTOR][:].clone()
+
+
+def load(output_dir: str | Path) -> Dataset:
+    """Returns the vectors of a finished run.
+
+    Args:
+        output_dir: The run's folder.
+
+    Returns:
+        A memory-mapped dataset with columns `id`, `text` (where kept), `vector` and `num_tokens`, in input order; its
+        format is torch: `dataset["vector"][:]` is a `[N, D]` float32 tensor.
+
+    Raises:
+        RunFolderError: There is no finished run.
+    """
+    folder = RunFolder(output_dir)
+    if not folder.is_finished:
+        state = "an unfinished run; run the same command again to go on" if folder.journal.is_dir() else "no run"
+        raise RunFolderError(f"{folder.root}: holds {state}")
+    files = [str(path) for path in sorted(folder.vectors.glob("*.parquet"))]
+    return load_dataset("parquet", data_files=files, split="train").with_format("torch")
+
+
+def manifest(output_dir: str | Path) -> dict[str, Any]:
+    """Returns the manifest of a finished run."""
+    content: dict[str, Any] = read_json(RunFolder(output_dir).manifest)
+    return content

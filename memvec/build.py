@@ -1,0 +1,92 @@
+"""Builds the parts of a run from its configuration.
+
+In: a composed configuration. Out: the objects that `memvec.predict` connects.
+
+Each group of conf/ names a class (`_target_`) and its options; what only a running program knows (the tokenizer, the run's
+folder) is added here. Whatever a group cannot be built from is a `ConfigError` of one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig
+
+from memvec.data.datamodule import MemoryDataModule
+from memvec.data.reader import one_line
+from memvec.errors import ConfigError, MemvecError
+from memvec.metrics import RankMetrics
+from memvec.model.backbone import prompt_limit
+from memvec.model.module import HiddenStateModule
+from memvec.progress import TokenProgressBar
+from memvec.run import RunFolder
+from memvec.writer.prediction_writer import VectorWriter
+
+
+def run_folder(cfg: DictConfig) -> RunFolder:
+    """Returns the run's folder.
+
+    Raises:
+        ConfigError: `output_dir` is not set; the command line sets it, a program has to.
+    """
+    if not cfg.output_dir:
+        raise ConfigError("output_dir is not set; name the folder the vectors go to")
+    return RunFolder(str(cfg.output_dir))
+
+
+def build_model(cfg: DictConfig) -> HiddenStateModule:
+    """Returns the module; its weights are not loaded yet."""
+    module: HiddenStateModule = _build("model", cfg.model)
+    return module
+
+
+def build_datamodule(cfg: DictConfig, module: HiddenStateModule, folder: RunFolder) -> MemoryDataModule:
+    """Returns the data module for a model's tokenizer and limit."""
+    datamodule: MemoryDataModule = _build(
+        "data",
+        cfg.data,
+        prompt=_build("prompt", cfg.prompt),
+        tokenizer=module.load_tokenizer(),
+        model_limit=prompt_limit(module.load_config()),
+        folder=folder,
+    )
+    return datamodule
+
+
+def build_writer(cfg: DictConfig, folder: RunFolder) -> VectorWriter:
+    """Returns the prediction writer."""
+    writer: VectorWriter = _build("writer", cfg.writer, journal=folder.journal)
+    return writer
+
+
+def build_trainer(cfg: DictConfig, writer: VectorWriter, folder: RunFolder) -> pl.Trainer:
+    """Returns the Trainer with memvec's callbacks; the metrics stop their clock behind the writer."""
+    callbacks: list[pl.Callback] = [writer, RankMetrics(folder.journal)]
+    if cfg.trainer.get("enable_progress_bar", True):
+        callbacks.append(TokenProgressBar())
+    trainer: pl.Trainer = _build("trainer", cfg.trainer, callbacks=callbacks, default_root_dir=str(folder.root))
+    return trainer
+
+
+def _build(group: str, cfg: DictConfig, **known: Any) -> Any:
+    with _one_line_errors(group):
+        return instantiate(cfg, _partial_=True, _convert_="all")(**known)
+
+
+@contextmanager
+def _one_line_errors(group: str) -> Iterator[None]:
+    try:
+        yield
+    except MemvecError:
+        raise
+    except (InstantiationException, MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, MemvecError):
+            raise cause from error
+        raise ConfigError(f"the {group} group of the configuration cannot be used: {one_line(cause)}") from error

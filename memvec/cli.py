@@ -1,0 +1,121 @@
+"""Runs a task under Hydra and says what went wrong in one line.
+
+In: a function of a configuration. Out: an exit code: 0; 1 for an error named in one line; 2 for a configuration that
+cannot be composed or used. A defect of memvec keeps its traceback.
+
+How: Hydra reports errors itself, over several lines, unless `HYDRA_FULL_ERROR` asks it to raise them; so that is set
+around Hydra and, for the task and the processes it starts, put back as the user has it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from memvec.config import conf_folder, config_error_line, register_resolvers
+from memvec.data.reader import one_line
+from memvec.errors import MemvecError
+from memvec.summary import RunSummary
+
+FULL_ERROR = "HYDRA_FULL_ERROR"
+EXPECTED = (MemvecError, HydraException, OmegaConfBaseException, OSError)
+log = logging.getLogger(__name__)
+
+
+def main(task: Callable[[DictConfig], RunSummary], *, config_name: str) -> None:
+    """Composes the configuration from the command line, runs the task with it and ends the process.
+
+    Args:
+        task: What to run.
+        config_name: The top-level file of conf/.
+    """
+    register_resolvers()
+    as_the_user_has_it = os.environ.get(FULL_ERROR)
+
+    def job(cfg: DictConfig) -> None:
+        with _environment(FULL_ERROR, as_the_user_has_it):
+            _ignore_known_warnings()
+            _set_output_dir(cfg)
+            try:
+                summary = task(cfg)
+            except EXPECTED as error:
+                if as_the_user_has_it == "1":
+                    raise
+                code = _report(error)
+                if HydraConfig.get().mode == RunMode.MULTIRUN:
+                    raise  # a sweep notes that this job failed, and goes on with the next
+                sys.exit(code)  # past Hydra, which would add lines of its own
+            if rank_zero_only.rank == 0:
+                for line in summary.lines():
+                    log.info(line)
+
+    decorated: Callable[[], None] = hydra.main(
+        version_base="1.3", config_path=str(conf_folder()), config_name=config_name
+    )(job)
+    try:
+        with _environment(FULL_ERROR, "1"):
+            decorated()
+    except EXPECTED as error:
+        if as_the_user_has_it == "1":
+            raise
+        sys.exit(_report(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _report(error: Exception) -> int:
+    rank = f"rank {rank_zero_only.rank}: " if rank_zero_only.rank else ""
+    if isinstance(error, MemvecError):
+        line, code = str(error), error.exit_code
+    elif isinstance(error, OSError):
+        line, code = one_line(error), 1
+    else:
+        line, code = config_error_line(error), 2
+    sys.stderr.write(f"memvec: error: {rank}{line}\n")
+    return code
+
+
+def _set_output_dir(cfg: DictConfig) -> None:
+    """Sets `output_dir` to the folder Hydra chose, where the user named none or a sweep gives every job its own."""
+    if cfg.output_dir is None or HydraConfig.get().mode == RunMode.MULTIRUN:
+        with open_dict(cfg):
+            cfg.output_dir = HydraConfig.get().runtime.output_dir
+
+
+@contextmanager
+def _environment(name: str, value: str | None) -> Iterator[None]:
+    before = os.environ.get(name)
+    _set_environment(name, value)
+    try:
+        yield
+    finally:
+        _set_environment(name, before)
+
+
+def _set_environment(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
+
+
+def _ignore_known_warnings() -> None:
+    """Silences what Lightning warns of where it does not apply to a run that computes vectors."""
+    for message in (
+        ".*custom batch sampler .* for prediction.*",  # it returns every row, and the writer checks that
+        ".*does not have many workers.*",  # batches are built from flat arrays in less time than a worker costs
+        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # inside Lightning
+    ):
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,112 @@
+"""Where conf/ is, how a configuration is composed, and the checks of single values.
+
+In: overrides as a user types them. Out: a composed configuration.
+
+conf/ stands at the top of the checkout and, in an installed package, inside it (pyproject.toml's `force-include`): the
+package's copy is looked for first, so that a wheel never reads some other project's conf/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+
+from memvec.errors import ConfigError
+
+Value = TypeVar("Value")
+
+
+def conf_folder() -> Path:
+    """Returns the absolute folder of the YAML files."""
+    package = Path(str(resources.files("memvec")))
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def sample_path() -> str:
+    """Returns the path of the sample texts that the package ships."""
+    return str(resources.files("memvec") / "data" / "sample.jsonl")
+
+
+def register_resolvers() -> None:
+    """Makes memvec's resolvers known to OmegaConf: what the YAML files write as `${memvec.…:}`."""
+    OmegaConf.register_new_resolver("memvec.sample", sample_path, replace=True)
+    OmegaConf.register_new_resolver(
+        "memvec.either", lambda value, other: other if value is None else value, replace=True
+    )
+
+
+def compose(overrides: Sequence[str] = (), *, config_name: str = "predict") -> DictConfig:
+    """Composes a configuration in Python as the command line does.
+
+    Args:
+        overrides: As typed, such as `["data.path=memories.jsonl", "prompt=one_word_en", "output_dir=runs/a"]`.
+        config_name: Which top-level file of conf/.
+
+    Raises:
+        ConfigError: An override names nothing that exists.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    register_resolvers()
+    try:
+        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            return hydra_compose(config_name, overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(config_error_line(error)) from error
+
+
+def to_container(cfg: DictConfig) -> dict[str, Any]:
+    """Returns a configuration as plain dictionaries, interpolations resolved."""
+    container = OmegaConf.to_container(cfg, resolve=True)
+    return {str(key): value for key, value in container.items()} if isinstance(container, dict) else {}
+
+
+def config_error_line(error: BaseException) -> str:
+    """Returns Hydra's several lines about a wrong override as one, without its advice to force it."""
+    advice = ("To append to your config", "Available options", "Set the environment", "full_key:", "object_type=")
+    lines: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        lines += [line.strip() for line in str(cause).splitlines()]
+        cause = cause.__cause__
+    kept = [line for line in dict.fromkeys(lines) if line and not line.startswith(advice)]
+    return "; ".join(kept) or type(error).__name__
+
+
+def at_least(name: str, value: Any, minimum: int) -> int:
+    """Returns `value` where it is an integer of at least `minimum`.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ConfigError(f"{name}={value}: allowed: an integer of at least {minimum}")
+    return value
+
+
+def at_least_or_none(name: str, value: Any, minimum: int) -> int | None:
+    """Returns `value` where it is None or an integer of at least `minimum`.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    return None if value is None else at_least(name, value, minimum)
+
+
+def one_of(name: str, value: Value, allowed: Sequence[Value]) -> Value:
+    """Returns `value` where it is one of `allowed`.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if value not in allowed:
+        raise ConfigError(f"{name}={value}: allowed: {', '.join(map(str, allowed))}")
+    return value

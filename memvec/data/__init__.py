@@ -1,0 +1,1 @@
+"""From input files to padded batches: `datamodule` is the way in."""

@@ -1,0 +1,94 @@
+"""Makes a padded tensor batch from rows of the tokenised dataset.
+
+In: row numbers. Out: `{"index" [B], "input_ids" [B, T], "length" [B], "prefix_length"}`.
+
+How: `PromptRows` fetches the rows of a batch in one Arrow read, and the collator scatters their tokens into a padded
+tensor with one masked assignment; there is no Python loop over rows or tokens. Why right padding and no attention mask:
+in a causal model no token sees what stands right of it, so padding cannot change a vector, and without a mask the
+attention kernels take their fast causal path.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypedDict
+
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset
+from numpy.typing import NDArray
+
+from memvec.schema import INPUT_IDS
+
+
+class Batch(TypedDict):
+    """What `predict_step` receives.
+
+    index: `[B]` int64, row numbers, which travel with the batch to the writer.
+    input_ids: `[B, T]` int64, right-padded.
+    length: `[B]` int64, tokens of each row.
+    prefix_length: leading tokens that all rows of the batch share with every other such batch; 0 where they do not.
+    """
+
+    index: torch.Tensor
+    input_ids: torch.Tensor
+    length: torch.Tensor
+    prefix_length: int
+
+
+class Rows(NamedTuple):
+    """The rows of one batch as they come from the dataset."""
+
+    index: NDArray[np.int64]
+    table: pa.Table
+
+
+class PromptRows(torch.utils.data.Dataset[Rows]):
+    """The tokenised dataset, read a batch at a time.
+
+    Args:
+        dataset: With columns of `memvec.schema.PROMPT_FEATURES`.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset.select_columns([INPUT_IDS]).with_format("arrow")
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, indices: NDArray[np.int64]) -> Rows:
+        """Returns the rows of a batch; the DataLoader calls this instead of one `__getitem__` a row."""
+        return Rows(np.asarray(indices), self.dataset[indices])
+
+
+class PaddingCollator:
+    """Pads the rows of a batch on the right to the longest.
+
+    Args:
+        pad_token_id: What padding is filled with; any valid token, since nothing looks at it.
+        prefix_rows: `[N]` bool over the whole dataset, whether a row begins with the shared prefix.
+        prefix_length: Tokens of that prefix.
+    """
+
+    def __init__(
+        self, *, pad_token_id: int, prefix_rows: NDArray[np.bool_] | None = None, prefix_length: int = 0
+    ) -> None:
+        self.pad_token_id = pad_token_id
+        self.prefix_rows = prefix_rows
+        self.prefix_length = prefix_length
+
+    def __call__(self, rows: Rows) -> Batch:
+        """Returns the batch of `rows`."""
+        column = rows.table.column(INPUT_IDS).combine_chunks()
+        offsets = column.offsets.to_numpy()
+        flat = column.values.to_numpy()[offsets[0] : offsets[-1]]
+        length = np.diff(offsets).astype(np.int64)  # [B]
+        input_ids = np.full((len(length), int(length.max())), self.pad_token_id, dtype=np.int64)
+        input_ids[np.arange(input_ids.shape[1]) < length[:, None]] = flat  # [sum of lengths] -> [B, T]
+        shares = self.prefix_rows is not None and bool(self.prefix_rows[rows.index].all())
+        return Batch(
+            index=torch.from_numpy(rows.index.copy()),
+            input_ids=torch.from_numpy(input_ids),
+            length=torch.from_numpy(length),
+            prefix_length=self.prefix_length if shares else 0,
+        )

@@ -1,0 +1,260 @@
+"""The LightningDataModule: from input files to the padded batches of this rank.
+
+In: `data.*` of the configuration, a prompt and a tokenizer. Out: `prepare_data` leaves three files in the run's journal
+folder, `predict_dataloader` serves from them:
+
+    entries.arrow        id, text, file, row                of every usable row
+    prompts.arrow        input_ids, length, …               row by row the same
+    remaining_rows.npy   the rows to compute in this run: the first of equal prompts, less what the journal holds
+
+How: one process prepares (`prepare_data`, rank 0), every process maps the same files (`setup`), and each plans its own
+batches from the same lengths. Rows that begin with the prompts' shared prefix and the few that do not are planned apart.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerFast
+
+from memvec.config import at_least, at_least_or_none, one_of
+from memvec.data.collator import Batch, PaddingCollator, PromptRows
+from memvec.data.dataset import EntriesSummary, write_entries
+from memvec.data.digest import first_occurrence
+from memvec.data.prompt import Prompt, PromptEncoder
+from memvec.data.sampler import LengthGroupedBatchSampler
+from memvec.data.source import find_sources
+from memvec.errors import ConfigError
+from memvec.files import atomic_file, read_json, write_json
+from memvec.run import RunFolder
+from memvec.schema import DIGEST, INPUT_IDS, LENGTH, PROMPT_FEATURES, SHARED, TEXT, TRUNCATED
+from memvec.writer.journal import read_journal
+
+ROWS_PER_MAP = 4096
+TOKENS_ON_CPU = 1536
+TOKENS_ON_ACCELERATOR = 32_768
+
+log = logging.getLogger(__name__)
+
+
+class MemoryDataModule(pl.LightningDataModule):
+    """Reads, tokenises and batches memory texts.
+
+    Args:
+        path: File, folder, glob or Hub dataset name with one row an entry, or a list of them.
+        prompt: The prompt each text is put into.
+        tokenizer: The model's tokenizer.
+        model_limit: Most tokens the model takes; None is no limit.
+        folder: The run's folder.
+        text_column: Name of the field with the text.
+        id_column: Name of the field with the id; None, or a name no row has, makes the row number the id.
+        split: Split of a dataset with splits.
+        revision: Revision of a Hub dataset.
+        on_error: Whether a row that cannot be used is named in `rejected.jsonl` (`reject`) or ends the run (`fail`).
+        limit: Read at most this many rows.
+        batch_size: Most entries in a batch.
+        max_tokens: Most tokens in a batch, padding included, shared prefix not; None chooses by the device.
+        max_length: Most tokens in one prompt; None is the model's own limit.
+        num_workers: Processes that build batches; 0 builds them in the predicting process, which rarely waits for them.
+
+    Raises:
+        ConfigError: An option does not make sense.
+    """
+
+    def __init__(
+        self,
+        path: str | Sequence[str],
+        *,
+        prompt: Prompt,
+        tokenizer: PreTrainedTokenizerFast,
+        model_limit: int | None,
+        folder: RunFolder,
+        text_column: str = "text",
+        id_column: str | None = "id",
+        split: str = "train",
+        revision: str | None = None,
+        on_error: Literal["reject", "fail"] = "reject",
+        limit: int | None = None,
+        batch_size: int = 256,
+        max_tokens: int | None = None,
+        max_length: int | None = None,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        self.path = path
+        self.folder = folder
+        self.text_column = text_column
+        self.id_column = id_column
+        self.split = split
+        self.revision = revision
+        self.on_error: Literal["reject", "fail"] = one_of("data.on_error", on_error, ("reject", "fail"))
+        self.limit = at_least_or_none("data.limit", limit, 1)
+        self.batch_size = at_least("data.batch_size", batch_size, 1)
+        self.max_tokens = at_least_or_none("data.max_tokens", max_tokens, 1)
+        self.num_workers = at_least("data.num_workers", num_workers, 0)
+        max_length = at_least_or_none("data.max_length", max_length, 1)
+        if max_length is not None and model_limit is not None and max_length > model_limit:
+            raise ConfigError(f"data.max_length={max_length}: the model takes at most {model_limit} tokens")
+        self.encoder = PromptEncoder(tokenizer, prompt, max_length=max_length or model_limit)
+        self.pad_token_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        # A rank may have no row at all where there are more ranks than rows.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+        self.sampler: LengthGroupedBatchSampler | None = None
+        self._sources = None
+        self._prepared = False
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Returns what decides the prompts of a run: the input's content and how it is read and tokenised."""
+        sources = find_sources(self.path, split=self.split, revision=self.revision)
+        columns = (self.text_column, self.id_column)
+        return {
+            "input": [source.digest(columns=columns) for source in sources],
+            "text_column": self.text_column,
+            "id_column": self.id_column,
+            "limit": self.limit,
+            **self.encoder.fingerprint(),
+        }
+
+    def prepare_data(self) -> None:
+        """Reads, validates and tokenises the input, as far as an earlier attempt has not; finds what is left to do."""
+        if self._prepared:
+            return
+        if not self.folder.input_summary.exists():
+            self._write_entries()
+        prompts = self._tokenise()
+        if not self.folder.first_rows.exists():
+            self._save(self.folder.first_rows, first_occurrence(_digests(prompts)))
+        first = np.load(self.folder.first_rows, mmap_mode="r")
+        done = read_journal(self.folder.journal, rows=len(first)).is_done
+        self._save(self.folder.remaining_rows, np.flatnonzero((first == np.arange(len(first))) & ~done))
+        self._prepared = True
+
+    def setup(self, stage: str) -> None:
+        """Maps the prepared files into this process."""
+        self.prompts = Dataset.from_file(str(self.folder.prompts))
+        self.rows: NDArray[np.int64] = np.load(self.folder.remaining_rows)
+        self.lengths: NDArray[np.int32] = self.prompts.data.column(LENGTH).to_numpy()
+        self.shared: NDArray[np.int32] = self.prompts.data.column(SHARED).to_numpy()
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """Plans this rank's batches and returns their loader."""
+        module, lengths, rows = self._trainer().lightning_module, self.lengths, self.rows
+        candidate = best_prefix_length(self.shared[rows])
+        prefix_length = module.share_prefix(torch.from_numpy(self.encoder.head_ids[:candidate].astype(np.int64)))
+        shares = self.shared >= prefix_length if prefix_length else np.zeros(len(lengths), dtype=bool)  # [N]
+        with_prefix, without = rows[shares[rows]], rows[~shares[rows]]
+        self.sampler = LengthGroupedBatchSampler(
+            [(with_prefix, lengths[with_prefix] - prefix_length), (without, lengths[without])],
+            batch_size=self.batch_size,
+            max_tokens=self.max_tokens or self._default_max_tokens(),
+            rank=self._share()[0],
+            world_size=self._share()[1],
+        )
+        return DataLoader(
+            PromptRows(self.prompts),
+            batch_sampler=self.sampler,
+            collate_fn=PaddingCollator(pad_token_id=self.pad_token_id, prefix_rows=shares, prefix_length=prefix_length),
+            num_workers=self.num_workers,
+            pin_memory=self._on_accelerator(),
+        )
+
+    def count_remaining(self) -> int:
+        """Returns how many rows are left to compute; `prepare_data` has run."""
+        return len(np.load(self.folder.remaining_rows, mmap_mode="r"))
+
+    def count_tokens(self, sampler: LengthGroupedBatchSampler) -> int:
+        """Returns the tokens of the prompts in a plan, shared prefix included, padding not."""
+        return sum(int(self.lengths[rows].sum()) for rows in sampler)
+
+    def _write_entries(self) -> None:
+        summary = write_entries(
+            find_sources(self.path, split=self.split, revision=self.revision),
+            entries_path=self.folder.entries,
+            rejected_path=self.folder.input_rejected,
+            text_column=self.text_column,
+            id_column=self.id_column,
+            on_error=self.on_error,
+            limit=self.limit,
+        )
+        write_json(self.folder.input_summary, asdict(summary))
+
+    def read_summary(self) -> EntriesSummary:
+        """Returns what reading the input came to; `prepare_data` has run."""
+        return EntriesSummary(**read_json(self.folder.input_summary))
+
+    def _tokenise(self) -> Dataset:
+        entries = Dataset.from_file(str(self.folder.entries)).select_columns([TEXT])
+        return entries.with_format("arrow").map(
+            self._encode_table,
+            batched=True,
+            batch_size=ROWS_PER_MAP,
+            features=PROMPT_FEATURES,
+            cache_file_name=str(self.folder.prompts),
+            # Given, since the library's own does not see changes in what the function calls; the run's fingerprint does.
+            new_fingerprint=self.folder.prompts.stem,
+            desc="tokenise",
+        )
+
+    def _encode_table(self, table: pa.Table) -> pa.Table:
+        encoded = self.encoder.encode(table.column(TEXT).to_pylist())
+        columns = {
+            INPUT_IDS: pa.ListArray.from_arrays(encoded.offsets.astype(np.int32), encoded.input_ids),
+            LENGTH: np.diff(encoded.offsets).astype(np.int32),
+            SHARED: encoded.shared,
+            TRUNCATED: encoded.truncated,
+            DIGEST: pa.FixedSizeListArray.from_arrays(encoded.digests.reshape(-1), 2),
+        }
+        return pa.table(columns, schema=PROMPT_FEATURES.arrow_schema)
+
+    def _save(self, path: Any, rows: NDArray[np.int64]) -> None:
+        with atomic_file(path) as partial, partial.open("wb") as stream:
+            np.save(stream, rows)
+
+    def _share(self) -> tuple[int, int]:
+        """Returns (rank, world_size) among the processes that share the rows.
+
+        Not the global rank: the ranks of one tensor-parallel group must see the same batches.
+        """
+        kwargs = self._trainer().distributed_sampler_kwargs or {}
+        return kwargs.get("rank", 0), kwargs.get("num_replicas", 1)
+
+    def _on_accelerator(self) -> bool:
+        return self._trainer().strategy.root_device.type == "cuda"
+
+    def _default_max_tokens(self) -> int:
+        return TOKENS_ON_ACCELERATOR if self._on_accelerator() else TOKENS_ON_CPU
+
+    def _trainer(self) -> pl.Trainer:
+        if self.trainer is None:
+            raise RuntimeError("this data module serves batches within a Lightning Trainer only")
+        return self.trainer
+
+
+def best_prefix_length(shared: NDArray[np.int32]) -> int:
+    """Returns the prefix length that spares most tokens: P tokens in every row that shares at least P.
+
+    A text whose first character melts into the template's last token shares fewer tokens than the others; such rows run
+    without the prefix instead of shortening it for all.
+
+    Args:
+        shared: Leading tokens each row has in common with the template, `[N]`.
+    """
+    if len(shared) == 0:
+        return 0
+    rows_with_at_least = np.bincount(shared)[::-1].cumsum()[::-1]  # [longest + 1]
+    return int(np.argmax(rows_with_at_least * np.arange(len(rows_with_at_least))))
+
+
+def _digests(prompts: Dataset) -> NDArray[np.uint64]:
+    chunks = [chunk.flatten().to_numpy() for chunk in prompts.data.column(DIGEST).chunks]
+    return np.concatenate(chunks).reshape(-1, 2)

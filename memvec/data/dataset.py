@@ -1,0 +1,274 @@
+"""Reads and validates memory texts into one memory-mapped `Dataset(id, text, file, row)`.
+
+In: `Source`s. Out: `entries.arrow`, which holds every row that can be used, and a line in `rejected.jsonl` for every
+row that cannot: where it stood, its id, and why. No row is dropped silently.
+
+How: rows stream through `reject_reason` into Arrow record batches on disk, so memory does not grow with the input;
+16 bytes an id are kept until the end, to find ids that stand there twice. Why into the run's folder and not into the
+datasets cache: the texts are private and go when the run is finished, and nothing has to be invalidated.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+
+from memvec.data.digest import as_pairs, digest, first_occurrence
+from memvec.data.reader import MISSING
+from memvec.data.source import Source
+from memvec.errors import InputError
+from memvec.files import atomic_file
+from memvec.schema import ENTRY_FEATURES, FILE, ID, ROW, TEXT
+
+ROWS_PER_BATCH = 10_000
+CHARACTERS_PER_BATCH = 32_000_000
+INT64_RANGE = range(-(2**63), 2**63)
+
+
+@dataclass(frozen=True)
+class EntriesSummary:
+    """What reading the input came to.
+
+    Args:
+        files: Names of the sources; the `file` column counts in this list.
+        rows: Rows read.
+        rejected: Rows that could not be used.
+        integer_ids: Whether every id was an integer.
+    """
+
+    files: list[str]
+    rows: int
+    rejected: int
+    integer_ids: bool
+
+    @property
+    def accepted(self) -> int:
+        """Rows that can be used."""
+        return self.rows - self.rejected
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A row that could not be used: where it stood, its id as it was, and why."""
+
+    file: str
+    row: int
+    id: Any
+    reason: str
+
+    def to_json(self) -> str:
+        """Returns the line of `rejected.jsonl`; characters that are not UTF-8 are escaped, never written."""
+        return json.dumps(asdict(self), ensure_ascii=True, default=repr)
+
+
+def reject_reason(
+    record_id: Any, text: Any, *, has_ids: bool = True, text_column: str = TEXT, id_column: str | None = ID
+) -> str | None:
+    """Says why a row cannot be used, or None where it can.
+
+    Args:
+        record_id: What stood in the id column, or `MISSING`.
+        text: What stood in the text column, or `MISSING`.
+        has_ids: Whether the rows of this input have ids; else their row numbers serve.
+        text_column: Its name, for the reason.
+        id_column: Its name, for the reason.
+    """
+    if text is MISSING:
+        return f"no {text_column!r} field"
+    if text is None:
+        return f"{text_column!r} is null"
+    if not isinstance(text, str):
+        return f"{text_column!r} is of type {type(text).__name__}, not a string"
+    if not text.strip():
+        return f"{text_column!r} is {'blank' if text else 'empty'}"
+    if (at := _lone_surrogate(text)) is not None:
+        return f"{text_column!r} has a lone surrogate at character {at}, which is not a Unicode text"
+    if not has_ids:
+        return None
+    if record_id is MISSING:
+        return f"no {id_column!r} field, which the first row of the input has"
+    if record_id is None or record_id == "":
+        return f"{id_column!r} is {'null' if record_id is None else 'empty'}"
+    if isinstance(record_id, bool) or not isinstance(record_id, int | str):
+        return f"{id_column!r} is of type {type(record_id).__name__}, not an integer or a string"
+    if isinstance(record_id, str) and _lone_surrogate(record_id) is not None:
+        return f"{id_column!r} has a lone surrogate"
+    return None
+
+
+def write_entries(
+    sources: Sequence[Source],
+    *,
+    entries_path: Path,
+    rejected_path: Path,
+    text_column: str = TEXT,
+    id_column: str | None = ID,
+    on_error: Literal["reject", "fail"] = "reject",
+    limit: int | None = None,
+) -> EntriesSummary:
+    """Reads every row of `sources` and writes the usable ones to `entries_path`, the others to `rejected_path`.
+
+    Args:
+        sources: Where the rows come from, in order.
+        entries_path: The Arrow stream file to write; it appears whole or not at all.
+        rejected_path: The JSON lines to write.
+        text_column: Name of the field with the text.
+        id_column: Name of the field with the id. Where it is None, or no row has it, the row number is the id.
+        on_error: `reject` names a row that cannot be used and goes on; `fail` stops at the first.
+        limit: Read at most this many rows; None reads all.
+
+    Returns:
+        The counts, and whether all ids were integers.
+
+    Raises:
+        InputError: A source cannot be read, some rows have an id and others do not, no row can be used, or
+            `on_error` is `fail` and a row cannot be used.
+    """
+    with (
+        atomic_file(entries_path) as unchecked,
+        atomic_file(rejected_path) as rejected_file,
+        rejected_file.open("w", encoding="utf-8") as rejected,
+    ):
+        reader = _EntryReader(sources, text_column, id_column, _RejectedRows(rejected, fail=on_error == "fail"), limit)
+        _write_stream(unchecked, reader.batches())
+        first = first_occurrence(as_pairs(reader.id_digests))
+        kept = np.flatnonzero(first == np.arange(len(first)))
+        if len(kept) < len(first):
+            dataset = Dataset.from_file(str(unchecked)).with_format("arrow")
+            for duplicate in _duplicates(dataset, first, reader.names):
+                reader.rejected.add(duplicate)
+            unique = unchecked.with_name(f"{unchecked.name}.unique")
+            _write_stream(unique, _record_batches(dataset.select(kept)))
+            unique.replace(unchecked)
+        summary = EntriesSummary(reader.names, reader.rows, reader.rejected.count, reader.integer_ids)
+        if summary.accepted == 0:
+            example = f"; the first: {reader.rejected.first}" if reader.rejected.first else ""
+            raise InputError(f"{', '.join(reader.names[:3])}: none of {summary.rows} rows can be used{example}")
+    return summary
+
+
+class _RejectedRows:
+    """Writes rejected rows as they come, so that memory does not grow with them; or ends the job at the first."""
+
+    def __init__(self, stream: IO[str], *, fail: bool) -> None:
+        self.stream = stream
+        self.fail = fail
+        self.count = 0
+        self.first: str | None = None
+
+    def add(self, rejection: Rejection) -> None:
+        description = f"{rejection.file}, row {rejection.row}: {rejection.reason}"
+        if self.fail:
+            raise InputError(description)
+        self.first = self.first or description
+        self.count += 1
+        self.stream.write(f"{rejection.to_json()}\n")
+
+
+class _EntryReader:
+    """Streams record batches of usable rows and remembers what is known only at the end.
+
+    State: a digest of each accepted id, whether ids are integers, rows read, rows rejected.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        text_column: str,
+        id_column: str | None,
+        rejected: _RejectedRows,
+        limit: int | None,
+    ) -> None:
+        self.sources = sources
+        self.names = [source.name for source in sources]
+        self.text_column = text_column
+        self.id_column = id_column
+        self.rejected = rejected
+        self.limit = limit
+        self.rows = 0
+        self.integer_ids = True
+        self.id_digests = bytearray()
+        self.has_ids: bool | None = None  # not known before the first row
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        ids: list[str] = []
+        texts: list[str] = []
+        files: list[int] = []
+        rows: list[int] = []
+        characters = 0
+        for file, row, record_id, text in self._usable():
+            ids.append(record_id)
+            texts.append(text)
+            files.append(file)
+            rows.append(row)
+            characters += len(text)
+            if len(ids) == ROWS_PER_BATCH or characters > CHARACTERS_PER_BATCH:
+                yield pa.record_batch([ids, texts, files, rows], schema=ENTRY_FEATURES.arrow_schema)
+                ids, texts, files, rows, characters = [], [], [], [], 0
+        if ids:
+            yield pa.record_batch([ids, texts, files, rows], schema=ENTRY_FEATURES.arrow_schema)
+
+    def _usable(self) -> Iterator[tuple[int, int, str, str]]:
+        """Yields `(file, row, id, text)` of the rows that can be used."""
+        for file, source in enumerate(self.sources):
+            for row, found_id, text in source.records(text_column=self.text_column, id_column=self.id_column):
+                if self.limit is not None and self.rows >= self.limit:
+                    return
+                self.rows += 1
+                has_ids = self._rows_have_ids(found_id, source.name, row)
+                reason = reject_reason(
+                    found_id, text, has_ids=has_ids, text_column=self.text_column, id_column=self.id_column
+                )
+                if reason is not None:
+                    self.rejected.add(Rejection(source.name, row, None if found_id is MISSING else found_id, reason))
+                    continue
+                record_id = found_id if has_ids else self.rows - 1
+                self.integer_ids = self.integer_ids and isinstance(record_id, int) and record_id in INT64_RANGE
+                name = str(record_id)
+                self.id_digests += digest(name.encode())
+                yield file, row, name, text
+
+    def _rows_have_ids(self, found_id: Any, name: str, row: int) -> bool:
+        """The first row decides; a later row without an id is rejected, a first id further down is an error."""
+        if self.has_ids is None:
+            self.has_ids = found_id is not MISSING
+        if not self.has_ids and found_id is not MISSING:
+            raise InputError(
+                f"{name}, row {row}: has an {self.id_column!r}, but the first row of the input has none; "
+                "give every row an id, or set data.id_column=null to use row numbers"
+            )
+        return self.has_ids
+
+
+def _duplicates(dataset: Dataset, first: np.ndarray[Any, np.dtype[np.int64]], names: list[str]) -> Iterator[Rejection]:
+    for index in np.flatnonzero(first != np.arange(len(first))).tolist():
+        found, original = dataset[index], dataset[int(first[index])]
+        where = f"{names[original[FILE][0].as_py()]}, row {original[ROW][0].as_py()}"
+        reason = f"duplicate id; it stands first in {where}"
+        yield Rejection(names[found[FILE][0].as_py()], found[ROW][0].as_py(), found[ID][0].as_py(), reason)
+
+
+def _record_batches(dataset: Dataset) -> Iterator[pa.RecordBatch]:
+    for table in dataset.iter(ROWS_PER_BATCH):
+        yield from table.combine_chunks().to_batches()
+
+
+def _write_stream(path: Path, batches: Iterable[pa.RecordBatch]) -> None:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, ENTRY_FEATURES.arrow_schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+
+
+def _lone_surrogate(text: str) -> int | None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return error.start
+    return None

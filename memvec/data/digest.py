@@ -1,0 +1,47 @@
+"""128-bit digests of byte strings, and which rows are the first with theirs.
+
+In: bytes, one string a row. Out: 16 bytes a row, and for each row the first row that is equal to it. Both equal
+ids (an error of the input) and equal prompts (computed once) are found this way: the rows themselves never have
+to be in memory, and 128 bits of BLAKE2b do not collide by accident or on purpose.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+DIGEST_BYTES = 16
+
+
+def digest(content: bytes) -> bytes:
+    """Returns the 16-byte BLAKE2b digest of `content`."""
+    return hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
+
+
+def as_pairs(digests: bytes | bytearray) -> NDArray[np.uint64]:
+    """Views concatenated digests of N rows as `[N, 2]` uint64."""
+    return np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2)
+
+
+def first_occurrence(pairs: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """For every row, the first row that has the same digest (itself, where it is the first).
+
+    Args:
+        pairs: Digests, `[N, 2]` uint64.
+
+    Returns:
+        `[N]` int64 with `result[i] <= i`.
+    """
+    rows = len(pairs)
+    if rows == 0:
+        return np.empty(0, dtype=np.int64)
+    order = np.lexsort((pairs[:, 1], pairs[:, 0]))  # stable: equal rows stay in input order
+    ordered = pairs[order]
+    starts_group = np.ones(rows, dtype=bool)
+    starts_group[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    first_of_group = order[starts_group]
+    result = np.empty(rows, dtype=np.int64)
+    result[order] = first_of_group[np.cumsum(starts_group) - 1]
+    return result

@@ -1,0 +1,230 @@
+"""Reads the rows of input files, whatever their format, as (row, id, text) just as they stand there.
+
+In: one file (`.jsonl .json .csv .tsv .parquet .arrow .txt`, the text formats also `.gz`) or a loaded
+`datasets.Dataset`. Out: an iterator of `(row, id, text)`, where `MISSING` stands for a field that is not there.
+
+How: the text formats are read a line at a time with Python's own parsers, the columnar ones a record batch at a
+time with pyarrow. Why not `datasets.load_dataset` for all: its JSON and CSV readers guess types a block at a time
+(one integer among the texts changes every string of that block, `NA` becomes null, dates become timestamps), and
+a row they cannot read ends the job. Here a bad row stays one row, and `memvec.data.dataset` decides about it.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset
+
+from memvec.errors import InputError
+
+Record = tuple[int, Any, Any]
+
+TEXT_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt")
+SUFFIXES = (*TEXT_SUFFIXES, ".parquet", ".arrow")
+RECORDS_PER_READ = 10_000
+
+csv.field_size_limit(2**31 - 1)  # a memory text may be longer than the csv module's default 131,072 characters
+
+
+class _Missing:
+    """The type of `MISSING`: a field that a row does not have, which is not the same as null."""
+
+    def __repr__(self) -> str:
+        return "MISSING"
+
+
+MISSING: Final = _Missing()
+
+
+def file_format(path: Path) -> str | None:
+    """Returns the suffix that says how to read `path` (without `.gz`), or None where it is not one of ours."""
+    suffix = path.with_suffix("").suffix if path.suffix.lower() == ".gz" else path.suffix
+    allowed = TEXT_SUFFIXES if path.suffix.lower() == ".gz" else SUFFIXES
+    return suffix.lower() if suffix.lower() in allowed else None
+
+
+def read_file(path: Path, *, text_column: str, id_column: str | None) -> Iterator[Record]:
+    """Yields the rows of one file.
+
+    Args:
+        path: An existing file with one of `SUFFIXES`, text formats also with `.gz` behind it.
+        text_column: Name of the field with the text. A `.txt` file has none: each line is a text.
+        id_column: Name of the field with the id, or None where rows have none.
+
+    Yields:
+        `(row, id, text)`: row is a line number from 1 (text formats) or a row number from 0 (columnar formats and
+        JSON arrays); id and text are what the file holds, of whatever type, or `MISSING`.
+
+    Raises:
+        InputError: The file is empty, cannot be read, or no row of it has the text column.
+    """
+    readers = {".jsonl": _read_json, ".json": _read_json, ".csv": _read_csv, ".tsv": _read_csv, ".txt": _read_txt}
+    kind = file_format(path)
+    try:
+        if path.stat().st_size == 0:
+            raise InputError(f"{path}: the file is empty")
+        if kind in readers:
+            yield from readers[kind](path, text_column, id_column)
+        else:
+            yield from _read_columnar(path, text_column, id_column)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 ({error.reason} at byte {error.start} of what was being read)") from error
+    except (OSError, EOFError, gzip.BadGzipFile, pa.ArrowException) as error:
+        raise InputError(f"{path}: cannot be read: {one_line(error)}") from error
+
+
+def read_dataset(dataset: Dataset, *, name: str, text_column: str, id_column: str | None) -> Iterator[Record]:
+    """Yields the rows of a loaded dataset, as `read_file` does; `name` stands for it in messages."""
+    batches = dataset.with_format("arrow").iter(RECORDS_PER_READ)
+    yield from _records_of_tables(batches, dataset.column_names, name, text_column, id_column)
+
+
+def one_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, or its type where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _open_binary(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def _decoded_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yields numbered lines, so that what is not UTF-8 can be named by its line; a byte order mark is dropped."""
+    with _open_binary(path) as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start})") from error
+
+
+def _read_txt(path: Path, text_column: str, id_column: str | None) -> Iterator[Record]:
+    for number, line in _decoded_lines(path):
+        yield number, MISSING, line.rstrip("\r\n")
+
+
+def _read_json(path: Path, text_column: str, id_column: str | None) -> Iterator[Record]:
+    seen: set[str] = set()
+    found_text = False
+    for number, record in _json_records(path):
+        if not isinstance(record, dict):
+            raise InputError(
+                f'{path}, row {number}: found {type(record).__name__}, expected an object such as {{"{text_column}": …}}'
+            )
+        found_text = found_text or text_column in record
+        if not found_text and len(seen) < 20:
+            seen.update(record)
+        yield number, MISSING if id_column is None else record.get(id_column, MISSING), record.get(text_column, MISSING)
+    if not found_text:
+        raise _missing_column(str(path), text_column, sorted(seen))
+
+
+def _json_records(path: Path) -> Iterator[tuple[int, Any]]:
+    with _open_binary(path) as stream:
+        start = stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if start.startswith(b"["):  # one array: has to be read whole, which JSON lines need not
+        with _open_binary(path) as stream:
+            records = _parse_json(stream.read().decode("utf-8-sig"), str(path))
+        yield from enumerate(records)
+        return
+    for number, line in _decoded_lines(path):
+        if line.strip():
+            yield number, _parse_json(line, f"{path}, line {number}")
+
+
+def _parse_json(content: str, place: str) -> Any:
+    try:
+        return json.loads(content)
+    except json.JSONDecodeError as error:
+        where = f" line {error.lineno}" if "\n" in content.rstrip() else ""
+        raise InputError(f"{place}: not JSON ({error.msg} at{where} column {error.colno})") from error
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits; a nesting of thousands
+        raise InputError(f"{place}: JSON that cannot be read ({one_line(error)})") from error
+
+
+def _read_csv(path: Path, text_column: str, id_column: str | None) -> Iterator[Record]:
+    delimiter = "\t" if file_format(path) == ".tsv" else ","
+    lines = (line for _, line in _decoded_lines(path))
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    try:
+        header = next(reader)
+        if text_column not in header:
+            raise _missing_column(str(path), text_column, header)
+        text_at = header.index(text_column)
+        id_at = header.index(id_column) if id_column in header else None
+        for fields in reader:
+            if not fields:
+                continue  # an empty line between records
+            text = fields[text_at] if text_at < len(fields) else MISSING
+            record_id = MISSING if id_at is None else fields[id_at] if id_at < len(fields) else None
+            yield reader.line_num, _whole_number(record_id), text
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: not {file_format(path)} ({one_line(error)})") from error
+
+
+def _whole_number(value: Any) -> Any:
+    """CSV knows no types: an id that is spelled as an integer is one, as `pandas.read_csv` sees it too."""
+    if isinstance(value, str) and value.isascii() and value.removeprefix("-").isdigit() and len(value) < 20:
+        return int(value) if str(int(value)) == value else value
+    return value
+
+
+def _read_columnar(path: Path, text_column: str, id_column: str | None) -> Iterator[Record]:
+    if file_format(path) == ".parquet":
+        with pq.ParquetFile(path) as file:
+            columns = [name for name in (text_column, id_column) if name in file.schema_arrow.names]
+            batches = file.iter_batches(RECORDS_PER_READ, columns=columns)
+            yield from _records_of_tables(batches, file.schema_arrow.names, str(path), text_column, id_column)
+        return
+    with pa.memory_map(str(path)) as source:
+        reader = _open_arrow(source)
+        batches = (reader.get_batch(i) for i in range(reader.num_record_batches)) if _is_ipc_file(reader) else reader
+        yield from _records_of_tables(batches, reader.schema.names, str(path), text_column, id_column)
+
+
+def _open_arrow(source: pa.MemoryMappedFile) -> pa.RecordBatchStreamReader | pa.RecordBatchFileReader:
+    """Opens either form of Arrow IPC: `datasets` writes streams, `pyarrow.feather` writes files."""
+    try:
+        return pa.ipc.open_file(source)
+    except pa.ArrowInvalid:
+        source.seek(0)
+        return pa.ipc.open_stream(source)
+
+
+def _is_ipc_file(reader: Any) -> bool:
+    return isinstance(reader, pa.RecordBatchFileReader)
+
+
+def _records_of_tables(
+    tables: Any, names: list[str], source: str, text_column: str, id_column: str | None
+) -> Iterator[Record]:
+    if text_column not in names:
+        raise _missing_column(source, text_column, names)
+    row = 0
+    for table in tables:
+        texts = _python_values(table.column(text_column), source, row)
+        has_id = id_column in names
+        ids = _python_values(table.column(id_column), source, row) if has_id else [MISSING] * len(texts)
+        for record_id, text in zip(ids, texts, strict=True):
+            yield row, record_id, text
+            row += 1
+
+
+def _python_values(column: Any, source: str, row: int) -> list[Any]:
+    try:
+        values: list[Any] = column.to_pylist()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{source}: not UTF-8 in the {len(column)} rows from row {row} on") from error
+    return values
+
+
+def _missing_column(source: str, column: str, found: list[str]) -> InputError:
+    shown = ", ".join(found[:20]) or "none"
+    return InputError(f"{source}: no column {column!r}; columns found: {shown} (set data.text_column)")

@@ -1,0 +1,133 @@
+"""Turns `data.path` into the list of sources it names: files, or one dataset.
+
+In: a file, folder, glob, `datasets` folder or Hub dataset name, or a list of them. Out: `Source`s in a fixed order
+(a folder's files sorted by name), each able to yield its records and to say a digest of its content, which goes into
+the run's fingerprint: a resume over changed input is refused.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+
+from memvec.data.reader import RECORDS_PER_READ, SUFFIXES, Record, file_format, one_line, read_dataset, read_file
+from memvec.errors import InputError
+
+# What the Hub accepts as a dataset's name: https://huggingface.co/docs/hub/repositories-getting-started
+HUB_NAME = re.compile(r"^[\w.-]{1,96}(/[\w.-]{1,96})?$")
+ALLOWED = f"a {' '.join(SUFFIXES)} file (text formats also .gz), a folder or glob of them, or a Hub dataset name"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file, or one loaded dataset.
+
+    Args:
+        name: What messages and `rejected.jsonl` call it.
+        content: The file's path, or the loaded dataset.
+    """
+
+    name: str
+    content: Path | datasets.Dataset
+
+    def records(self, *, text_column: str, id_column: str | None) -> Iterator[Record]:
+        """Yields `(row, id, text)` as `memvec.data.reader` says."""
+        if isinstance(self.content, Path):
+            return read_file(self.content, text_column=text_column, id_column=id_column)
+        return read_dataset(self.content, name=self.name, text_column=text_column, id_column=id_column)
+
+    def digest(self, *, columns: Sequence[str | None]) -> str:
+        """Returns a hex SHA-256 of the file's bytes, or of the named columns of the dataset."""
+        if isinstance(self.content, Path):
+            try:
+                with self.content.open("rb") as stream:
+                    return hashlib.file_digest(stream, "sha256").hexdigest()
+            except OSError as error:
+                raise InputError(f"{self.name}: cannot be read: {one_line(error)}") from error
+        present = [name for name in columns if name in self.content.column_names]
+        state = hashlib.sha256()
+        for table in self.content.select_columns(present).with_format("arrow").iter(RECORDS_PER_READ):
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, table.schema.remove_metadata()) as writer:
+                writer.write_table(table.combine_chunks().cast(table.schema.remove_metadata()))
+            state.update(sink.getvalue())
+        return state.hexdigest()
+
+
+def find_sources(path: str | Sequence[str], *, split: str = "train", revision: str | None = None) -> list[Source]:
+    """Returns the sources that `data.path` names, in reading order.
+
+    Args:
+        path: A file, folder, glob, folder of `Dataset.save_to_disk`, Hub dataset name, or a list of these.
+        split: The split to read where the path names a dataset with splits.
+        revision: Revision of a Hub dataset; None is its main branch.
+
+    Raises:
+        InputError: Nothing is there, or what is there cannot be read.
+    """
+    names = [path] if isinstance(path, str) else list(path)
+    sources = [source for name in names for source in _sources_of(str(name), split, revision)]
+    if not sources:
+        raise InputError(f"data.path is empty; allowed: {ALLOWED}")
+    return sources
+
+
+def _sources_of(name: str, split: str, revision: str | None) -> list[Source]:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _sources_of_folder(path, split)
+    if path.exists():
+        if file_format(path) is None:
+            raise InputError(f"{path}: unknown format {path.suffix or '(no suffix)'!r}; allowed: {ALLOWED}")
+        return [Source(str(path), path)]
+    if path.is_symlink():
+        raise InputError(f"{path}: a link to a file that does not exist")
+    if glob.has_magic(name):
+        matched = sorted(Path(found) for found in glob.glob(str(path), recursive=True))
+        files = [file for file in matched if file.is_file() and file_format(file)]
+        if not files:
+            raise InputError(f"{name}: the glob matches no file with one of {' '.join(SUFFIXES)}")
+        return [Source(str(file), file) for file in files]
+    if HUB_NAME.match(name) and file_format(path) is None:
+        return [_hub_source(name, split, revision)]
+    raise InputError(f"{name}: no such file or folder; allowed: {ALLOWED}")
+
+
+def _sources_of_folder(folder: Path, split: str) -> list[Source]:
+    if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
+        return [Source(str(folder), _one_split(datasets.load_from_disk(str(folder)), str(folder), split))]
+    files = sorted(
+        file for file in folder.rglob("*") if file.is_file() and file_format(file) and not _hidden(file, folder)
+    )
+    if not files:
+        raise InputError(f"{folder}: the folder holds no file with one of {' '.join(SUFFIXES)}")
+    return [Source(str(file), file) for file in files]
+
+
+def _hidden(file: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
+def _one_split(loaded: datasets.Dataset | datasets.DatasetDict, name: str, split: str) -> datasets.Dataset:
+    if isinstance(loaded, datasets.Dataset):
+        return loaded
+    if split not in loaded:
+        raise InputError(f"{name}: no split {split!r}; splits found: {', '.join(loaded)} (set data.split)")
+    return loaded[split]
+
+
+def _hub_source(name: str, split: str, revision: str | None) -> Source:
+    # The datasets library raises errors of a dozen unrelated types here (network, authentication, name, split).
+    try:
+        return Source(name, datasets.load_dataset(name, split=split, revision=revision))
+    except Exception as error:
+        raise InputError(
+            f"{name}: no such file or folder, and as a Hub dataset it cannot be loaded: {one_line(error)}"
+        ) from error

@@ -1,0 +1,36 @@
+"""The errors a user can meet, in one tree.
+
+Every one of them means "this cannot go on, and here is what to change": its message is one line that names the
+file, row, field or folder, what was found and what is allowed. The command line prints that line alone, without
+a traceback (`memvec.cli`). Anything else that is raised is a defect of memvec and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class MemvecError(Exception):
+    """Root of the tree; `except memvec.MemvecError` catches whatever memvec raises on purpose."""
+
+    exit_code = 1
+
+
+class ConfigError(MemvecError):
+    """An override or option that does not exist or does not make sense."""
+
+    exit_code = 2
+
+
+class InputError(MemvecError):
+    """An input file, folder, column or dataset that cannot be read."""
+
+
+class ModelError(MemvecError):
+    """A model or tokenizer that cannot be found, loaded or used."""
+
+
+class RunFolderError(MemvecError):
+    """An output folder that is in use, belongs to something else, or cannot be written."""
+
+
+class WriterError(MemvecError):
+    """Vectors that could not be written, or that must not be."""

@@ -1,0 +1,1 @@
+"""From padded batches to vectors: `module` is the way in."""

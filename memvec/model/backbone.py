@@ -1,0 +1,222 @@
+"""Loads the part of a causal language model that makes hidden states.
+
+In: a model folder, GGUF file or Hub name. Out: its tokenizer, and a `Backbone` that maps `input_ids` to the hidden states
+of one layer.
+
+How: `AutoModel`, so that there is no language-model head, and of a vision-language model the text decoder only; no tuple
+of all layers' states, no cache unless asked. `layer=-1` is `last_hidden_state`, after the final norm; a lower layer k is
+the output of the k-th decoder layer, before any norm, as `hidden_states[k]` has it, and the layers above k are removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.cache_utils import Cache
+
+from memvec.data.reader import one_line
+from memvec.errors import ConfigError, ModelError
+from memvec.model.gguf import convert_gguf, find_gguf, is_gguf
+
+
+@contextmanager
+def _model_errors(name_or_path: str) -> Iterator[None]:
+    """Turns what transformers and huggingface_hub raise for a model that is not there into one line."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        folder = Path(name_or_path).expanduser()
+        known = "the folder cannot be loaded" if folder.is_dir() else "no such folder, and the Hub gives no such model"
+        raise ModelError(f"model.name_or_path={name_or_path}: {known}: {one_line(error)}") from error
+
+
+def locate_model(name_or_path: str) -> str:
+    """Returns what `from_pretrained` takes: a folder (a GGUF file is converted first) or a Hub name.
+
+    Raises:
+        ModelError: The path, GGUF file or package does not exist.
+    """
+    if is_gguf(name_or_path):
+        return str(convert_gguf(find_gguf(name_or_path)))
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return str(path)
+    if path.is_file():
+        raise ModelError(
+            f"model.name_or_path={name_or_path}: is a file; allowed: a model folder, a .gguf file, a Hub name"
+        )
+    if name_or_path.startswith(("/", ".", "~")) or name_or_path.count("/") > 1:
+        raise ModelError(f"model.name_or_path={name_or_path}: no such folder")
+    return name_or_path
+
+
+def load_config(name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Returns the whole model's configuration."""
+    with _model_errors(name_or_path):
+        return AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+
+
+def load_tokenizer(
+    name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerFast:
+    """Returns the model's tokenizer."""
+    with _model_errors(name_or_path):
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+    return tokenizer  # type: ignore[no-any-return]
+
+
+def prompt_limit(config: PreTrainedConfig) -> int | None:
+    """Returns the most tokens the model was made for, or None where its configuration names no limit."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def model_digest(name_or_path: str, config: PreTrainedConfig) -> str:
+    """Returns what identifies the weights: a Hub model's commit, or a digest of a folder's files."""
+    commit = getattr(config, "_commit_hash", None)
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        return str(commit)
+    return folder_digest(folder, ("*.safetensors", "*.bin", "config.json"))
+
+
+def folder_digest(folder: Path, patterns: tuple[str, ...]) -> str:
+    """Returns a hex SHA-256 over names and content of the files that match."""
+    state = hashlib.sha256()
+    for file in sorted({file for pattern in patterns for file in folder.glob(pattern)}):
+        with file.open("rb") as stream:
+            state.update(f"{file.name}:{hashlib.file_digest(stream, 'sha256').hexdigest()};".encode())
+    return state.hexdigest()
+
+
+class Backbone(nn.Module):
+    """A decoder that returns one layer's hidden states.
+
+    Args:
+        decoder: The decoder, without a language-model head.
+        layer: Which state: -1 is after the final norm, 0 the embeddings, k after k decoder layers; negative numbers
+            count as in `hidden_states[layer]`.
+
+    Raises:
+        ConfigError: The decoder has no such layer.
+        ModelError: A lower layer was asked for and this architecture's layers cannot be told.
+    """
+
+    def __init__(self, decoder: PreTrainedModel, *, layer: int = -1) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.dimension: int = decoder.config.get_text_config().hidden_size
+        depth: int = decoder.config.get_text_config().num_hidden_layers
+        if not -depth - 1 <= layer <= depth:
+            raise ConfigError(f"model.layer={layer}: the model has {depth} layers; allowed: {-depth - 1} to {depth}")
+        self._tapped: torch.Tensor | None = None
+        position = layer % (depth + 1)
+        if position < depth:
+            self._tap(position, depth)
+        # Lightning casts a half-precision module's buffers too, and rotary frequencies in bfloat16 are wrong positions.
+        self._float32_buffers = {n: b for n, b in decoder.named_buffers() if b.dtype == torch.float32}
+
+    def _tap(self, position: int, depth: int) -> None:
+        """Removes the layers above `position` and keeps the state there, before the final norm gets it."""
+        lists = [m for m in self.decoder.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+        if not lists:
+            raise ModelError(f"{type(self.decoder).__name__}: its layers cannot be told; only model.layer=-1 works")
+        layers = lists[0]  # modules() yields outer modules first
+        del layers[max(position, 1) :]
+        text_config = self.decoder.config.get_text_config()
+        text_config.num_hidden_layers = len(layers)
+        if getattr(text_config, "layer_types", None):
+            text_config.layer_types = text_config.layer_types[: len(layers)]
+        if position == 0:  # the state before the first layer, which stays since a decoder needs one
+            layers[0].register_forward_pre_hook(self._keep_input, with_kwargs=True)
+        else:
+            layers[-1].register_forward_hook(self._keep_output)
+
+    def _keep_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._tapped = args[0] if args else kwargs["hidden_states"]
+
+    def _keep_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._tapped = output[0] if isinstance(output, tuple) else output
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Backbone:
+        """Moves and casts like any module, but leaves float32 buffers float32."""
+        result: Backbone = super()._apply(fn, recurse)
+        for name, original in self._float32_buffers.items():
+            parent, _, leaf = name.rpartition(".")
+            moved = self.decoder.get_buffer(name)
+            if moved.dtype != torch.float32:
+                setattr(self.decoder.get_submodule(parent), leaf, original.to(moved.device))
+        return result
+
+    def forward(self, input_ids: torch.Tensor, *, cache: Cache | None = None) -> torch.Tensor:
+        """Returns hidden states.
+
+        Args:
+            input_ids: `[B, T]` int64, right-padded; no mask is needed, since no token sees what stands right of it.
+            cache: Keys and values of the tokens that come before `input_ids`, or None.
+
+        Returns:
+            `[B, T, D]`, of the model's dtype.
+        """
+        if cache is None:
+            output = self.decoder(input_ids=input_ids, use_cache=False)
+        else:
+            output = self.decoder(input_ids=input_ids, past_key_values=cache, use_cache=True)
+        if self._tapped is None:
+            return output.last_hidden_state  # type: ignore[no-any-return]
+        hidden, self._tapped = self._tapped, None
+        return hidden
+
+
+def load_backbone(
+    name_or_path: str,
+    *,
+    dtype: torch.dtype,
+    layer: int = -1,
+    revision: str | None = None,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    use_safetensors: bool = True,
+) -> Backbone:
+    """Loads weights and returns the backbone, in evaluation mode.
+
+    Args:
+        name_or_path: What `locate_model` returned.
+        dtype: Of the weights.
+        layer: See `Backbone`.
+        revision: Of a Hub model; None is its main branch.
+        attn_implementation: transformers' name of the attention implementation; None is the model's default.
+        trust_remote_code: Whether code that comes with the model may run.
+        use_safetensors: Whether only safetensors are loaded; a pickled checkpoint can run code.
+
+    Raises:
+        ModelError: There is no such model, or it has no causal decoder.
+    """
+    with _model_errors(name_or_path):
+        model = AutoModel.from_pretrained(
+            name_or_path,
+            revision=revision,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=use_safetensors,
+        )
+    if model.config.is_encoder_decoder:
+        raise ModelError(f"model.name_or_path={name_or_path}: an encoder-decoder model; memvec needs a causal decoder")
+    decoder = model.get_decoder()  # of a vision-language model the text path; else the model itself
+    decoder.requires_grad_(False)
+    return Backbone(decoder, layer=layer).eval()

@@ -1,0 +1,137 @@
+"""The LightningModule: a batch of prompts in, a supervision vector for each out.
+
+In: a `Batch` (`memvec.data.collator`). Out: `[B, D]` float32, the hidden state of each row's last token.
+
+How: weights are loaded in `configure_model`, which Lightning calls once on every process, after the processes exist and
+in the strategy's own context; until then the module only knows the model's name, so it is cheap to build and to pickle.
+The data module asks it for `share_prefix` before it plans the batches, since what a row costs depends on the answer.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
+
+from memvec.data.collator import Batch
+from memvec.model import backbone as loading
+from memvec.model.pooling import last_token
+from memvec.model.prefix import SharedPrefix, compute_prefix
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
+
+
+class HiddenStateModule(pl.LightningModule):
+    """Maps prompts to last-token hidden states.
+
+    Args:
+        name_or_path: Model folder, `.gguf` file, `gguf:<package>` or Hub name.
+        layer: Which hidden state, as in `hidden_states[layer]`; -1 is after the final norm.
+        revision: Of a Hub model; None is its main branch.
+        prefix_cache: `auto` computes the tokens that all prompts share once, where the model allows; `off` never.
+        attn_implementation: transformers' name (`sdpa`, `eager`, `flash_attention_2`); None is the model's default.
+        trust_remote_code: Whether code that comes with the model may run.
+        use_safetensors: Whether pickled checkpoints, which can run code, are refused.
+
+    Raises:
+        ModelError: There is no such model folder, file or package.
+    """
+
+    def __init__(
+        self,
+        name_or_path: str,
+        *,
+        layer: int = -1,
+        revision: str | None = None,
+        prefix_cache: Literal["auto", "off"] = "auto",
+        attn_implementation: str | None = None,
+        trust_remote_code: bool = False,
+        use_safetensors: bool = True,
+    ) -> None:
+        super().__init__()
+        self.name_or_path = name_or_path
+        self.location = loading.locate_model(name_or_path)
+        self.layer = layer
+        self.revision = revision
+        self.prefix_cache = prefix_cache
+        self.attn_implementation = attn_implementation
+        self.trust_remote_code = trust_remote_code
+        self.use_safetensors = use_safetensors
+        self.backbone: loading.Backbone | None = None
+        self.prefix: SharedPrefix | None = None
+
+    def load_config(self) -> PreTrainedConfig:
+        """Returns the model's configuration."""
+        return loading.load_config(self.location, revision=self.revision, trust_remote_code=self.trust_remote_code)
+
+    def load_tokenizer(self) -> PreTrainedTokenizerFast:
+        """Returns the model's tokenizer."""
+        return loading.load_tokenizer(self.location, revision=self.revision, trust_remote_code=self.trust_remote_code)
+
+    def fingerprint(self, *, precision: str) -> dict[str, Any]:
+        """Returns what decides the vectors of given tokens, for the run's fingerprint."""
+        return {
+            "model": loading.model_digest(self.location, self.load_config()),
+            "layer": self.layer,
+            "dtype": str(DTYPES.get(precision, torch.float32)).removeprefix("torch."),
+            "precision": precision,
+        }
+
+    def configure_model(self) -> None:
+        """Loads the weights, in the dtype that `trainer.precision` stands for."""
+        if self.backbone is None:
+            self.backbone = loading.load_backbone(
+                self.location,
+                dtype=DTYPES.get(str(self.trainer.precision), torch.float32),
+                layer=self.layer,
+                revision=self.revision,
+                attn_implementation=self.attn_implementation,
+                trust_remote_code=self.trust_remote_code,
+                use_safetensors=self.use_safetensors,
+            )
+
+    def share_prefix(self, input_ids: torch.Tensor) -> int:
+        """Computes the prefix that prompts share, where that is wanted and valid.
+
+        Args:
+            input_ids: The tokens in common, `[P]` int64; may be empty.
+
+        Returns:
+            How many leading tokens of a prompt `predict_step` will not compute again: P or 0.
+        """
+        self.prefix = None
+        if self.prefix_cache == "off" or len(input_ids) == 0:
+            return 0
+        with self.trainer.precision_plugin.predict_step_context():
+            prefix = compute_prefix(self._backbone().decoder, input_ids.to(self.device))
+        if isinstance(prefix, str):
+            log.info("the prompts' shared prefix is computed anew in every batch: %s", prefix)
+            return 0
+        self.prefix = prefix
+        log.info("the prompts share their first %d tokens, which are computed once", len(prefix))
+        return len(prefix)
+
+    def notes(self) -> dict[str, Any]:
+        """Returns what was found out while running, for the manifest."""
+        return {"prefix_tokens": len(self.prefix) if self.prefix is not None else 0}
+
+    def predict_step(self, batch: Batch, batch_idx: int = 0) -> torch.Tensor:
+        """Returns the supervision vectors of a batch, `[B, D]` float32 on the module's device."""
+        return self._vectors(batch["input_ids"], batch["length"], batch["prefix_length"])
+
+    def _vectors(self, input_ids: torch.Tensor, length: torch.Tensor, prefix_length: int) -> torch.Tensor:
+        if prefix_length and self.prefix is not None:
+            cache = self.prefix.expand(len(input_ids))
+            hidden = self._backbone()(input_ids[:, prefix_length:], cache=cache)  # [B, T, D] -> [B, T - P, D]
+            return last_token(hidden, length - prefix_length).float()
+        return last_token(self._backbone()(input_ids), length).float()
+
+    def _backbone(self) -> loading.Backbone:
+        if self.backbone is None:
+            raise RuntimeError("configure_model has not run: use this module with a Lightning Trainer")
+        return self.backbone

@@ -1,0 +1,69 @@
+"""Computes the keys and values of the tokens that all prompts begin with, once, for every batch to use.
+
+In: a decoder and the shared `input_ids`. Out: for each batch a transformers `Cache` that already holds them.
+
+How: the decoder runs the prefix once and returns its cache; each batch gets a shallow copy whose layers hold the same
+keys and values as views expanded over the batch, so that the one copy made is the one attention needs anyway (prefix and
+new tokens side by side). Why the cache that the model returned and no cache of our own: a fresh `DynamicCache` filled
+with the same numbers is silently wrong with sliding windows, since only the model knows each layer's kind.
+
+Valid where every layer is causal attention over keys and values. Recurrent and convolution layers keep a state that is
+not per token, so a model with any of those runs without the shared prefix.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+
+# Exactly these: a subclass may keep more state than keys and values.
+SHAREABLE_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
+
+
+class SharedPrefix:
+    """The keys and values of a prefix.
+
+    Args:
+        cache: What the decoder returned for the prefix, batch size 1.
+        input_ids: The prefix, `[P]`.
+    """
+
+    def __init__(self, cache: Cache, input_ids: torch.Tensor) -> None:
+        self.cache = cache
+        self.input_ids = input_ids
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def expand(self, batch_size: int) -> Cache:
+        """Returns a cache for a batch; what the model appends to it does not reach the shared one."""
+        cache = copy.copy(self.cache)
+        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        for layer in cache.layers:
+            # Keys and values [1, H, P, K] -> views [B, H, P, K]. `update` concatenates, never writes in place.
+            layer.keys = layer.keys.expand(batch_size, -1, -1, -1)
+            layer.values = layer.values.expand(batch_size, -1, -1, -1)
+        return cache
+
+
+def compute_prefix(decoder: PreTrainedModel, input_ids: torch.Tensor) -> SharedPrefix | str:
+    """Runs the prefix through the decoder.
+
+    Args:
+        decoder: A causal decoder without its language-model head.
+        input_ids: The prefix, `[P]`, on the decoder's device.
+
+    Returns:
+        The shared prefix; or, where this model cannot have one, the reason in words.
+    """
+    output = decoder(input_ids=input_ids[None], use_cache=True)
+    cache = getattr(output, "past_key_values", None)
+    if not isinstance(cache, Cache):
+        return "the model returns no cache of keys and values"
+    for layer in cache.layers:
+        if type(layer) not in SHAREABLE_LAYERS or layer.keys is None:
+            return f"a layer keeps a state that is not keys and values per token ({type(layer).__name__})"
+    return SharedPrefix(cache, input_ids)

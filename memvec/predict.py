@@ -1,0 +1,89 @@
+"""Hydra entry: memory texts in, vectors out.
+
+    python -m memvec.predict data.path=memories.jsonl output_dir=runs/a
+
+    read + validate -> tokenise -> length-grouped batches -> predict_step -> journal -> Parquet in input order
+
+In: a composed configuration (conf/predict.yaml). Out: a finished run folder, and its summary.
+
+The process that leads (rank 0) claims the folder and prepares the data before any other process is started, so that what
+is wrong with the input, the model or the folder is said once. Lightning's strategy then runs the rest on every rank.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from omegaconf import DictConfig
+
+from memvec.build import build_datamodule, build_model, build_trainer, build_writer, run_folder
+from memvec.cli import main
+from memvec.config import to_container
+from memvec.metrics import Stopwatch, combine_ranks
+from memvec.ranks import process_rank, wait_for_started_ranks
+from memvec.run import RunState
+from memvec.summary import RunSummary, read_summary, write_summary
+from memvec.writer.finalize import Finalizer
+
+log = logging.getLogger(__name__)
+
+
+def predict(cfg: DictConfig) -> RunSummary:
+    """Runs the whole flow, or goes on with it where an earlier attempt stopped.
+
+    Args:
+        cfg: The configuration, as `memvec.compose` returns it, with `output_dir` set.
+
+    Returns:
+        The finished run's summary.
+
+    Raises:
+        MemvecError: Something in the configuration, input, model or folder is wrong; the message says what.
+    """
+    stopwatch = Stopwatch()
+    folder = run_folder(cfg)
+    with stopwatch.stage("build"):
+        module = build_model(cfg)
+        datamodule = build_datamodule(cfg, module, folder)
+        writer = build_writer(cfg, folder)
+        trainer = build_trainer(cfg, writer, folder)
+
+    if trainer.is_global_zero:
+        fingerprint = {**datamodule.fingerprint(), **module.fingerprint(precision=str(trainer.precision))}
+        state = folder.claim(fingerprint, resume=cfg.resume)
+        if state is RunState.FINISHED:
+            log.info("the run in %s is complete already; nothing to do", folder.root)
+            return read_summary(folder)
+        with stopwatch.stage("prepare"):
+            datamodule.prepare_data()
+        if state is RunState.UNFINISHED:
+            log.info("going on in %s: %d vectors are left to compute", folder.root, datamodule.count_remaining())
+    elif folder.is_finished:
+        return read_summary(folder)
+
+    with stopwatch.stage("load and predict"):
+        trainer.predict(module, datamodule=datamodule, return_predictions=False)
+        trainer.strategy.barrier("every rank's journal is complete")
+
+    rank, world_size = process_rank()
+    with stopwatch.stage("finalize"):
+        finalizer = Finalizer(folder, keep_text=writer.keep_text)
+        finalizer.write_vectors(rank=rank, world_size=world_size)
+        trainer.strategy.barrier("every rank's share of the vectors is written")
+    if rank > 0:
+        return RunSummary(folder, {}, {})
+    wait_for_started_ranks(trainer)
+    finalizer.write_rejected()
+    summary = write_summary(
+        folder,
+        counts=finalizer.counts,
+        config=to_container(cfg),
+        metrics={**combine_ranks(folder.journal), "seconds": stopwatch.seconds},
+        notes=module.notes(),
+    )
+    folder.release(remove_journal=True)
+    return summary
+
+
+if __name__ == "__main__":
+    main(predict, config_name="predict")

@@ -1,0 +1,57 @@
+"""A progress bar that counts tokens.
+
+In a run sorted by length, batches lie about time: the first hold few long texts, the last many short ones. Tokens,
+padding included, are what takes time, so the bar's share and the time left are both told in them; entries a second
+stand behind.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+from memvec.data.collator import Batch
+
+
+class TokenProgressBar(TQDMProgressBar):
+    """Lightning's bar with tokens for its unit; only rank 0 shows it, and it counts rank 0's share."""
+
+    def __init__(self) -> None:
+        super().__init__(leave=True)
+        self._entries = 0
+
+    def init_predict_tqdm(self) -> Tqdm:
+        """Makes the bar; its total is set when the batches are planned."""
+        bar = super().init_predict_tqdm()
+        bar.unit_scale = True
+        bar.bar_format = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} tokens [{elapsed}<{remaining}{postfix}]"
+        return bar
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Takes the total from the plan of this rank's batches."""
+        super().on_predict_start(trainer, pl_module)
+        self._entries = 0
+        self.predict_progress_bar.reset(total=trainer.datamodule.sampler.padded_tokens)  # type: ignore[attr-defined]
+
+    def on_predict_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *arguments: Any) -> None:
+        """Does nothing: the base class would set the total to the number of batches."""
+
+    def on_predict_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Advances by the tokens that were computed; their number is in the batch's shape, so no device is waited for."""
+        rows, width = batch["input_ids"].shape
+        self._entries += rows
+        bar = self.predict_progress_bar
+        elapsed = bar.format_dict["elapsed"]
+        bar.set_postfix_str(f"{self._entries / elapsed:,.1f} entries/s" if elapsed else "", refresh=False)
+        bar.update(rows * (width - batch["prefix_length"]))

@@ -1,0 +1,146 @@
+"""The run's folder: what lies where in `output_dir`, whose it is, and whether a run may go on in it.
+
+    output_dir/
+      vectors/         the result, Parquet in input order
+      rejected.jsonl   rows that could not be used
+      metrics.json     throughput, padding, seconds, memory
+      manifest.json    what was run on what; written last: where it is, the run is complete
+      logs/            a file a rank
+      journal/         all that an unfinished run needs to go on; removed when the run is complete
+
+A run is identified by its fingerprint: everything that decides which vectors come out. A folder whose fingerprint
+differs, or that holds other things, is never written to.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from memvec.data.reader import one_line
+from memvec.errors import RunFolderError
+from memvec.files import read_json, write_json
+
+log = logging.getLogger(__name__)
+
+# What Hydra or a shell may have put there before the first run of memvec.
+HARMLESS = frozenset({".hydra", "logs", ".DS_Store"})
+
+
+class RunState(Enum):
+    """What `RunFolder.claim` found."""
+
+    NEW = "new"
+    UNFINISHED = "unfinished"
+    FINISHED = "finished"
+
+
+class RunFolder:
+    """Paths of a run, and the claim on them.
+
+    Args:
+        root: The run's folder; it need not exist.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).expanduser().absolute()
+        self.vectors = self.root / "vectors"
+        self.rejected = self.root / "rejected.jsonl"
+        self.metrics = self.root / "metrics.json"
+        self.manifest = self.root / "manifest.json"
+        self.logs = self.root / "logs"
+        self.journal = self.root / "journal"
+        self.fingerprint = self.journal / "fingerprint.json"
+        self.entries = self.journal / "entries.arrow"
+        self.input_rejected = self.journal / "rejected.jsonl"
+        self.input_summary = self.journal / "input.json"
+        self.prompts = self.journal / "prompts.arrow"
+        self.first_rows = self.journal / "first_rows.npy"
+        self.remaining_rows = self.journal / "remaining_rows.npy"
+        self._lock: filelock.BaseFileLock | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run is complete."""
+        return self.manifest.is_file()
+
+    def claim(self, fingerprint: dict[str, Any], *, resume: bool = True) -> RunState:
+        """Takes the folder for a run, or says why it cannot be had. To be called by one process of a run.
+
+        Args:
+            fingerprint: What decides the vectors; compared with that of the run found there.
+            resume: Whether a run found there may be gone on with; if not, the folder must be empty.
+
+        Returns:
+            Whether there is nothing yet, an unfinished run, or a finished one.
+
+        Raises:
+            RunFolderError: Another process works there, another run or other files lie there, or it cannot be written.
+        """
+        try:
+            state = self._state()
+            if state is not RunState.NEW and not resume:
+                raise RunFolderError(
+                    f"{self.root}: holds {'a finished' if self.is_finished else 'an unfinished'} run and resume=false "
+                    "was given; name another output_dir or remove the folder"
+                )
+            if state is not RunState.NEW:
+                self._refuse_other_fingerprint(fingerprint)
+            if state is not RunState.FINISHED:
+                self._take_lock()
+            if state is RunState.NEW:
+                write_json(self.fingerprint, fingerprint)
+            return state
+        except OSError as error:
+            raise RunFolderError(f"{self.root}: the run's folder cannot be used: {one_line(error)}") from error
+
+    def release(self, *, remove_journal: bool = False) -> None:
+        """Gives the folder back; with `remove_journal`, what only an unfinished run needs goes."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+        if remove_journal:
+            shutil.rmtree(self.journal, ignore_errors=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A spawned rank gets the paths, not the claim."""
+        return {**self.__dict__, "_lock": None}
+
+    def _state(self) -> RunState:
+        if self.is_finished:
+            return RunState.FINISHED
+        if self.fingerprint.is_file():
+            return RunState.UNFINISHED
+        found = sorted(path.name for path in self.root.iterdir()) if self.root.is_dir() else []
+        others = [name for name in found if name not in HARMLESS and name != self.journal.name]
+        if others or (self.journal.exists() and not self._journal_is_bare()):
+            shown = ", ".join(others[:5]) or self.journal.name
+            raise RunFolderError(f"{self.root}: holds other files ({shown}); name an empty or new output_dir")
+        return RunState.NEW
+
+    def _journal_is_bare(self) -> bool:
+        """Whether a run was killed between making its journal folder and signing it."""
+        return all(path.name == "lock" or path.name.endswith(".partial") for path in self.journal.iterdir())
+
+    def _refuse_other_fingerprint(self, fingerprint: dict[str, Any]) -> None:
+        found = read_json(self.manifest)["fingerprint"] if self.is_finished else read_json(self.fingerprint)
+        differing = [name for name in {**found, **fingerprint} if found.get(name) != fingerprint.get(name)]
+        if differing:
+            changes = "; ".join(f"{name} was {found.get(name)!r}, is {fingerprint.get(name)!r}" for name in differing)
+            raise RunFolderError(
+                f"{self.root}: holds a run of something else: {changes}; name another output_dir, or the settings it had"
+            )
+
+    def _take_lock(self) -> None:
+        self.journal.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(self.journal / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            raise RunFolderError(f"{self.root}: another process is running in this folder") from error
+        self._lock = lock

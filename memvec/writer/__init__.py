@@ -1,0 +1,1 @@
+"""From vectors to files: `prediction_writer` while predicting, `finalize` afterwards."""

@@ -1,0 +1,188 @@
+"""Turns a complete journal into the result: Parquet files in input order, then the manifest.
+
+In: the journal, and the entries it was computed for. Out: `vectors/*.parquet`, `rejected.jsonl`.
+
+How: every row's vector is found through the journal's index and copied from the mapped file; rows with an equal prompt
+share one. The Parquet files are dealt to the ranks, each is written under another name and renamed, and one that is
+there already is left: finalising can be killed at any instruction and done again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset
+from numpy.typing import NDArray
+
+from memvec.data.dataset import Rejection
+from memvec.data.reader import one_line
+from memvec.errors import WriterError
+from memvec.files import atomic_file, read_json
+from memvec.run import RunFolder
+from memvec.schema import FILE, ID, LENGTH, NUM_TOKENS, ROW, TEXT, TRUNCATED, VECTOR, vector_features
+from memvec.writer.journal import JournalIndex, read_journal
+
+BYTES_PER_FILE = 256 * 2**20
+ROWS_PER_GROUP = 5_000
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What became of the rows.
+
+    Args:
+        entries: Rows with a vector.
+        rejected: Rows without, in the input or later.
+        truncated: Entries whose text lost its end.
+        unique: Different prompts among the entries: so many vectors were computed.
+        dimension: D.
+    """
+
+    entries: int
+    rejected: int
+    truncated: int
+    unique: int
+    dimension: int
+
+
+class Finalizer:
+    """Everything the last stage needs to know, read once.
+
+    Args:
+        folder: The run's folder; every row of it is in the journal.
+        keep_text: Whether the result has a `text` column.
+
+    Raises:
+        WriterError: Rows are missing from the journal, or no row has a vector.
+    """
+
+    def __init__(self, folder: RunFolder, *, keep_text: bool = True) -> None:
+        self.folder = folder
+        self.keep_text = keep_text
+        self.summary = read_json(folder.input_summary)
+        self.entries = Dataset.from_file(str(folder.entries)).with_format("arrow")
+        prompts = Dataset.from_file(str(folder.prompts))
+        self.lengths: NDArray[np.int32] = prompts.data.column(LENGTH).to_numpy()
+        self.truncated: NDArray[np.bool_] = prompts.data.column(TRUNCATED).to_numpy()
+        self.first: NDArray[np.int64] = np.load(folder.first_rows)
+        self.journal = read_journal(folder.journal, rows=len(self.first))
+        missing = int((~self.journal.is_done[self.first]).sum())
+        if missing:
+            raise WriterError(
+                f"{folder.root}: {missing} of {len(self.first)} entries have no vector yet; "
+                "run the same command again to go on"
+            )
+        self.kept = np.flatnonzero(self.journal.has_vector[self.first])
+        if len(self.kept) == 0:
+            raise WriterError(f"{folder.root}: no entry has a vector: {next(iter(self.journal.reasons.values()))}")
+
+    @property
+    def counts(self) -> Counts:
+        """What became of the rows."""
+        return Counts(
+            entries=len(self.kept),
+            rejected=self.summary["rejected"] + len(self.first) - len(self.kept),
+            truncated=int(self.truncated[self.kept].sum()),
+            unique=len(np.unique(self.first[self.kept])),
+            dimension=self.journal.dimension,
+        )
+
+    def write_vectors(self, *, rank: int = 0, world_size: int = 1) -> None:
+        """Writes this rank's share of the Parquet files.
+
+        Raises:
+            WriterError: A file cannot be written.
+        """
+        rows_per_file = max(1, BYTES_PER_FILE // (4 * self.journal.dimension + 128))
+        parts = -(-len(self.kept) // rows_per_file)
+        vectors = _Vectors(self.journal)
+        try:
+            self.folder.vectors.mkdir(exist_ok=True)
+            for part in range(rank, parts, world_size):
+                path = self.folder.vectors / f"part-{part:05d}-of-{parts:05d}.parquet"
+                if not path.exists():
+                    self._write_part(path, self.kept[part * rows_per_file : (part + 1) * rows_per_file], vectors)
+        except OSError as error:
+            raise WriterError(f"{self.folder.vectors}: cannot be written: {one_line(error)}") from error
+
+    def write_rejected(self) -> None:
+        """Writes `rejected.jsonl`: the rows rejected while reading, then those that could not be computed."""
+        files = self.summary["files"]
+        with atomic_file(self.folder.rejected) as partial, partial.open("wb") as stream:
+            with self.folder.input_rejected.open("rb") as earlier:
+                shutil.copyfileobj(earlier, stream)
+            for row in np.flatnonzero(~self.journal.has_vector[self.first]).tolist():
+                entry = self.entries[row]
+                file, line, name = (entry[column][0].as_py() for column in (FILE, ROW, ID))
+                rejection = Rejection(files[file], line, name, self.journal.reasons[int(self.first[row])])
+                stream.write(f"{rejection.to_json()}\n".encode())
+
+    def _write_part(self, path: Path, rows: NDArray[np.int64], vectors: _Vectors) -> None:
+        features = vector_features(
+            dimension=self.journal.dimension, integer_ids=self.summary["integer_ids"], keep_text=self.keep_text
+        )
+        schema = features.arrow_schema  # carries the features, so that `datasets` reads them back as they are
+        text_columns = [name for name in (ID, TEXT) if name in schema.names]
+        with (
+            atomic_file(path) as partial,
+            pq.ParquetWriter(
+                partial,
+                schema,
+                # Vectors do not compress and have no repeated values; trying costs more time than writing them.
+                compression={name: "zstd" if name in text_columns else "none" for name in _leaves(schema)},
+                use_dictionary=False,
+            ) as writer,
+        ):
+            for start in range(0, len(rows), ROWS_PER_GROUP):
+                some = rows[start : start + ROWS_PER_GROUP]
+                entries = self.entries[some]
+                columns = {
+                    ID: entries.column(ID).cast(schema.field(ID).type),
+                    TEXT: entries.column(TEXT),
+                    VECTOR: vectors.take(self.first[some]),
+                    NUM_TOKENS: pa.array(self.lengths[some]),
+                }
+                writer.write_table(pa.table({name: columns[name] for name in schema.names}, schema=schema))
+
+
+class _Vectors:
+    """Random access to the vectors in the journal's mapped files."""
+
+    def __init__(self, journal: JournalIndex) -> None:
+        self.journal = journal
+        self._windows: dict[int, NDArray[np.float32]] = {}
+
+    def take(self, rows: NDArray[np.int64]) -> pa.FixedSizeListArray:
+        """Returns the vectors of `rows`, `[B, D]` as a list array."""
+        dimension = self.journal.dimension
+        values = np.empty((len(rows), dimension), dtype=np.float32)
+        files, starts = self.journal.file[rows], self.journal.start[rows]
+        for file in np.unique(files).tolist():
+            here = files == file
+            values[here] = self._window(file)[starts[here]]
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), dimension)
+
+    def _window(self, file: int) -> NDArray[np.float32]:
+        """Views a file as the vectors that start at each of its numbers, `[positions, D]`, without copying."""
+        if file not in self._windows:
+            path = self.journal.files[file]
+            flat = np.memmap(path, dtype=np.float32, mode="r", shape=(path.stat().st_size // 4,))
+            self._windows[file] = np.lib.stride_tricks.sliding_window_view(flat, self.journal.dimension)
+        return self._windows[file]
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    """Names the columns as Parquet does, where a list column is named by its values."""
+    return [f"{field.name}.list.element" if field.name == VECTOR else field.name for field in schema]
+
+
+def read_rejected(path: Path) -> list[dict[str, object]]:
+    """Reads `rejected.jsonl`."""
+    with path.open(encoding="utf-8") as stream:
+        return [json.loads(line) for line in stream]
