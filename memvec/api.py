@@ -26,7 +26,7 @@ def encode(
     layer: int = -1,
     precision: str = "32-true",
     accelerator: str = "auto",
-    batch_size: int = 256,
+    batch_size: int = 1024,
     max_tokens: int | None = None,
     max_length: int | None = None,
     progress: bool = False,
@@ -76,7 +76,8 @@ def encode(
         cfg.output_dir = str(Path(scratch) / "run")
         predict(cfg)
         # Copied out of the mapped file, which goes with the folder.
-        return load(cfg.output_dir).with_format("torch")[VECTOR][:].clone()
+        vectors: torch.Tensor = load(cfg.output_dir)[VECTOR][:].clone()
+        return vectors
 
 
 def load(output_dir: str | Path) -> Dataset:

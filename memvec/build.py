@@ -2,12 +2,13 @@
 
 In: a composed configuration. Out: the objects that `memvec.predict` connects.
 
-Each group of conf/ names a class (`_target_`) and its options; what only a running program knows (the tokenizer, the run's
-folder) is added here. Whatever a group cannot be built from is a `ConfigError` of one line.
+Each group of conf/ names a class (`_target_`) and its options; what only a running program knows (the tokenizer, the
+run's folder) is added here. Whatever a group cannot be built from is a `ConfigError` of one line.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,12 +16,14 @@ from typing import Any
 import lightning.pytorch as pl
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from memvec.data.datamodule import MemoryDataModule
 from memvec.data.reader import one_line
 from memvec.errors import ConfigError, MemvecError
+from memvec.interrupt import StopOnSignal
+from memvec.logs import RankLog
 from memvec.metrics import RankMetrics
 from memvec.model.backbone import prompt_limit
 from memvec.model.module import HiddenStateModule
@@ -66,12 +69,23 @@ def build_writer(cfg: DictConfig, folder: RunFolder) -> VectorWriter:
 
 
 def build_trainer(cfg: DictConfig, writer: VectorWriter, folder: RunFolder) -> pl.Trainer:
-    """Returns the Trainer with memvec's callbacks; the metrics stop their clock behind the writer."""
-    callbacks: list[pl.Callback] = [writer, RankMetrics(folder.journal)]
+    """Returns the Trainer with memvec's callbacks."""
+    # In this order: the metrics stop their clock when the writer is done, and a signal is heeded after both.
+    callbacks: list[pl.Callback] = [RankLog(folder.logs), writer, RankMetrics(folder.journal), StopOnSignal()]
     if cfg.trainer.get("enable_progress_bar", True):
         callbacks.append(TokenProgressBar())
     trainer: pl.Trainer = _build("trainer", cfg.trainer, callbacks=callbacks, default_root_dir=str(folder.root))
     return trainer
+
+
+def ignore_known_warnings() -> None:
+    """Silences what Lightning warns of where it does not apply to a run that computes vectors."""
+    for message in (
+        ".*custom batch sampler .* for prediction.*",  # it returns every row, and finalising counts them
+        ".*does not have many workers.*",  # batches are built from flat arrays in less time than a worker costs
+        ".*isinstance\\(treespec, LeafSpec\\).*is deprecated.*",  # inside Lightning
+    ):
+        warnings.filterwarnings("ignore", message=message)
 
 
 def _build(group: str, cfg: DictConfig, **known: Any) -> Any:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -20,13 +20,14 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from memvec.config import conf_folder, config_error_line, register_resolvers
 from memvec.data.reader import one_line
-from memvec.errors import MemvecError
+from memvec.errors import Interrupted, MemvecError
+from memvec.interrupt import end_with_parent
+from memvec.ranks import started_rank
 from memvec.summary import RunSummary
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -41,12 +42,13 @@ def main(task: Callable[[DictConfig], RunSummary], *, config_name: str) -> None:
         task: What to run.
         config_name: The top-level file of conf/.
     """
+    if started_rank() > 0:
+        end_with_parent()
     register_resolvers()
     as_the_user_has_it = os.environ.get(FULL_ERROR)
 
     def job(cfg: DictConfig) -> None:
         with _environment(FULL_ERROR, as_the_user_has_it):
-            _ignore_known_warnings()
             _set_output_dir(cfg)
             try:
                 summary = task(cfg)
@@ -57,7 +59,7 @@ def main(task: Callable[[DictConfig], RunSummary], *, config_name: str) -> None:
                 if HydraConfig.get().mode == RunMode.MULTIRUN:
                     raise  # a sweep notes that this job failed, and goes on with the next
                 sys.exit(code)  # past Hydra, which would add lines of its own
-            if rank_zero_only.rank == 0:
+            if started_rank() == 0:
                 for line in summary.lines():
                     log.info(line)
 
@@ -72,11 +74,14 @@ def main(task: Callable[[DictConfig], RunSummary], *, config_name: str) -> None:
             raise
         sys.exit(_report(error))
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(_report(Interrupted(signal.SIGINT)))
+    except SystemExit as stop:
+        # Lightning turns a Ctrl-C that comes before the first batch into exit code 1.
+        sys.exit(_report(Interrupted(signal.SIGINT)) if isinstance(stop.__context__, KeyboardInterrupt) else stop.code)
 
 
 def _report(error: Exception) -> int:
-    rank = f"rank {rank_zero_only.rank}: " if rank_zero_only.rank else ""
+    rank = f"rank {started_rank()}: " if started_rank() else ""
     if isinstance(error, MemvecError):
         line, code = str(error), error.exit_code
     elif isinstance(error, OSError):
@@ -109,13 +114,3 @@ def _set_environment(name: str, value: str | None) -> None:
         os.environ.pop(name, None)
     else:
         os.environ[name] = value
-
-
-def _ignore_known_warnings() -> None:
-    """Silences what Lightning warns of where it does not apply to a run that computes vectors."""
-    for message in (
-        ".*custom batch sampler .* for prediction.*",  # it returns every row, and the writer checks that
-        ".*does not have many workers.*",  # batches are built from flat arrays in less time than a worker costs
-        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # inside Lightning
-    ):
-        warnings.filterwarnings("ignore", message=message)

@@ -7,6 +7,8 @@ a traceback (`memvec.cli`). Anything else that is raised is a defect of memvec a
 
 from __future__ import annotations
 
+import signal
+
 
 class MemvecError(Exception):
     """Root of the tree; `except memvec.MemvecError` catches whatever memvec raises on purpose."""
@@ -34,3 +36,19 @@ class RunFolderError(MemvecError):
 
 class WriterError(MemvecError):
     """Vectors that could not be written, or that must not be."""
+
+
+class RankError(MemvecError):
+    """A process of the run that failed or ended while the others worked."""
+
+
+class Interrupted(MemvecError):  # noqa: N818 - not an error, though it ends the run like one
+    """A signal asked the run to stop; what was computed is kept.
+
+    Args:
+        number: The signal's number.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.exit_code = 128 + number

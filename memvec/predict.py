@@ -6,8 +6,9 @@
 
 In: a composed configuration (conf/predict.yaml). Out: a finished run folder, and its summary.
 
-The process that leads (rank 0) claims the folder and prepares the data before any other process is started, so that what
-is wrong with the input, the model or the folder is said once. Lightning's strategy then runs the rest on every rank.
+The process that leads (rank 0) claims the folder and prepares the data before any other process is started, so that
+what is wrong with the input, the model or the folder is said once. Lightning's strategy then runs the rest on every
+rank.
 """
 
 from __future__ import annotations
@@ -16,11 +17,18 @@ import logging
 
 from omegaconf import DictConfig
 
-from memvec.build import build_datamodule, build_model, build_trainer, build_writer, run_folder
+from memvec.build import (
+    build_datamodule,
+    build_model,
+    build_trainer,
+    build_writer,
+    ignore_known_warnings,
+    run_folder,
+)
 from memvec.cli import main
 from memvec.config import to_container
 from memvec.metrics import Stopwatch, combine_ranks
-from memvec.ranks import process_rank, wait_for_started_ranks
+from memvec.ranks import process_rank, rank_errors, wait_for_started_ranks
 from memvec.run import RunState
 from memvec.summary import RunSummary, read_summary, write_summary
 from memvec.writer.finalize import Finalizer
@@ -40,6 +48,7 @@ def predict(cfg: DictConfig) -> RunSummary:
     Raises:
         MemvecError: Something in the configuration, input, model or folder is wrong; the message says what.
     """
+    ignore_known_warnings()
     stopwatch = Stopwatch()
     folder = run_folder(cfg)
     with stopwatch.stage("build"):
@@ -61,12 +70,12 @@ def predict(cfg: DictConfig) -> RunSummary:
     elif folder.is_finished:
         return read_summary(folder)
 
-    with stopwatch.stage("load and predict"):
+    with stopwatch.stage("load and predict"), rank_errors(folder):
         trainer.predict(module, datamodule=datamodule, return_predictions=False)
         trainer.strategy.barrier("every rank's journal is complete")
 
     rank, world_size = process_rank()
-    with stopwatch.stage("finalize"):
+    with stopwatch.stage("finalize"), rank_errors(folder):
         finalizer = Finalizer(folder, keep_text=writer.keep_text)
         finalizer.write_vectors(rank=rank, world_size=world_size)
         trainer.strategy.barrier("every rank's share of the vectors is written")

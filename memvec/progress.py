@@ -48,7 +48,7 @@ class TokenProgressBar(TQDMProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Advances by the tokens that were computed; their number is in the batch's shape, so no device is waited for."""
+        """Advances by the tokens that were computed; the batch's shape tells, so no device is waited for."""
         rows, width = batch["input_ids"].shape
         self._entries += rows
         bar = self.predict_progress_bar

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import lightning.pytorch as pl
 import torch.distributed
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from memvec.errors import WriterError
+from memvec.data.reader import one_line
+from memvec.errors import Interrupted, RankError
+from memvec.run import RunFolder
 
 SECONDS_TO_END = 60
+# How the process group and the DataLoader say that another process is gone; both raise a plain RuntimeError.
+LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "DataLoader worker")
+
+
+def started_rank() -> int:
+    """Returns the rank this process was started as, before any process group exists."""
+    return int(getattr(rank_zero_only, "rank", None) or 0)
 
 
 def process_rank() -> tuple[int, int]:
@@ -22,11 +34,28 @@ def process_rank() -> tuple[int, int]:
     return 0, 1
 
 
+@contextmanager
+def rank_errors(folder: RunFolder) -> Iterator[None]:
+    """Names another process's end in one line, and says after an interruption what is kept and how to go on."""
+    try:
+        yield
+    except Interrupted as error:
+        error.args = (f"{error}; what was computed is kept in {folder.root}: the same command goes on from there",)
+        raise
+    except RuntimeError as error:  # torch.distributed's and the DataLoader's errors are RuntimeErrors
+        if not any(message in str(error) for message in LOST_PROCESS):
+            raise
+        raise RankError(
+            f"a process of this run ended: {one_line(error)}; what was computed is kept in {folder.root}: "
+            "the same command goes on from there"
+        ) from error
+
+
 def wait_for_started_ranks(trainer: pl.Trainer) -> None:
     """Waits for the processes that Lightning's launcher started, which otherwise outlive this one.
 
     Raises:
-        WriterError: One of them did not end well.
+        RankError: One of them did not end well.
     """
     processes: list[subprocess.Popen[bytes]] = getattr(trainer.strategy.launcher, "procs", [])
     for local_rank, process in enumerate(processes, start=1):
@@ -34,6 +63,6 @@ def wait_for_started_ranks(trainer: pl.Trainer) -> None:
             code = process.wait(timeout=SECONDS_TO_END)
         except subprocess.TimeoutExpired as error:
             process.kill()
-            raise WriterError(f"rank {local_rank} did not end within {SECONDS_TO_END} s and was killed") from error
+            raise RankError(f"rank {local_rank} did not end within {SECONDS_TO_END} s and was killed") from error
         if code != 0:
-            raise WriterError(f"rank {local_rank} ended with exit code {code}; see its log in the run's folder")
+            raise RankError(f"rank {local_rank} ended with exit code {code}; see its log in the run's folder")

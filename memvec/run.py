@@ -133,7 +133,7 @@ class RunFolder:
         if differing:
             changes = "; ".join(f"{name} was {found.get(name)!r}, is {fingerprint.get(name)!r}" for name in differing)
             raise RunFolderError(
-                f"{self.root}: holds a run of something else: {changes}; name another output_dir, or the settings it had"
+                f"{self.root}: holds a run of something else: {changes}; name another output_dir or the same settings"
             )
 
     def _take_lock(self) -> None:

@@ -8,7 +8,7 @@ folder, `predict_dataloader` serves from them:
     remaining_rows.npy   the rows to compute in this run: the first of equal prompts, less what the journal holds
 
 How: one process prepares (`prepare_data`, rank 0), every process maps the same files (`setup`), and each plans its own
-batches from the same lengths. Rows that begin with the prompts' shared prefix and the few that do not are planned apart.
+batches from the same lengths. Rows that begin with the prompts' shared prefix and those that do not are planned apart.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
 import numpy as np
@@ -36,12 +36,13 @@ from memvec.data.sampler import LengthGroupedBatchSampler
 from memvec.data.source import find_sources
 from memvec.errors import ConfigError
 from memvec.files import atomic_file, read_json, write_json
+from memvec.model.module import HiddenStateModule
 from memvec.run import RunFolder
 from memvec.schema import DIGEST, INPUT_IDS, LENGTH, PROMPT_FEATURES, SHARED, TEXT, TRUNCATED
 from memvec.writer.journal import read_journal
 
 ROWS_PER_MAP = 4096
-TOKENS_ON_CPU = 1536
+TOKENS_ON_CPU = 1024
 TOKENS_ON_ACCELERATOR = 32_768
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class MemoryDataModule(pl.LightningDataModule):
         revision: str | None = None,
         on_error: Literal["reject", "fail"] = "reject",
         limit: int | None = None,
-        batch_size: int = 256,
+        batch_size: int = 1024,
         max_tokens: int | None = None,
         max_length: int | None = None,
         num_workers: int = 0,
@@ -148,7 +149,8 @@ class MemoryDataModule(pl.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Plans this rank's batches and returns their loader."""
-        module, lengths, rows = self._trainer().lightning_module, self.lengths, self.rows
+        lengths, rows = self.lengths, self.rows
+        module = cast(HiddenStateModule, self._trainer().lightning_module)
         candidate = best_prefix_length(self.shared[rows])
         prefix_length = module.share_prefix(torch.from_numpy(self.encoder.head_ids[:candidate].astype(np.int64)))
         shares = self.shared >= prefix_length if prefix_length else np.zeros(len(lengths), dtype=bool)  # [N]
@@ -160,13 +162,32 @@ class MemoryDataModule(pl.LightningDataModule):
             rank=self._share()[0],
             world_size=self._share()[1],
         )
+        self._prompt_rows = PromptRows(self.prompts)
+        self._collate = PaddingCollator(pad_token_id=self.pad_token_id, prefix_rows=shares, prefix_length=prefix_length)
+        # torch types these for single rows and lists; it takes `__getitems__` and any iterable of batches all the same.
+        dataset, batch_sampler, collate = cast(tuple[Any, Any, Any], (self._prompt_rows, self.sampler, self._collate))
         return DataLoader(
-            PromptRows(self.prompts),
-            batch_sampler=self.sampler,
-            collate_fn=PaddingCollator(pad_token_id=self.pad_token_id, prefix_rows=shares, prefix_length=prefix_length),
+            dataset,
+            batch_sampler=batch_sampler,
+            collate_fn=collate,
             num_workers=self.num_workers,
             pin_memory=self._on_accelerator(),
         )
+
+    def probe_batches(self) -> list[Batch]:
+        """Returns the shortest, the median and the longest row to compute, as batches to try the model on.
+
+        The first two share a batch, so that one of them is padded. They are the same on every rank.
+        """
+        if len(self.rows) == 0:
+            return []
+        by_length = self.rows[np.argsort(self.lengths[self.rows], kind="stable")]
+        short, long = by_length[[0, len(by_length) // 2]], by_length[-1:]
+        return [self._collate(self._prompt_rows.__getitems__(np.unique(rows))) for rows in (short, long)]
+
+    def input_ids(self, row: int) -> torch.Tensor:
+        """Returns the tokens of one row's prompt, `[T]` int64."""
+        return self._collate(self._prompt_rows.__getitems__(np.asarray([row])))["input_ids"][0]
 
     def count_remaining(self) -> int:
         """Returns how many rows are left to compute; `prepare_data` has run."""
@@ -200,7 +221,7 @@ class MemoryDataModule(pl.LightningDataModule):
             batch_size=ROWS_PER_MAP,
             features=PROMPT_FEATURES,
             cache_file_name=str(self.folder.prompts),
-            # Given, since the library's own does not see changes in what the function calls; the run's fingerprint does.
+            # Given, since the library's own misses changes in what the function calls; the run's fingerprint has them.
             new_fingerprint=self.folder.prompts.stem,
             desc="tokenise",
         )

@@ -1,7 +1,8 @@
 """Reads the rows of input files, whatever their format, as (row, id, text) just as they stand there.
 
 In: one file (`.jsonl .json .csv .tsv .parquet .arrow .txt`, the text formats also `.gz`) or a loaded
-`datasets.Dataset`. Out: an iterator of `(row, id, text)`, where `MISSING` stands for a field that is not there.
+`datasets.Dataset`. Out: an iterator of `(row, id, text)`, where `MISSING` stands for a field that is not there and
+`Malformed` for the text of a row whose fields cannot be told apart.
 
 How: the text formats are read a line at a time with Python's own parsers, the columnar ones a record batch at a
 time with pyarrow. Why not `datasets.load_dataset` for all: its JSON and CSV readers guess types a block at a time
@@ -14,7 +15,9 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -43,6 +46,17 @@ class _Missing:
 MISSING: Final = _Missing()
 
 
+@dataclass(frozen=True)
+class Malformed:
+    """Stands in a text's place where the row is broken, so that the row is rejected and not half of it taken.
+
+    Args:
+        reason: What is wrong with the row, in words.
+    """
+
+    reason: str
+
+
 def file_format(path: Path) -> str | None:
     """Returns the suffix that says how to read `path` (without `.gz`), or None where it is not one of ours."""
     suffix = path.with_suffix("").suffix if path.suffix.lower() == ".gz" else path.suffix
@@ -59,8 +73,9 @@ def read_file(path: Path, *, text_column: str, id_column: str | None) -> Iterato
         id_column: Name of the field with the id, or None where rows have none.
 
     Yields:
-        `(row, id, text)`: row is a line number from 1 (text formats) or a row number from 0 (columnar formats and
-        JSON arrays); id and text are what the file holds, of whatever type, or `MISSING`.
+        `(row, id, text)`: row is a line number from 1 (text formats; the last line of a CSV record of several) or a row
+        number from 0 (columnar formats and JSON arrays); id and text are what the file holds, of whatever type, or
+        `MISSING`; text may be `Malformed`.
 
     Raises:
         InputError: The file is empty, cannot be read, or no row of it has the text column.
@@ -76,7 +91,7 @@ def read_file(path: Path, *, text_column: str, id_column: str | None) -> Iterato
             yield from _read_columnar(path, text_column, id_column)
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 ({error.reason} at byte {error.start} of what was being read)") from error
-    except (OSError, EOFError, gzip.BadGzipFile, pa.ArrowException) as error:
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
         raise InputError(f"{path}: cannot be read: {one_line(error)}") from error
 
 
@@ -154,7 +169,7 @@ def _read_csv(path: Path, text_column: str, id_column: str | None) -> Iterator[R
     lines = (line for _, line in _decoded_lines(path))
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
-        header = next(reader)
+        header = next(reader, [])
         if text_column not in header:
             raise _missing_column(str(path), text_column, header)
         text_at = header.index(text_column)
@@ -162,7 +177,9 @@ def _read_csv(path: Path, text_column: str, id_column: str | None) -> Iterator[R
         for fields in reader:
             if not fields:
                 continue  # an empty line between records
-            text = fields[text_at] if text_at < len(fields) else MISSING
+            text: Any = fields[text_at] if text_at < len(fields) else MISSING
+            if len(fields) > len(header):  # most often a text with a delimiter and no quotes: not all of it is here
+                text = Malformed(f"{len(fields)} fields, where the header has {len(header)} (a text without quotes?)")
             record_id = MISSING if id_at is None else fields[id_at] if id_at < len(fields) else None
             yield reader.line_num, _whole_number(record_id), text
     except csv.Error as error:
@@ -207,6 +224,9 @@ def _records_of_tables(
 ) -> Iterator[Record]:
     if text_column not in names:
         raise _missing_column(source, text_column, names)
+    for name in (text_column, id_column):
+        if names.count(name) > 1:
+            raise InputError(f"{source}: {names.count(name)} columns are called {name!r}; allowed: one")
     row = 0
     for table in tables:
         texts = _python_values(table.column(text_column), source, row)
@@ -222,6 +242,10 @@ def _python_values(column: Any, source: str, row: int) -> list[Any]:
         values: list[Any] = column.to_pylist()
     except UnicodeDecodeError as error:
         raise InputError(f"{source}: not UTF-8 in the {len(column)} rows from row {row} on") from error
+    except (ValueError, OverflowError) as error:  # a date that Python's own types cannot hold
+        raise InputError(
+            f"{source}: the {len(column)} rows from row {row} on cannot be read ({one_line(error)})"
+        ) from error
     return values
 
 

@@ -1,22 +1,25 @@
 """Loads the part of a causal language model that makes hidden states.
 
-In: a model folder, GGUF file or Hub name. Out: its tokenizer, and a `Backbone` that maps `input_ids` to the hidden states
-of one layer.
+In: a model folder, GGUF file or Hub name. Out: its tokenizer, and a `Backbone` that maps `input_ids` to the hidden
+states of one layer.
 
-How: `AutoModel`, so that there is no language-model head, and of a vision-language model the text decoder only; no tuple
-of all layers' states, no cache unless asked. `layer=-1` is `last_hidden_state`, after the final norm; a lower layer k is
-the output of the k-th decoder layer, before any norm, as `hidden_states[k]` has it, and the layers above k are removed.
+How: `AutoModel`, so that there is no language-model head, and of a vision-language model the text decoder only; no
+tuple of all layers' states, no cache unless asked. `layer=-1` is `last_hidden_state`, after the final norm; a lower
+layer k is the output of the k-th decoder layer, before any norm, as `hidden_states[k]` has it, and the layers above k
+are removed.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+import transformers
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -44,6 +47,18 @@ def _model_errors(name_or_path: str) -> Iterator[None]:
         raise ModelError(f"model.name_or_path={name_or_path}: {known}: {one_line(error)}") from error
 
 
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Silences the report that the head's weights are not used, which is what is wanted here."""
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity(logging.ERROR)
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(before)
+
+
 def locate_model(name_or_path: str) -> str:
     """Returns what `from_pretrained` takes: a folder (a GGUF file is converted first) or a Hub name.
 
@@ -67,7 +82,10 @@ def locate_model(name_or_path: str) -> str:
 def load_config(name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedConfig:
     """Returns the whole model's configuration."""
     with _model_errors(name_or_path):
-        return AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            name_or_path, revision=revision, trust_remote_code=trust_remote_code
+        )
+    return config
 
 
 def load_tokenizer(
@@ -76,7 +94,7 @@ def load_tokenizer(
     """Returns the model's tokenizer."""
     with _model_errors(name_or_path):
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
-    return tokenizer  # type: ignore[no-any-return]
+    return cast(PreTrainedTokenizerFast, tokenizer)  # `PromptEncoder` refuses one that is not
 
 
 def prompt_limit(config: PreTrainedConfig) -> int | None:
@@ -154,13 +172,13 @@ class Backbone(nn.Module):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Backbone:
         """Moves and casts like any module, but leaves float32 buffers float32."""
-        result: Backbone = super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, original in self._float32_buffers.items():
             parent, _, leaf = name.rpartition(".")
             moved = self.decoder.get_buffer(name)
             if moved.dtype != torch.float32:
                 setattr(self.decoder.get_submodule(parent), leaf, original.to(moved.device))
-        return result
+        return self
 
     def forward(self, input_ids: torch.Tensor, *, cache: Cache | None = None) -> torch.Tensor:
         """Returns hidden states.
@@ -206,14 +224,20 @@ def load_backbone(
     Raises:
         ModelError: There is no such model, or it has no causal decoder.
     """
-    with _model_errors(name_or_path):
-        model = AutoModel.from_pretrained(
+    with _model_errors(name_or_path), _quiet_loading():
+        model, found = AutoModel.from_pretrained(
             name_or_path,
             revision=revision,
             dtype=dtype,
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
             use_safetensors=use_safetensors,
+            output_loading_info=True,
+        )
+    if found["missing_keys"]:  # transformers would fill them with random numbers and go on
+        missing = sorted(found["missing_keys"])
+        raise ModelError(
+            f"model.name_or_path={name_or_path}: {len(missing)} weights are missing, the first {missing[0]!r}"
         )
     if model.config.is_encoder_decoder:
         raise ModelError(f"model.name_or_path={name_or_path}: an encoder-decoder model; memvec needs a causal decoder")

@@ -105,7 +105,7 @@ def _convert(file: Path, folder: Path) -> None:
         config = loaded.config
         if hasattr(config, "quantization_config"):
             del config.quantization_config
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
         model.load_state_dict(loaded.state_dict())
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)

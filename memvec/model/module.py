@@ -10,14 +10,18 @@ The data module asks it for `share_prefix` before it plans the batches, since wh
 from __future__ import annotations
 
 import logging
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
+from memvec.config import one_of
 from memvec.data.collator import Batch
 from memvec.model import backbone as loading
+from memvec.model.memory import compute_in_parts
+from memvec.model.parity import TOLERANCE, Path, choose_path
 from memvec.model.pooling import last_token
 from memvec.model.prefix import SharedPrefix, compute_prefix
 
@@ -35,6 +39,7 @@ class HiddenStateModule(pl.LightningModule):
         revision: Of a Hub model; None is its main branch.
         prefix_cache: `auto` computes the tokens that all prompts share once, where the model allows; `off` never.
         attn_implementation: transformers' name (`sdpa`, `eager`, `flash_attention_2`); None is the model's default.
+        probe: `auto` compares the fast path with the plain one on a few rows before it is trusted; `off` trusts it.
         trust_remote_code: Whether code that comes with the model may run.
         use_safetensors: Whether pickled checkpoints, which can run code, are refused.
 
@@ -50,6 +55,7 @@ class HiddenStateModule(pl.LightningModule):
         revision: str | None = None,
         prefix_cache: Literal["auto", "off"] = "auto",
         attn_implementation: str | None = None,
+        probe: Literal["auto", "off"] = "auto",
         trust_remote_code: bool = False,
         use_safetensors: bool = True,
     ) -> None:
@@ -58,12 +64,21 @@ class HiddenStateModule(pl.LightningModule):
         self.location = loading.locate_model(name_or_path)
         self.layer = layer
         self.revision = revision
-        self.prefix_cache = prefix_cache
+        self.prefix_cache = one_of("model.prefix_cache", prefix_cache, ("auto", "off"))
+        self.probe = one_of("model.probe", probe, ("auto", "off"))
         self.attn_implementation = attn_implementation
         self.trust_remote_code = trust_remote_code
         self.use_safetensors = use_safetensors
         self.backbone: loading.Backbone | None = None
         self.prefix: SharedPrefix | None = None
+        self.path = Path.BATCHED
+        self.probe_errors: dict[str, float] = {}
+        self.rejections: dict[int, str] = {}
+
+    @property
+    def dimension(self) -> int:
+        """D, the length of a vector; the weights are loaded."""
+        return self._backbone().dimension
 
     def load_config(self) -> PreTrainedConfig:
         """Returns the model's configuration."""
@@ -104,7 +119,7 @@ class HiddenStateModule(pl.LightningModule):
         Returns:
             How many leading tokens of a prompt `predict_step` will not compute again: P or 0.
         """
-        self.prefix = None
+        self.prefix, self.path = None, Path.BATCHED
         if self.prefix_cache == "off" or len(input_ids) == 0:
             return 0
         with self.trainer.precision_plugin.predict_step_context():
@@ -112,17 +127,75 @@ class HiddenStateModule(pl.LightningModule):
         if isinstance(prefix, str):
             log.info("the prompts' shared prefix is computed anew in every batch: %s", prefix)
             return 0
-        self.prefix = prefix
+        self.prefix, self.path = prefix, Path.SHARED_PREFIX
         log.info("the prompts share their first %d tokens, which are computed once", len(prefix))
         return len(prefix)
 
+    def on_predict_start(self) -> None:
+        """Probes the paths on a few real rows and takes the fastest that can be trusted."""
+        probes: list[Batch] = cast(Any, self.trainer).datamodule.probe_batches()
+        if not probes or self.probe == "off":
+            return
+        on_device = [move_data_to_device(batch, self.device) for batch in probes]
+        dtype = DTYPES.get(str(self.trainer.precision), torch.float32)
+        if "mixed" in str(self.trainer.precision):
+            dtype = torch.bfloat16
+
+        def compute(path: Path) -> torch.Tensor:
+            with self.trainer.precision_plugin.predict_step_context():
+                return torch.cat([self._vectors_along(path, batch)[0] for batch in on_device])
+
+        self.path, self.probe_errors = choose_path(compute, first=self.path, dtype=dtype)
+        for path, error in self.probe_errors.items():
+            if path != self.path.value:
+                log.warning(
+                    "parity probe: computing %s differs from one by one by %.2g, more than %.2g allows; computing %s",
+                    path, error, TOLERANCE[dtype], self.path.value,
+                )  # fmt: skip
+
     def notes(self) -> dict[str, Any]:
         """Returns what was found out while running, for the manifest."""
-        return {"prefix_tokens": len(self.prefix) if self.prefix is not None else 0}
+        return {
+            "path": self.path.value,
+            "probe_relative_error": self.probe_errors,
+            "prefix_tokens": len(self.prefix) if self.prefix is not None and self.path is Path.SHARED_PREFIX else 0,
+        }
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> torch.Tensor:
-        """Returns the supervision vectors of a batch, `[B, D]` float32 on the module's device."""
-        return self._vectors(batch["input_ids"], batch["length"], batch["prefix_length"])
+        """Returns the supervision vectors of a batch, `[B, D]` float32 on the module's device.
+
+        A row that does not fit into memory even alone is NaN, and `rejections` says so.
+        """
+        vectors, too_large = self._vectors_along(self.path, batch)
+        for row in too_large:
+            index, tokens = int(batch["index"][row]), int(batch["length"][row])
+            self.rejections[index] = f"out of memory: {tokens} tokens do not fit even alone"
+        return vectors
+
+    def recompute(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Computes one prompt alone in float32; to be called when no batch follows, since the weights are converted.
+
+        Args:
+            input_ids: `[T]`.
+
+        Returns:
+            `[D]` float32 on the CPU.
+        """
+        backbone = self._backbone().float()
+        return last_token(backbone(input_ids[None].to(self.device)), torch.tensor([len(input_ids)]))[0].cpu()
+
+    def _vectors_along(self, path: Path, batch: Batch) -> tuple[torch.Tensor, list[int]]:
+        """Computes a batch along a path: `[B, D]`, and the positions of rows that do not fit into memory."""
+        input_ids, length = batch["input_ids"], batch["length"]
+        prefix_length = batch["prefix_length"] if path is Path.SHARED_PREFIX else 0
+
+        def compute(part: slice) -> torch.Tensor:
+            if path is Path.ONE_BY_ONE:  # without padding
+                return self._vectors(input_ids[part, : int(length[part])], length[part], 0)
+            return self._vectors(input_ids[part], length[part], prefix_length)
+
+        most = 1 if path is Path.ONE_BY_ONE else len(input_ids)
+        return compute_in_parts(compute, rows=len(input_ids), most=most, dimension=self.dimension)
 
     def _vectors(self, input_ids: torch.Tensor, length: torch.Tensor, prefix_length: int) -> torch.Tensor:
         if prefix_length and self.prefix is not None:

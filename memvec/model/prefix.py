@@ -3,9 +3,9 @@
 In: a decoder and the shared `input_ids`. Out: for each batch a transformers `Cache` that already holds them.
 
 How: the decoder runs the prefix once and returns its cache; each batch gets a shallow copy whose layers hold the same
-keys and values as views expanded over the batch, so that the one copy made is the one attention needs anyway (prefix and
-new tokens side by side). Why the cache that the model returned and no cache of our own: a fresh `DynamicCache` filled
-with the same numbers is silently wrong with sliding windows, since only the model knows each layer's kind.
+keys and values as views expanded over the batch, so that the one copy made is the one attention needs anyway (prefix
+and new tokens side by side). Why the cache that the model returned and no cache of our own: a fresh `DynamicCache`
+filled with the same numbers is silently wrong with sliding windows, since only the model knows each layer's kind.
 
 Valid where every layer is causal attention over keys and values. Recurrent and convolution layers keep a state that is
 not per token, so a model with any of those runs without the shared prefix.
@@ -14,12 +14,15 @@ not per token, so a model with any of those runs without the shared prefix.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
-# Exactly these: a subclass may keep more state than keys and values.
+# transformers' names for layers whose state is keys and values; and the classes that hold it: exactly these, since a
+# subclass may keep more.
+SHAREABLE_KINDS = frozenset({"full_attention", "sliding_attention"})
 SHAREABLE_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
@@ -42,6 +45,7 @@ class SharedPrefix:
         """Returns a cache for a batch; what the model appends to it does not reach the shared one."""
         cache = copy.copy(self.cache)
         cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        layer: Any  # `compute_prefix` let only layers with keys and values in
         for layer in cache.layers:
             # Keys and values [1, H, P, K] -> views [B, H, P, K]. `update` concatenates, never writes in place.
             layer.keys = layer.keys.expand(batch_size, -1, -1, -1)
@@ -59,10 +63,14 @@ def compute_prefix(decoder: PreTrainedModel, input_ids: torch.Tensor) -> SharedP
     Returns:
         The shared prefix; or, where this model cannot have one, the reason in words.
     """
+    kinds = set(getattr(decoder.config.get_text_config(), "layer_types", None) or ())
+    if other := kinds - SHAREABLE_KINDS:
+        return f"a layer keeps a state that is not keys and values per token ({', '.join(sorted(other))})"
     output = decoder(input_ids=input_ids[None], use_cache=True)
     cache = getattr(output, "past_key_values", None)
     if not isinstance(cache, Cache):
         return "the model returns no cache of keys and values"
+    layer: Any
     for layer in cache.layers:
         if type(layer) not in SHAREABLE_LAYERS or layer.keys is None:
             return f"a layer keeps a state that is not keys and values per token ({type(layer).__name__})"

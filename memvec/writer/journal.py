@@ -76,15 +76,23 @@ class JournalWriter:
         nothing = pa.nulls(1, pa.list_(pa.float32(), dimension))
         self._write(np.asarray([index], dtype=np.int64), nothing, pa.array([reason]))
 
+    def __enter__(self) -> JournalWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Makes all frames durable and closes the file; a file without frames is removed."""
         if self._descriptor < 0:
             return
-        os.fsync(self._descriptor)
-        os.close(self._descriptor)
-        self._descriptor = -1
-        if self.path.stat().st_size == 0:
-            self.path.unlink()
+        descriptor, self._descriptor = self._descriptor, -1
+        try:
+            os.fsync(descriptor)
+            if os.fstat(descriptor).st_size == 0:
+                self.path.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
 
     def _write(self, index: NDArray[np.int64], vectors: pa.Array, reasons: pa.Array) -> None:
         schema = journal_schema(vectors.type.list_size)
@@ -93,6 +101,8 @@ class JournalWriter:
             writer.write_batch(pa.record_batch([pa.array(index), vectors, reasons], schema=schema))
         payload = sink.getvalue()
         padding = bytes(-len(payload) % ALIGNMENT)
+        if os.fstat(self._descriptor).st_nlink == 0:
+            raise FileNotFoundError(f"{self.path} was removed while the run was writing to it")
         frame = memoryview(b"".join([HEADER.pack(MAGIC, len(payload), zlib.crc32(payload)), payload, padding]))
         while frame:  # write may take less than it is given
             frame = frame[os.write(self._descriptor, frame) :]
@@ -199,7 +209,7 @@ def _payload(content: mmap.mmap, view: pa.Buffer, at: int) -> pa.Buffer | None:
 def _enter(index: JournalIndex, batch: pa.RecordBatch, number: int, address: int) -> None:
     """Enters a frame's rows; `address` is where its file is mapped."""
     rows = batch.column(INDEX).to_numpy()
-    if len(rows) and not (0 <= rows.min() and rows.max() < len(index.file)):
+    if len(rows) and not (rows.min() >= 0 and rows.max() < len(index.file)):
         index.damaged.append(f"{index.files[number].name}: a frame that names rows which this run has not")
         return
     vectors, reasons = batch.column(VECTOR), batch.column(REASON)

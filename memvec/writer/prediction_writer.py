@@ -3,17 +3,21 @@
 In: after each batch, its vectors on the device and its row numbers. Out: a journal frame every `flush_every` entries.
 
 How: the vectors are copied to the host without waiting, and a bounded queue hands them to a thread that waits for the
-copy, checks them, gathers `flush_every` of them and appends the frame. A full queue holds the computation up, so nothing
-grows; an error in the thread is raised in the training process at the next batch, so it is never silent. The rows come
-from the batch itself: Lightning's own batch indices are not relied upon.
+copy, checks them, gathers `flush_every` of them and appends the frame. A full queue holds the computation up, so
+nothing grows; an error in the thread is raised in the predicting thread at the next batch, so it is never silent. The
+rows come from the batch itself: Lightning's own batch indices are not relied upon.
+
+A vector that holds NaN or infinity never reaches the journal: its row waits until all batches are done.
 """
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import lightning.pytorch as pl
 import numpy as np
@@ -25,15 +29,20 @@ from memvec.config import at_least, one_of
 from memvec.data.collator import Batch
 from memvec.data.reader import one_line
 from memvec.errors import WriterError
+from memvec.model.module import HiddenStateModule
 from memvec.writer.journal import JournalWriter
 
 QUEUED_BATCHES = 8
+# A run whose first vectors are all bad has a broken model, not bad rows.
+BAD_ROWS_TO_STOP = 100
+
+log = logging.getLogger(__name__)
 
 
 class _Copied(NamedTuple):
-    """A batch on its way from the device: complete once `done`, where there is one, has happened."""
+    """Row numbers and vectors on their way from the device: there once `done`, where there is one, has happened."""
 
-    index: torch.Tensor
+    rows: torch.Tensor
     vectors: torch.Tensor
     done: torch.cuda.Event | None
 
@@ -65,11 +74,7 @@ class VectorWriter(BasePredictionWriter):
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Opens this process's journal file."""
-        try:
-            journal = JournalWriter(self.journal, rank=trainer.global_rank, fsync=self.fsync)
-        except OSError as error:
-            raise WriterError(f"{self.journal}: cannot be written: {one_line(error)}") from error
-        self._thread = _FlushThread(journal, flush_every=self.flush_every)
+        self._thread = _FlushThread(self._open_journal(trainer.global_rank), flush_every=self.flush_every)
 
     def write_on_batch_end(
         self,
@@ -85,13 +90,32 @@ class VectorWriter(BasePredictionWriter):
         self._running().put(_copy_to_host(batch["index"], prediction))
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Writes what is left and closes the file."""
-        self._running().finish()
+        """Writes what is left, tries rows without a finite vector again alone in float32, and closes the file."""
+        thread, module = self._running(), cast(HiddenStateModule, pl_module)
+        thread.finish()
+        with self._open_journal(trainer.global_rank) as journal:
+            for row in thread.not_finite:
+                reason = module.rejections.get(row)
+                if reason is None:
+                    input_ids = cast(Any, trainer).datamodule.input_ids(row)
+                    vector = module.recompute(input_ids)
+                    if vector.isfinite().all():
+                        journal.append(np.asarray([row]), vector[None].numpy())
+                        continue
+                    reason = f"the vector of its {len(input_ids)} tokens holds NaN or infinity, in float32 too"
+                log.warning("row %d is rejected: %s", row, reason)
+                journal.reject(row, reason, dimension=module.dimension)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Writes what was computed before the run failed; the failure itself stays the error that is raised."""
         if self._thread is not None:
             self._thread.salvage()
+
+    def _open_journal(self, rank: int) -> JournalWriter:
+        try:
+            return JournalWriter(self.journal, rank=rank, fsync=self.fsync)
+        except OSError as error:
+            raise WriterError(f"{self.journal}: cannot be written: {one_line(error)}") from error
 
     def _running(self) -> _FlushThread:
         if self._thread is None:
@@ -105,21 +129,28 @@ def _copy_to_host(index: torch.Tensor, vectors: torch.Tensor) -> _Copied:
         return _Copied(index.cpu(), vectors.cpu(), None)
     host = torch.empty(vectors.shape, dtype=vectors.dtype, pin_memory=True).copy_(vectors, non_blocking=True)
     host_index = torch.empty(index.shape, dtype=index.dtype, pin_memory=True).copy_(index, non_blocking=True)
-    done = torch.cuda.Event()
+    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
     done.record()
     return _Copied(host_index, host, done)
 
 
 class _FlushThread:
-    """A thread that turns batches into frames, and the queue before it."""
+    """A thread that turns batches into frames, and the queue before it.
+
+    Args:
+        journal: Where the frames go; closed when the thread ends.
+        flush_every: Entries in a frame.
+    """
 
     def __init__(self, journal: JournalWriter, *, flush_every: int) -> None:
         self.journal = journal
         self.flush_every = flush_every
+        self.not_finite: list[int] = []
+        self._seen = 0
         self._error: BaseException | None = None
         self._queue: queue.Queue[_Copied | None] = queue.Queue(maxsize=QUEUED_BATCHES)
-        self._index: list[NDArray[np.int64]] = []
-        self._vectors: list[NDArray[np.float32]] = []
+        self._rows: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._vectors: NDArray[np.float32] | None = None
         self._thread = threading.Thread(target=self._run, name="memvec-writer", daemon=True)
         self._thread.start()
 
@@ -146,37 +177,41 @@ class _FlushThread:
             raise WriterError(f"{self.journal.path}: cannot be written: {one_line(self._error)}") from self._error
 
     def _run(self) -> None:
-        try:
-            while (batch := self._queue.get()) is not None:
-                if self._error is None:
-                    self._guard(self._take, batch)
+        while (batch := self._queue.get()) is not None:
             if self._error is None:
-                self._guard(self._flush, sum(map(len, self._index)))
-        finally:
-            self._guard(self.journal.close)
+                self._guard(lambda batch=batch: self._take(batch))  # type: ignore[misc]
+        if self._error is None:
+            self._guard(lambda: self._flush(len(self._rows)))
+        self._guard(self.journal.close)
 
-    def _guard(self, step: Any, *arguments: Any) -> None:
-        """Keeps the first error for the main thread, and keeps emptying the queue so that nobody waits for ever."""
+    def _guard(self, step: Callable[[], None]) -> None:
+        """Keeps the first error for the predicting thread; the queue is emptied on, so that nobody waits for ever."""
         try:
-            step(*arguments)
-        except BaseException as error:  # whatever it is, it ends the run from the main thread
+            step()
+        except BaseException as error:  # whatever it is, it ends the run
             self._error = self._error or error
 
     def _take(self, batch: _Copied) -> None:
         if batch.done is not None:
             batch.done.synchronize()
-        self._index.append(batch.index.numpy())
-        self._vectors.append(batch.vectors.numpy())
-        waiting = sum(map(len, self._index))
-        if waiting >= self.flush_every:
-            self._flush(waiting - waiting % self.flush_every)
+        rows, vectors = batch.rows.numpy(), batch.vectors.numpy()
+        finite = np.isfinite(vectors).all(axis=1)  # [B]
+        self.not_finite += rows[~finite].tolist()
+        self._seen += len(rows)
+        if len(self.not_finite) == self._seen >= BAD_ROWS_TO_STOP:
+            raise WriterError(
+                f"the first {self._seen} vectors all hold NaN or infinity: the model or its precision is broken "
+                "(16-true overflows where bf16-true does not)"
+            )
+        self._rows = np.concatenate([self._rows, rows[finite]])
+        self._vectors = vectors[finite] if self._vectors is None else np.concatenate([self._vectors, vectors[finite]])
+        self._flush(len(self._rows) - len(self._rows) % self.flush_every)
 
     def _flush(self, count: int) -> None:
         """Appends the first `count` waiting rows, a frame for every `flush_every` of them."""
-        if count == 0:
+        if count == 0 or self._vectors is None:
             return
-        index, vectors = np.concatenate(self._index), np.concatenate(self._vectors)
         for start in range(0, count, self.flush_every):
-            stop = min(start + self.flush_every, count)
-            self.journal.append(index[start:stop], vectors[start:stop])
-        self._index, self._vectors = [index[count:]], [vectors[count:]]
+            part = slice(start, min(start + self.flush_every, count))
+            self.journal.append(self._rows[part], self._vectors[part])
+        self._rows, self._vectors = self._rows[count:], self._vectors[count:]

@@ -1,0 +1,106 @@
+"""Stops a run on SIGTERM or Ctrl-C after the batch in hand, with everything computed kept.
+
+In: a signal. Out: `Interrupted`, raised between two batches on every rank; the writer flushes, the exit code is 128 +
+the signal's number (143, 130).
+
+How: Lightning looks at SIGTERM in its training loops only: predicting would run to its end and exit with 0. So this
+callback puts handlers of its own in place when predicting starts, after Lightning has put its own. A handler only
+remembers the signal and passes it on to the processes that Lightning's launcher started; a second signal ends all of
+them at once. A process whose parent dies gets SIGTERM from the kernel, so that no rank outlives its run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+
+from memvec.errors import Interrupted
+
+SECONDS_TO_FLUSH = 25
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def end_with_parent() -> None:
+    """Asks the kernel to send this process SIGTERM when its parent dies (Linux; elsewhere nothing happens)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+class StopOnSignal(pl.Callback):
+    """Remembers a signal and ends the run after the batch in hand."""
+
+    def __init__(self) -> None:
+        self._received: int | None = None
+        self._before: dict[int, Any] = {}
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._is_started_rank = False
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Puts the handlers in place; stops at once where Lightning has swallowed a signal meanwhile."""
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python lets only the main thread handle signals
+        launcher = trainer.strategy.launcher
+        self._processes = getattr(launcher, "procs", [])
+        # A rank that Lightning started must end with 0: it watches them, and kills this process when one does not.
+        self._is_started_rank = (
+            trainer.local_rank > 0
+            and isinstance(launcher, _SubprocessScriptLauncher)
+            and (not launcher.cluster_environment.creates_processes_externally)
+        )
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._remember)
+        if trainer.received_sigterm:
+            self._received = signal.SIGTERM
+            self._pass_on(signal.SIGTERM)
+        self._stop_if_received()
+
+    def on_predict_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *arguments: Any) -> None:
+        """Ends the run where a signal came during the batch."""
+        self._stop_if_received()
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Puts the handlers back that were there before."""
+        self._restore()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Waits for the ranks this process started, which flush too; those that do not end are killed."""
+        if self._received is not None:
+            for process in self._processes:
+                try:
+                    process.wait(timeout=SECONDS_TO_FLUSH)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+        self._restore()
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self._received is not None and not self._is_started_rank:
+            for process in self._processes:
+                process.kill()
+            os._exit(128 + number)
+        self._received = number
+        self._pass_on(number)
+
+    def _pass_on(self, number: int) -> None:
+        for process in self._processes:
+            process.send_signal(number)
+
+    def _stop_if_received(self) -> None:
+        if self._received is None:
+            return
+        if self._is_started_rank:
+            raise SystemExit(0)
+        raise Interrupted(self._received)
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}

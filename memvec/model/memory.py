@@ -1,0 +1,70 @@
+"""Gets through a batch that does not fit into memory.
+
+In: a function that computes some rows of a batch. Out: its result for all of them, with NaN where a single row does not
+fit.
+
+How: on a real out-of-memory error, and no other, the rows are halved and both halves tried, down to one. The error is
+let go of before the next try: its traceback holds the very tensors that are too many.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+
+log = logging.getLogger(__name__)
+
+# What torch's CPU allocator says; it raises a plain RuntimeError (c10/core/impl/alloc_cpu.cpp).
+CPU_MESSAGES = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory, of the device or the host, did not suffice."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in CPU_MESSAGES)
+
+
+def compute_in_parts(
+    compute: Callable[[slice], torch.Tensor], *, rows: int, most: int, dimension: int
+) -> tuple[torch.Tensor, list[int]]:
+    """Computes all rows of a batch in as few parts as memory allows.
+
+    Args:
+        compute: Returns `[b, D]` for a slice of b rows.
+        rows: B, at least 1.
+        most: Most rows in a part.
+        dimension: D.
+
+    Returns:
+        `[B, D]`, and the positions of rows that do not fit even alone, whose vectors are NaN.
+
+    Raises:
+        RuntimeError: Whatever `compute` raises but out of memory.
+    """
+    parts: dict[int, torch.Tensor] = {}
+    too_large: list[int] = []
+    waiting = [slice(start, min(start + most, rows)) for start in range(0, rows, most)]
+    while waiting:
+        part = waiting.pop()
+        size = part.stop - part.start
+        try:
+            parts[part.start] = compute(part)
+            continue
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if size == 1:
+            too_large.append(part.start)
+            continue
+        log.warning("out of memory with a batch of %d entries: trying two halves", size)
+        middle = part.start + size // 2
+        waiting += [slice(middle, part.stop), slice(part.start, middle)]
+    device = next(iter(parts.values())).device if parts else None
+    for row in too_large:
+        parts[row] = torch.full((1, dimension), torch.nan, device=device)
+    return torch.cat([parts[start] for start in sorted(parts)]), sorted(too_large)

@@ -1,0 +1,92 @@
+"""Fixtures that several test folders use."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig
+from transformers import PreTrainedTokenizerFast
+
+import memvec
+from tests.models import ARCHITECTURES, build_tokenizer, save_model
+
+# Nothing here may wait for a network that is not there.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "true"
+
+TEXTS = [
+    "爱喝茶",
+    "She likes tea.",
+    "He moved to Lisbon in 2021 and lives near the river with two cats and a very old parrot.",
+    "每周三晚上去上书法课，老师姓林，教室在图书馆旁边。",
+    "Allergic to peanuts",
+    "No longer works at the bank; started her own bakery in May, and it is open from six in the morning.",
+    "a",
+    "She likes tea.",
+    '"quoted" at the beginning',
+    "braces {text} {} and %s stay what they are",
+    "养了一只猫，名字叫“团子”。😺",
+    "Wants to run a marathon before turning forty, trains on Tuesdays, Thursdays and Sundays.",
+]
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return build_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def model_folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Returns the saved folder of an architecture, made once a session."""
+    root = tmp_path_factory.mktemp("models")
+
+    def folder_of(architecture: str) -> Path:
+        assert architecture in ARCHITECTURES
+        folder = root / architecture
+        return folder if folder.is_dir() else save_model(folder, architecture)
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def llama(model_folders: Callable[[str], Path]) -> Path:
+    return model_folders("llama")
+
+
+@pytest.fixture
+def write_jsonl(tmp_path: Path) -> Callable[..., Path]:
+    """Writes rows, or texts with ids of their own, as JSON lines."""
+
+    def write(rows: Sequence[Any], name: str = "memories.jsonl") -> Path:
+        path = tmp_path / name
+        records = [row if isinstance(row, dict) else {"id": f"m/{n}", "text": row} for n, row in enumerate(rows)]
+        path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def tiny_config(llama: Path, tmp_path: Path) -> Callable[..., DictConfig]:
+    """Composes a configuration that runs a tiny model quietly on the CPU."""
+
+    def configure(data_path: Path, *overrides: str, model: Path = llama, output: str = "run") -> DictConfig:
+        return memvec.compose(
+            [
+                f"data.path={data_path}",
+                f"output_dir={tmp_path / output}",
+                "model=hub",
+                f"model.name_or_path={model}",
+                "trainer.accelerator=cpu",
+                "trainer.devices=1",
+                "trainer.enable_progress_bar=false",
+                *overrides,
+            ]
+        )
+
+    return configure

@@ -1,0 +1,126 @@
+"""memvec's vectors against the loop it replaces, for every architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel
+
+import memvec
+from memvec.errors import ConfigError
+from tests.conftest import TEXTS
+from tests.models import ARCHITECTURES, SHARES_PREFIX
+from tests.reference import reference_vectors
+
+ZH = '请用一个Token总结以下文本"{text}"：'
+
+
+def full_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    auto = AutoModelForImageTextToText if folder.name == "qwen2_5_vl" else AutoModelForCausalLM
+    return auto.from_pretrained(folder, dtype=dtype).eval()
+
+
+def relative_error(vectors: torch.Tensor, reference: torch.Tensor) -> float:
+    return float(((vectors - reference).norm(dim=1) / reference.norm(dim=1)).max())
+
+
+def smallest_cosine(vectors: torch.Tensor, reference: torch.Tensor) -> float:
+    return float(torch.nn.functional.cosine_similarity(vectors, reference).min())
+
+
+@pytest.mark.parametrize("prefix_cache", ["auto", "off"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_vectors_equal_the_one_by_one_reference(
+    architecture: str,
+    prefix_cache: str,
+    model_folders: Callable[[str], Path],
+    write_jsonl: Callable[..., Path],
+    tiny_config: Callable[..., DictConfig],
+) -> None:
+    folder = model_folders(architecture)
+    reference = reference_vectors(full_model(folder), AutoTokenizer.from_pretrained(folder), TEXTS, template=ZH)
+    cfg = tiny_config(write_jsonl(TEXTS), f"model.prefix_cache={prefix_cache}", model=folder)
+
+    summary = memvec.predict(cfg)
+
+    vectors = memvec.load(cfg.output_dir)["vector"][:]
+    assert relative_error(vectors, reference) < 1e-5
+    assert smallest_cosine(vectors, reference) > 0.999999
+    assert (summary.manifest["notes"]["prefix_tokens"] > 0) == (
+        prefix_cache == "auto" and architecture in SHARES_PREFIX
+    )
+
+
+@pytest.mark.parametrize("max_tokens", [1, 64, 100_000])
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 64])
+def test_vectors_do_not_depend_on_how_rows_are_batched(
+    batch_size: int,
+    max_tokens: int,
+    llama: Path,
+    write_jsonl: Callable[..., Path],
+    tiny_config: Callable[..., DictConfig],
+) -> None:
+    reference = reference_vectors(full_model(llama), AutoTokenizer.from_pretrained(llama), TEXTS, template=ZH)
+    cfg = tiny_config(write_jsonl(TEXTS), f"data.batch_size={batch_size}", f"data.max_tokens={max_tokens}")
+    memvec.predict(cfg)
+    assert relative_error(memvec.load(cfg.output_dir)["vector"][:], reference) < 1e-5
+
+
+def test_vectors_do_not_depend_on_the_order_of_the_input(
+    llama: Path, write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
+) -> None:
+    rows = [{"id": f"m/{n}", "text": text} for n, text in enumerate(TEXTS)]
+    backwards = tiny_config(write_jsonl(rows[::-1], "backwards.jsonl"), output="backwards")
+    memvec.predict(backwards)
+    dataset = memvec.load(backwards.output_dir)
+    assert dataset["id"][:] == [row["id"] for row in rows[::-1]]
+    reference = reference_vectors(full_model(llama), AutoTokenizer.from_pretrained(llama), TEXTS[::-1], template=ZH)
+    assert relative_error(dataset["vector"][:], reference) < 1e-5
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2, 3, -1, -2, -4])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_layer_means_the_position_in_hidden_states(
+    architecture: str,
+    layer: int,
+    model_folders: Callable[[str], Path],
+    write_jsonl: Callable[..., Path],
+    tiny_config: Callable[..., DictConfig],
+) -> None:
+    folder = model_folders(architecture)
+    texts = TEXTS[:5]
+    reference = reference_vectors(
+        full_model(folder), AutoTokenizer.from_pretrained(folder), texts, template=ZH, layer=layer
+    )
+    cfg = tiny_config(write_jsonl(texts), f"model.layer={layer}", model=folder)
+    memvec.predict(cfg)
+    assert relative_error(memvec.load(cfg.output_dir)["vector"][:], reference) < 1e-5
+
+
+def test_bfloat16_keeps_positions_exact(
+    llama: Path, write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
+) -> None:
+    """Lightning casts buffers; rotary frequencies rounded to bfloat16 would move every position."""
+    texts = [text for text in TEXTS if len(text) > 20]
+    exact = reference_vectors(full_model(llama), AutoTokenizer.from_pretrained(llama), texts, template=ZH)
+    plain = reference_vectors(
+        full_model(llama, torch.bfloat16), AutoTokenizer.from_pretrained(llama), texts, template=ZH
+    )
+    cfg = tiny_config(write_jsonl(texts), "trainer.precision=bf16-true")
+    memvec.predict(cfg)
+    vectors = memvec.load(cfg.output_dir)["vector"][:]
+    assert vectors.dtype == torch.float32
+    assert relative_error(vectors, exact) < 1.5 * relative_error(plain, exact)
+
+
+@pytest.mark.parametrize("layer", [4, -5])
+def test_a_layer_that_is_not_there_names_those_that_are(
+    layer: int, write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
+) -> None:
+    cfg = tiny_config(write_jsonl(TEXTS[:2]), f"model.layer={layer}")
+    with pytest.raises(ConfigError, match=rf"model.layer={layer}: the model has 3 layers; allowed: -4 to 3"):
+        memvec.predict(cfg)
