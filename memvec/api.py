@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import torch
 from datasets import Dataset, load_dataset
 
@@ -75,9 +76,7 @@ def encode(
         cfg.data.path = str(path)
         cfg.output_dir = str(Path(scratch) / "run")
         predict(cfg)
-        # Copied out of the mapped file, which goes with the folder.
-        vectors: torch.Tensor = load(cfg.output_dir)[VECTOR][:].clone()
-        return vectors
+        return read_vectors(cfg.output_dir)
 
 
 def load(output_dir: str | Path) -> Dataset:
@@ -99,6 +98,17 @@ def load(output_dir: str | Path) -> Dataset:
         raise RunFolderError(f"{folder.root}: holds {state}")
     files = [str(path) for path in sorted(folder.vectors.glob("*.parquet"))]
     return load_dataset("parquet", data_files=files, split="train").with_format("torch")
+
+
+def read_vectors(output_dir: str | Path) -> torch.Tensor:
+    """Returns all vectors of a finished run in memory, `[N, D]` float32, in input order.
+
+    Unlike `load` this leaves nothing in the datasets cache.
+    """
+    files = sorted(RunFolder(output_dir).vectors.glob("*.parquet"))
+    tables = [pq.read_table(path, columns=[VECTOR]).column(VECTOR).combine_chunks() for path in files]
+    dimension = tables[0].type.list_size
+    return torch.cat([torch.tensor(table.flatten().to_numpy()).view(-1, dimension) for table in tables])
 
 
 def manifest(output_dir: str | Path) -> dict[str, Any]:

@@ -88,7 +88,8 @@ def _report(error: Exception) -> int:
         line, code = one_line(error), 1
     else:
         line, code = config_error_line(error), 2
-    sys.stderr.write(f"memvec: error: {rank}{line}\n")
+    kind = "" if isinstance(error, Interrupted) else "error: "
+    sys.stderr.write(f"memvec: {kind}{rank}{line}\n")
     return code
 
 

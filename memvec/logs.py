@@ -35,8 +35,10 @@ class RankLog(pl.Callback):
         self._close()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Writes down what ended this rank; `teardown` is not called then."""
-        logging.getLogger("memvec").error("ended by %s: %s", type(exception).__name__, exception)
+        """Writes down, in the file alone, what ended this rank; `teardown` is not called then."""
+        logger = logging.getLogger("memvec")
+        logger.propagate = False
+        logger.error("ended by %s: %s", type(exception).__name__, exception)
         self._close()
 
     def _close(self) -> None:

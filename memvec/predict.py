@@ -33,7 +33,7 @@ from memvec.run import RunState
 from memvec.summary import RunSummary, read_summary, write_summary
 from memvec.writer.finalize import Finalizer
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("memvec.predict")  # run as a program, the module's own name is __main__
 
 
 def predict(cfg: DictConfig) -> RunSummary:
@@ -62,6 +62,7 @@ def predict(cfg: DictConfig) -> RunSummary:
         state = folder.claim(fingerprint, resume=cfg.resume)
         if state is RunState.FINISHED:
             log.info("the run in %s is complete already; nothing to do", folder.root)
+            folder.release(remove_journal=True)  # killed between the manifest and the end
             return read_summary(folder)
         with stopwatch.stage("prepare"):
             datamodule.prepare_data()

@@ -38,7 +38,8 @@ class RunSummary:
         """Returns the closing summary."""
         counts = self.counts
         rejected = f"{counts.rejected:,}" + (f" (why: {self.folder.rejected})" if counts.rejected else "")
-        speed = f"{self.metrics['tokens_per_second']:,.0f} ({self.metrics['entries_per_second']:,.1f} entries/s)"
+        tokens, entries = self.metrics["tokens_per_second"], self.metrics["entries_per_second"]
+        speed = f"{tokens:,.0f} ({entries:,.1f} entries/s; {self.manifest['notes']['path']})"
         return [
             f"entries    {counts.entries:,} ({counts.unique:,} different) of {counts.dimension} numbers each",
             f"rejected   {rejected}",

@@ -10,7 +10,8 @@ attention kernels take their fast causal path.
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypedDict
+from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -36,8 +37,14 @@ class Batch(TypedDict):
     prefix_length: int
 
 
-class Rows(NamedTuple):
-    """The rows of one batch as they come from the dataset."""
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one batch as they come from the dataset.
+
+    Args:
+        index: `[B]`, their numbers.
+        table: Their tokens.
+    """
 
     index: NDArray[np.int64]
     table: pa.Table

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -21,7 +21,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from memvec.data.digest import as_pairs, digest, first_occurrence
-from memvec.data.reader import MISSING
+from memvec.data.reader import MISSING, Malformed
 from memvec.data.source import Source
 from memvec.errors import InputError
 from memvec.files import atomic_file
@@ -65,7 +65,10 @@ class Rejection:
 
     def to_json(self) -> str:
         """Returns the line of `rejected.jsonl`; characters that are not UTF-8 are escaped, never written."""
-        return json.dumps(asdict(self), ensure_ascii=True, default=repr)
+        try:
+            return json.dumps(asdict(self), ensure_ascii=True, allow_nan=False, default=repr)
+        except ValueError:  # NaN and the infinities are not JSON: other programs would stop at the line
+            return replace(self, id=repr(self.id)).to_json()
 
 
 def reject_reason(
@@ -82,6 +85,8 @@ def reject_reason(
     """
     if text is MISSING:
         return f"no {text_column!r} field"
+    if isinstance(text, Malformed):
+        return text.reason
     if text is None:
         return f"{text_column!r} is null"
     if not isinstance(text, str):

@@ -6,24 +6,30 @@ In: texts and a template with one `{text}`. Out: for each text the `input_ids` o
 - a prompt longer than `max_length` loses the end of its *text*: the template's own end is what the vector is read from;
 - a special token's spelling inside a text (`<|im_end|>`) is tokenised as plain characters: a memory text is data.
 
-How: whole batches go through the Rust tokenizer at once; the few rows to which an exception applies are done again one
-by one. Special tokens are found in the result, not looked for in the text: no rule about spelling has to be copied.
+How: whole batches go through the Rust tokenizer at once, the few rows that are too long again one by one. The tokenizer
+is a copy that takes no special token out of a string; the template's own are written under other names (`_Literal`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import re
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise, takewhile
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 from numpy.typing import NDArray
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from memvec.data.digest import as_pairs, digest
-from memvec.errors import ConfigError, ModelError
+from memvec.errors import ConfigError, InputError, ModelError
 
 FIELD = "{text}"
 # Few texts have tokens longer than this on average; where one has, the chunk is doubled until it fills the prompt.
@@ -80,7 +86,10 @@ class Prompt:
         if not tokenizer.chat_template:
             raise ModelError(f"{tokenizer.name_or_path}: the tokenizer has no chat template; choose another prompt")
         message = [{"role": "user", "content": self.template}]
-        rendered = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+        try:
+            rendered = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+        except TemplateError as error:  # for one, a template that wants a system message first
+            raise ModelError(f"{tokenizer.name_or_path}: its chat template cannot be filled: {error}") from error
         if rendered.count(FIELD) != 1:
             raise ModelError(f"{tokenizer.name_or_path}: its chat template does not keep a message as it is")
         return rendered
@@ -90,63 +99,62 @@ class PromptEncoder:
     """Tokenises texts within a template.
 
     Args:
-        tokenizer: A fast tokenizer; this object switches its settings, so it should not be used elsewhere meanwhile.
+        tokenizer: A fast tokenizer. It is copied; only its truncation and padding are switched off.
         prompt: What the texts are put into.
         max_length: Most tokens in one prompt; None is no limit.
 
     Raises:
         ConfigError: The template alone does not fit into `max_length`.
-        ModelError: The tokenizer is not a fast one.
+        ModelError: The tokenizer is not a fast one, or it cannot leave special tokens spelled out.
     """
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerFast,
-        prompt: Prompt,
-        *,
-        max_length: int | None = None,
-    ) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, prompt: Prompt, *, max_length: int | None = None) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise ModelError(f"{tokenizer.name_or_path}: has no fast tokenizer (tokenizer.json), which memvec needs")
         self.head, self.tail = prompt.render(tokenizer).split(FIELD)
         self.add_special_tokens = not prompt.chat  # a chat template spells the tokenizer's own special tokens itself
         self.max_length = max_length
-        self._backend = tokenizer.backend_tokenizer
-        self._backend.no_truncation()
-        self._backend.no_padding()
-        self._is_special = self._special_table()
-        self._around = self._split_around_text()
-        frame = self._encode_plain("")
-        if max_length is not None and len(frame) >= max_length:
+        backend: Tokenizer = tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        self._tokenizer_digest = hashlib.sha256(backend.to_str().encode()).hexdigest()
+        self._literal = _Literal(backend, self.head + self.tail)
+        self._head, self._tail = self._literal.rename(self.head), self._literal.rename(self.tail)
+        self._check(backend)
+        self._frame = self._encode([""])[0]
+        if max_length is not None and len(self._frame) >= max_length:
             raise ConfigError(
-                f"data.max_length={max_length} leaves no room for a text: the prompt template alone takes {len(frame)} "
-                f"tokens; allowed: {len(frame) + 1} or more"
+                f"data.max_length={max_length} leaves no room for a text: the prompt template alone takes "
+                f"{len(self._frame)} tokens; allowed: {len(self._frame) + 1} or more"
             )
-        self.head_ids = np.asarray(self._encode([self.head])[0], dtype=np.int32)  # [P]
-        # What the template and the tokenizer put in; a prompt with more special tokens than this spells one in its text.
-        self._special_count = int(self._is_special[np.asarray(self._encode([self.head + "a" + self.tail])[0])].sum())
+        self.head_ids = self._literal.real_ids[self._ids(self._head)]  # [P]
 
     def encode(self, texts: Sequence[str]) -> EncodedPrompts:
-        """Tokenises the prompts of `texts`."""
+        """Tokenises the prompts of `texts`.
+
+        Raises:
+            InputError: Not one token is left of a prompt.
+        """
         limit = None if self.max_length is None else CHARACTERS_PER_TOKEN * self.max_length
-        # A text of many megabytes would be tokenised whole only to be cut: it goes straight to `_fit`.
+        # A text of many megabytes would be tokenised whole only to be cut: it goes straight to `_encode_one`.
         fits = [limit is None or len(text) <= limit for text in texts]
-        rows = self._encode(
-            [self.head + (text if fit else "") + self.tail for text, fit in zip(texts, fits, strict=True)]
-        )
-        lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-        flat = np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(lengths.sum()))
-        again = self._spells_special(flat, lengths) | ~np.asarray(fits)
-        if self.max_length is not None:
-            again |= lengths > self.max_length
+        rows = self._encode([text if fit else "" for text, fit in zip(texts, fits, strict=True)])
         truncated = np.zeros(len(rows), dtype=bool)
-        if again.any():
-            for row in np.flatnonzero(again).tolist():
-                rows[row], truncated[row] = self._encode_one(texts[row])
-            lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-            flat = np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(lengths.sum()))
+        if self.max_length is not None:
+            for row, (text, fit) in enumerate(zip(texts, fits, strict=True)):
+                if not fit or len(rows[row]) > self.max_length:
+                    rows[row], truncated[row] = self._encode_one(text, self.max_length)
+        lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+        if not lengths.all():
+            raise InputError(
+                f"no token is left of the text {texts[int(np.argmin(lengths))][:40]!r} in the template "
+                f"{self.head + FIELD + self.tail!r} with this tokenizer and max_length={self.max_length}; "
+                "allowed: a text or a template that gives at least one"
+            )
+        ids = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=int(lengths.sum()))
+        flat = self._literal.real_ids[ids]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-        digests = b"".join(digest(flat[a:b].tobytes()) for a, b in zip(offsets[:-1], offsets[1:], strict=True))
+        digests = b"".join(digest(flat[a:b].tobytes()) for a, b in pairwise(offsets.tolist()))
         return EncodedPrompts(flat, offsets, self._shared(flat, offsets), truncated, as_pairs(digests))
 
     def fingerprint(self) -> dict[str, Any]:
@@ -154,49 +162,52 @@ class PromptEncoder:
         return {
             "template": self.head + FIELD + self.tail,
             "add_special_tokens": self.add_special_tokens,
-            "tokenizer": hashlib.sha256(self._backend.to_str().encode()).hexdigest(),
+            "tokenizer": self._tokenizer_digest,
             "max_length": self.max_length,
         }
 
-    def _encode(self, prompts: list[str]) -> list[list[int]]:
-        encodings = self._backend.encode_batch_fast(prompts, add_special_tokens=self.add_special_tokens)
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        """Tokenises the prompts of `texts`, whatever their length, into ids of the copy."""
+        prompts = [self._head + text + self._tail for text in texts]
+        encodings = self._literal.backend.encode_batch_fast(prompts, add_special_tokens=self.add_special_tokens)
         return [encoding.ids for encoding in encodings]
 
-    def _special_table(self) -> NDArray[np.bool_]:
-        table = np.zeros(max(self._backend.get_vocab(with_added_tokens=True).values()) + 1, dtype=bool)
-        added = self._backend.get_added_tokens_decoder()
-        table[[token_id for token_id, token in added.items() if token.special]] = True
-        return table
+    def _ids(self, content: str) -> list[int]:
+        ids: list[int] = self._literal.backend.encode(content, add_special_tokens=self.add_special_tokens).ids
+        return ids
 
-    def _spells_special(self, flat: NDArray[np.int32], lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether a row holds more special tokens than the template and the tokenizer put in, `[B]` bool."""
-        counts = np.concatenate([[0], np.cumsum(self._is_special[flat])])  # [sum of lengths + 1]
-        ends = np.cumsum(lengths)
-        found: NDArray[np.bool_] = counts[ends] - counts[ends - lengths] > self._special_count
-        return found
+    def _check(self, backend: Tokenizer) -> None:
+        """Compares the copy with the tokenizer itself: tokenizers are too many to know that it works for each."""
+        for text in ("a", "中文", " a. "):
+            expected = backend.encode(self.head + text + self.tail, add_special_tokens=self.add_special_tokens).ids
+            if self._literal.real_ids[self._encode([text])[0]].tolist() != expected:
+                raise ModelError(
+                    f"the template {self.head + FIELD + self.tail!r} gives other tokens with this tokenizer where a "
+                    "text's special tokens are left spelled out; use a template without special tokens"
+                )
 
-    def _encode_one(self, text: str) -> tuple[list[int], bool]:
-        """Tokenises one text as plain characters and within `max_length`; says whether it lost its end."""
-        if self.max_length is None:
-            return self._encode_plain(text), False
-        chunk = CHARACTERS_PER_TOKEN * self.max_length  # a text of megabytes is not tokenised whole only to be cut
-        while chunk < len(text) and len(self._encode_plain(text[:chunk])) <= self.max_length:
+    def _encode_one(self, text: str, max_length: int) -> tuple[list[int], bool]:
+        """Tokenises one text within `max_length`; says whether it lost its end."""
+        chunk = CHARACTERS_PER_TOKEN * max_length  # a text of megabytes is not tokenised whole only to be cut
+        input_ids = self._encode([text[:chunk]])[0]
+        while chunk < len(text) and len(input_ids) <= max_length:
             chunk *= 2
-        input_ids = self._encode_plain(text[:chunk])
-        if len(input_ids) <= self.max_length:
+            input_ids = self._encode([text[:chunk]])[0]
+        if len(input_ids) <= max_length:
             return input_ids, False
-        return self._cut(text[:chunk], self.max_length), True
+        return self._cut(text[:chunk], max_length), True
 
     def _cut(self, text: str, max_length: int) -> list[int]:
         """Tokenises the beginning of a text too long for `max_length` that fills the prompt to its last token.
 
         Tokens grow with characters but for a few at the cut, so bisection finds such a beginning; it starts where the
-        tokens of the whole prompt say the cut must be, and is there after one or two tries.
+        tokens of the whole prompt say the cut must be, and is there after one or two tries. Of a text whose first
+        character does not fit, the prompt holds nothing.
         """
         low, high, middle = 0, len(text), self._character_at_cut(text, max_length)
-        best = self._encode_plain("")
+        best = self._frame
         while high - low > 1:
-            candidate = self._encode_plain(text[:middle])
+            candidate = self._encode([text[:middle]])[0]
             if len(candidate) <= max_length:
                 low, best = middle, candidate
             else:
@@ -207,46 +218,13 @@ class PromptEncoder:
         return best
 
     def _character_at_cut(self, text: str, max_length: int) -> int:
-        left, right = self._around
-        start = len(self.head) - len(left.text)
-        tail = self.tail[: len(self.tail) - len(right.text)]
-        offsets = self._backend.encode(self.head[len(left.text) :] + text + tail).offsets  # (start, end) characters
-        tail_count = sum(begin >= start + len(text) for begin, _ in offsets[-len(tail) - 8 :])
-        kept = max_length - len(left.input_ids) - len(right.input_ids) - tail_count
-        return min(max(offsets[max(kept, 0)][0] - start, 1), len(text) - 1)
-
-    def _encode_plain(self, text: str) -> list[int]:
-        """Tokenises one prompt in which no character of the text makes a special token."""
-        left, right = self._around
-        self._backend.encode_special_tokens = True  # the library's name for "special tokens are spelled out"
-        try:
-            prompt = self.head[len(left.text) :] + text + self.tail[: len(self.tail) - len(right.text)]
-            middle: list[int] = self._backend.encode(prompt, add_special_tokens=self.add_special_tokens).ids
-        finally:
-            self._backend.encode_special_tokens = False
-        return [*left.input_ids, *middle, *right.input_ids]
-
-    def _split_around_text(self) -> tuple[_Side, _Side]:
-        """Splits off what a template with special tokens of its own (a chat template) holds outside the last of them
-        before and the first of them after the text. Tokenizers cut at special tokens first, so the parts tokenise as
-        the whole does; that is checked, not assumed.
-        """
-        specials = [token.content for token in self._backend.get_added_tokens_decoder().values() if token.special]
-        left = max((self.head.rfind(token) + len(token) for token in specials if token in self.head), default=0)
-        right = min((self.tail.find(token) for token in specials if token in self.tail), default=len(self.tail))
-        sides = (self._side(self.head[:left]), self._side(self.tail[right:]))
-        if left == 0 and right == len(self.tail):
-            return sides
-        self._around = sides
-        for probe in ("a", "中文", " a. "):
-            if self._encode_plain(probe) != self._encode([self.head + probe + self.tail])[0]:
-                raise ModelError(
-                    f"the template {self.head + FIELD + self.tail!r} cannot be split at its special tokens"
-                )
-        return sides
-
-    def _side(self, text: str) -> _Side:
-        return _Side(text, self._backend.encode(text, add_special_tokens=False).ids if text else [])
+        """Guesses how many characters fit, between 1 and all but one."""
+        start, end = len(self._head), len(self._head) + len(text)
+        prompt = self._head + text + self._tail
+        offsets = self._literal.backend.encode(prompt, add_special_tokens=self.add_special_tokens).offsets
+        # The template's end, and what the tokenizer itself appends, which stands at (0, 0).
+        behind = sum(1 for _ in takewhile(lambda span: span[0] >= end or span[1] == 0, reversed(offsets)))
+        return min(max(offsets[max(max_length - behind, 0)][0] - start, 1), len(text) - 1)
 
     def _shared(self, flat: NDArray[np.int32], offsets: NDArray[np.int64]) -> NDArray[np.int32]:
         """Counts each row's leading tokens in common with the template's beginning, at most length - 1, `[B]`."""
@@ -262,9 +240,63 @@ class PromptEncoder:
         return shared
 
 
-@dataclass(frozen=True)
-class _Side:
-    """What stands on one side of the text, up to its special token: the characters and their tokens."""
+class _Literal:
+    """A copy of a tokenizer that takes a text's special tokens for plain characters, and the template's for themselves.
 
-    text: str
-    input_ids: list[int]
+    The library can spell out all special tokens of a string (`encode_special_tokens`) but not those of one part, and
+    the parts cannot be tokenised one by one, since a part may tokenise in another way where it stands first (Metaspace
+    with `prepend_scheme="first"`, as in Llama 2 and Mistral). So the copy spells out all, and knows each special token
+    of the template by a second name, which no text can hold since it is drawn at random.
+
+    Args:
+        backend: The tokenizer.
+        template: The prompt without its text.
+    """
+
+    def __init__(self, backend: Tokenizer, template: str) -> None:
+        secret = f"memvec{secrets.token_hex(8)}x"
+        added = backend.get_added_tokens_decoder().items()
+        special = {token.content: (token_id, token) for token_id, token in added if token.special}
+        self.backend = Tokenizer.from_str(_hide_pieces(backend, set(special), secret))
+        self.backend.encode_special_tokens = True
+        self._names = {content: f"{secret}{at}x" for at, content in enumerate(special) if content in template}
+        self.backend.add_tokens([_renamed(special[content][1], name) for content, name in self._names.items()])
+        ids = self.backend.get_vocab(with_added_tokens=True)
+        self.real_ids = np.arange(max(ids.values()) + 1, dtype=np.int32)  # [ids of the copy] -> ids of the tokenizer
+        for content, name in self._names.items():
+            self.real_ids[ids[name]] = special[content][0]
+
+    def rename(self, part: str) -> str:
+        """Returns a part of the template with the second names in place of its special tokens, longest first."""
+        if not self._names:
+            return part
+        spellings = sorted(self._names, key=len, reverse=True)
+        return re.sub("|".join(map(re.escape, spellings)), lambda match: self._names[match.group()], part)
+
+
+def _renamed(token: AddedToken, name: str) -> AddedToken:
+    flags = {"lstrip": token.lstrip, "rstrip": token.rstrip, "single_word": token.single_word}
+    return AddedToken(name, special=False, normalized=False, **flags)
+
+
+def _hide_pieces(backend: Tokenizer, special: set[str], secret: str) -> str:
+    """Returns the tokenizer as JSON, with special tokens out of its model's reach.
+
+    Models that look whole pieces up (Unigram, WordPiece, WordLevel) find `</s>` in their vocabulary though it is
+    spelled out; BPE builds its tokens by merging and does not. The pieces are renamed, not removed: ids stay.
+    """
+    content = backend.to_str()
+    if isinstance(backend.model, BPE):
+        return content
+    state = json.loads(content)
+    model = state["model"]
+    if isinstance(model["vocab"], list):  # Unigram: (piece, score) by id; the unknown piece goes by its id
+        names = {piece: f"{secret}{at}" for at, (piece, _) in enumerate(model["vocab"]) if piece in special}
+        model["vocab"] = [(names.get(piece, piece), score) for piece, score in model["vocab"]]
+    else:  # the unknown piece goes by its name, and spelled out it is unknown: it stays
+        hidden = special - {model.get("unk_token")}
+        names = {piece: f"{secret}{at}" for piece, at in model["vocab"].items() if piece in hidden}
+        model["vocab"] = {names.get(piece, piece): at for piece, at in model["vocab"].items()}
+    for token in state["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+    return json.dumps(state)

@@ -16,7 +16,7 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
@@ -130,9 +130,8 @@ def _read_json(path: Path, text_column: str, id_column: str | None) -> Iterator[
     found_text = False
     for number, record in _json_records(path):
         if not isinstance(record, dict):
-            raise InputError(
-                f'{path}, row {number}: found {type(record).__name__}, expected an object such as {{"{text_column}": …}}'
-            )
+            found = type(record).__name__
+            raise InputError(f'{path}, row {number}: found {found}, expected an object such as {{"{text_column}": …}}')
         found_text = found_text or text_column in record
         if not found_text and len(seen) < 20:
             seen.update(record)
@@ -170,8 +169,7 @@ def _read_csv(path: Path, text_column: str, id_column: str | None) -> Iterator[R
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         header = next(reader, [])
-        if text_column not in header:
-            raise _missing_column(str(path), text_column, header)
+        _check_columns(str(path), header, text_column, id_column)
         text_at = header.index(text_column)
         id_at = header.index(id_column) if id_column in header else None
         for fields in reader:
@@ -222,11 +220,7 @@ def _is_ipc_file(reader: Any) -> bool:
 def _records_of_tables(
     tables: Any, names: list[str], source: str, text_column: str, id_column: str | None
 ) -> Iterator[Record]:
-    if text_column not in names:
-        raise _missing_column(source, text_column, names)
-    for name in (text_column, id_column):
-        if names.count(name) > 1:
-            raise InputError(f"{source}: {names.count(name)} columns are called {name!r}; allowed: one")
+    _check_columns(source, names, text_column, id_column)
     row = 0
     for table in tables:
         texts = _python_values(table.column(text_column), source, row)
@@ -247,6 +241,14 @@ def _python_values(column: Any, source: str, row: int) -> list[Any]:
             f"{source}: the {len(column)} rows from row {row} on cannot be read ({one_line(error)})"
         ) from error
     return values
+
+
+def _check_columns(source: str, names: Sequence[str | None], text_column: str, id_column: str | None) -> None:
+    if text_column not in names:
+        raise _missing_column(source, text_column, [str(name) for name in names])
+    for name in (text_column, id_column):
+        if names.count(name) > 1:
+            raise InputError(f"{source}: {names.count(name)} columns are called {name!r}; allowed: one")
 
 
 def _missing_column(source: str, column: str, found: list[str]) -> InputError:

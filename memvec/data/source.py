@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import datasets
 import pyarrow as pa
@@ -21,7 +23,8 @@ from memvec.data.reader import RECORDS_PER_READ, SUFFIXES, Record, file_format, 
 from memvec.errors import InputError
 
 # What the Hub accepts as a dataset's name: https://huggingface.co/docs/hub/repositories-getting-started
-HUB_NAME = re.compile(r"^[\w.-]{1,96}(/[\w.-]{1,96})?$")
+HUB_NAME = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
+SAVED_DATASET = ("state.json", "dataset_info.json")  # what `Dataset.save_to_disk` writes beside its Arrow files
 ALLOWED = f"a {' '.join(SUFFIXES)} file (text formats also .gz), a folder or glob of them, or a Hub dataset name"
 
 
@@ -73,14 +76,16 @@ def find_sources(path: str | Sequence[str], *, split: str = "train", revision: s
         InputError: Nothing is there, or what is there cannot be read.
     """
     names = [path] if isinstance(path, str) else list(path)
-    sources = [source for name in names for source in _sources_of(str(name), split, revision)]
-    if not sources:
+    if not all(map(str, names)) or not names:
         raise InputError(f"data.path is empty; allowed: {ALLOWED}")
-    return sources
+    try:
+        return [source for name in names for source in _sources_of(str(name), split, revision)]
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise InputError(f"data.path={path}: cannot be read: {one_line(error)}") from error
 
 
 def _sources_of(name: str, split: str, revision: str | None) -> list[Source]:
-    path = Path(name).expanduser()
+    path = Path(name).expanduser() if name.startswith("~/") else Path(name)
     if path.is_dir():
         return _sources_of_folder(path, split)
     if path.exists():
@@ -88,31 +93,59 @@ def _sources_of(name: str, split: str, revision: str | None) -> list[Source]:
             raise InputError(f"{path}: unknown format {path.suffix or '(no suffix)'!r}; allowed: {ALLOWED}")
         return [Source(str(path), path)]
     if path.is_symlink():
-        raise InputError(f"{path}: a link to a file that does not exist")
+        raise _broken_link(path)
     if glob.has_magic(name):
-        matched = sorted(Path(found) for found in glob.glob(str(path), recursive=True))
-        files = [file for file in matched if file.is_file() and file_format(file)]
-        if not files:
-            raise InputError(f"{name}: the glob matches no file with one of {' '.join(SUFFIXES)}")
-        return [Source(str(file), file) for file in files]
-    if HUB_NAME.match(name) and file_format(path) is None:
+        # Not `Path.glob`, which takes no absolute pattern and does not pass over hidden files.
+        matched = sorted(Path(found) for found in glob.glob(str(path), recursive=True))  # noqa: PTH207
+        return _file_sources(matched) or _nothing(f"{name}: the glob matches")
+    if HUB_NAME.fullmatch(name) and file_format(path) is None:
         return [_hub_source(name, split, revision)]
     raise InputError(f"{name}: no such file or folder; allowed: {ALLOWED}")
 
 
 def _sources_of_folder(folder: Path, split: str) -> list[Source]:
-    if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
-        return [Source(str(folder), _one_split(datasets.load_from_disk(str(folder)), str(folder), split))]
-    files = sorted(
-        file for file in folder.rglob("*") if file.is_file() and file_format(file) and not _hidden(file, folder)
-    )
-    if not files:
-        raise InputError(f"{folder}: the folder holds no file with one of {' '.join(SUFFIXES)}")
-    return [Source(str(file), file) for file in files]
+    if (folder / "dataset_dict.json").exists() or all((folder / name).exists() for name in SAVED_DATASET):
+        return [Source(str(folder), _one_split(_saved_dataset(folder), str(folder), split))]
+    return _file_sources(sorted(_visible_files(folder))) or _nothing(f"{folder}: the folder holds")
 
 
-def _hidden(file: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+def _visible_files(folder: Path) -> Iterator[Path]:
+    """Yields what is in a folder and its subfolders but for hidden files; linked folders are entered, each once."""
+    entered: set[str] = set()
+    for root, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
+        entered.add(os.path.realpath(root))
+        visible = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in visible if os.path.realpath(Path(root, name)) not in entered]
+        yield from (Path(root, name) for name in files if not name.startswith("."))
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _file_sources(paths: Iterable[Path]) -> list[Source]:
+    """Keeps the files of our formats; a broken link to one is an error, since its rows would be missed silently."""
+    known = [path for path in paths if file_format(path)]
+    for path in known:
+        if path.is_symlink() and not path.exists():
+            raise _broken_link(path)
+    return [Source(str(path), path) for path in known if path.is_file()]
+
+
+def _broken_link(path: Path) -> InputError:
+    return InputError(f"{path}: a link to a file that does not exist")
+
+
+def _nothing(place: str) -> NoReturn:
+    raise InputError(f"{place} no file with one of {' '.join(SUFFIXES)}")
+
+
+def _saved_dataset(folder: Path) -> datasets.Dataset | datasets.DatasetDict:
+    # What is missing or damaged in there comes as an error of any of a dozen types.
+    try:
+        return datasets.load_from_disk(str(folder))
+    except Exception as error:
+        raise InputError(f"{folder}: cannot be read as a folder of save_to_disk: {one_line(error)}") from error
 
 
 def _one_split(loaded: datasets.Dataset | datasets.DatasetDict, name: str, split: str) -> datasets.Dataset:

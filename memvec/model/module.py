@@ -190,12 +190,13 @@ class HiddenStateModule(pl.LightningModule):
         prefix_length = batch["prefix_length"] if path is Path.SHARED_PREFIX else 0
 
         def compute(part: slice) -> torch.Tensor:
-            if path is Path.ONE_BY_ONE:  # without padding
-                return self._vectors(input_ids[part, : int(length[part])], length[part], 0)
-            return self._vectors(input_ids[part], length[part], prefix_length)
+            # A part has padding that none of its rows needs; asking for the width waits for the device, so only then.
+            width = int(length[part].max()) if part != slice(0, rows) else input_ids.shape[1]
+            return self._vectors(input_ids[part, :width], length[part], prefix_length)
 
-        most = 1 if path is Path.ONE_BY_ONE else len(input_ids)
-        return compute_in_parts(compute, rows=len(input_ids), most=most, dimension=self.dimension)
+        rows = len(input_ids)
+        most = 1 if path is Path.ONE_BY_ONE else rows
+        return compute_in_parts(compute, rows=rows, most=most, dimension=self.dimension)
 
     def _vectors(self, input_ids: torch.Tensor, length: torch.Tensor, prefix_length: int) -> torch.Tensor:
         if prefix_length and self.prefix is not None:

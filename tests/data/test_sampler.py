@@ -1,0 +1,194 @@
+"""The plan of batches: every row once, within limits, longest first, and the ranks in balance."""
+
+from __future__ import annotations
+
+import heapq
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch.utils.data import BatchSampler
+
+from memvec.data.sampler import LengthGroupedBatchSampler, _deal, cut_batches, rank_rows
+
+Group = tuple[NDArray[np.int64], NDArray[np.int32]]
+
+lengths = st.lists(st.integers(1, 60), max_size=80)
+worlds = st.integers(1, 100)
+budgets = st.one_of(st.none(), st.integers(1, 200))
+
+
+def locomo_like_lengths(rows: int, seed: int = 0) -> NDArray[np.int32]:
+    """LoCoMo's observations: mostly 15 to 45 tokens, a few far longer."""
+    generator = np.random.default_rng(seed)
+    return np.clip(generator.lognormal(3.3, 0.35, size=rows), 8, 400).astype(np.int32)
+
+
+def two_groups(first: list[int], second: list[int]) -> list[Group]:
+    """Row numbers of two groups interleave, as rows with and without the shared prefix do."""
+    numbers = random.Random(1).sample(range(10 * (len(first) + len(second)) + 1), len(first) + len(second))
+    return [
+        (np.array(numbers[: len(first)], dtype=np.int64), np.array(first, dtype=np.int32)),
+        (np.array(numbers[len(first) :], dtype=np.int64), np.array(second, dtype=np.int32)),
+    ]
+
+
+def plan(groups: list[Group], *, batch_size: int = 8, max_tokens: int | None = 100, rank: int = 0, world_size: int = 1):
+    return LengthGroupedBatchSampler(
+        groups, batch_size=batch_size, max_tokens=max_tokens, rank=rank, world_size=world_size
+    )
+
+
+def naive_loads(loads: list[int], costs: list[int]) -> list[int]:
+    """Longest processing time first as a textbook has it: a heap, one row at a time, ties to the lowest rank."""
+    heap = [(load, rank) for rank, load in enumerate(loads)]
+    heapq.heapify(heap)
+    for cost in sorted(costs, reverse=True):
+        load, rank = heapq.heappop(heap)
+        heapq.heappush(heap, (load + cost, rank))
+    return [load for load, _ in sorted(heap, key=lambda entry: entry[1])]
+
+
+@given(first=lengths, second=lengths, world_size=worlds, batch_size=st.integers(1, 20), max_tokens=budgets)
+def test_every_row_runs_on_one_rank_once(
+    first: list[int], second: list[int], world_size: int, batch_size: int, max_tokens: int | None
+) -> None:
+    groups = two_groups(first, second)
+    ranks = [
+        plan(groups, batch_size=batch_size, max_tokens=max_tokens, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    seen = [row for sampler in ranks for batch in sampler for row in batch.tolist()]
+    assert sorted(seen) == sorted(groups[0][0].tolist() + groups[1][0].tolist())
+    assert sum(sampler.rows for sampler in ranks) == len(seen)
+    assert all(len(batch) for sampler in ranks for batch in sampler)
+
+
+@given(first=lengths, second=lengths, batch_size=st.integers(1, 20), max_tokens=budgets, world_size=st.integers(1, 4))
+def test_batches_keep_to_both_limits_and_to_one_group(
+    first: list[int], second: list[int], batch_size: int, max_tokens: int | None, world_size: int
+) -> None:
+    groups = two_groups(first, second)
+    cost = {row: tokens for rows, costs in groups for row, tokens in zip(rows.tolist(), costs.tolist(), strict=True)}
+    group = {row: number for number, (rows, _) in enumerate(groups) for row in rows.tolist()}
+    for rank in range(world_size):
+        sampler = plan(groups, batch_size=batch_size, max_tokens=max_tokens, rank=rank, world_size=world_size)
+        order: list[tuple[int, int]] = []
+        for batch in (batch.tolist() for batch in sampler):
+            assert len(batch) <= batch_size
+            padded = len(batch) * max(cost[row] for row in batch)
+            assert max_tokens is None or padded <= max_tokens or len(batch) == 1
+            assert len({group[row] for row in batch}) == 1
+            order += [(group[row], -cost[row]) for row in batch]
+        assert order == sorted(order)  # one group after the other, and longest first within each
+
+
+@given(first=lengths, second=lengths, batch_size=st.integers(1, 20), max_tokens=budgets, world_size=st.integers(1, 4))
+def test_token_counts_equal_brute_force(
+    first: list[int], second: list[int], batch_size: int, max_tokens: int | None, world_size: int
+) -> None:
+    groups = two_groups(first, second)
+    cost = {row: tokens for rows, costs in groups for row, tokens in zip(rows.tolist(), costs.tolist(), strict=True)}
+    for rank in range(world_size):
+        sampler = plan(groups, batch_size=batch_size, max_tokens=max_tokens, rank=rank, world_size=world_size)
+        batches = [[cost[row] for row in batch.tolist()] for batch in sampler]
+        total, padded = sum(map(sum, batches)), sum(len(batch) * max(batch) for batch in batches)
+        assert (sampler.total_tokens, sampler.padded_tokens) == (total, padded)
+        assert sampler.padding_share == pytest.approx((padded - total) / padded if padded else 0.0)
+        assert len(sampler) == len(batches)
+
+
+def test_a_batch_takes_as_many_rows_as_the_limits_allow() -> None:
+    costs = np.array([50, 20, 20, 20, 20, 20, 5, 5, 5, 5, 5], dtype=np.int32)
+    assert cut_batches(costs, batch_size=4, max_tokens=40).tolist() == [0, 1, 3, 5, 7, 11]
+    assert cut_batches(costs, batch_size=4, max_tokens=None).tolist() == [0, 4, 8, 11]
+    assert cut_batches(costs[:0], batch_size=4, max_tokens=40).tolist() == [0]
+
+
+def test_a_row_longer_than_the_budget_is_alone() -> None:
+    costs = np.array([300, 200, 40, 40], dtype=np.int32)
+    batches = [batch.tolist() for batch in plan([(np.arange(4), costs)], batch_size=8, max_tokens=100)]
+    assert batches == [[0], [1], [2, 3]]
+
+
+@given(first=lengths, second=lengths, world_size=st.integers(1, 8))
+def test_the_plan_is_a_function_of_its_arguments(first: list[int], second: list[int], world_size: int) -> None:
+    """Every rank computes the plan on its own: a difference would lose rows."""
+    groups = two_groups(first, second)
+    again = [(rows.copy(), costs.copy()) for rows, costs in groups]
+    one, other = (plan(found, rank=world_size - 1, world_size=world_size) for found in (groups, again))
+    assert [batch.tolist() for batch in one] == [batch.tolist() for batch in other]
+    assert [batch.tolist() for batch in one] == [batch.tolist() for batch in one]  # a second pass over the same sampler
+    assert all(np.array_equal(a[0], b[0]) and np.array_equal(a[1], b[1]) for a, b in zip(groups, again, strict=True))
+
+
+def test_rows_of_equal_cost_stay_in_order() -> None:
+    assert rank_rows(np.array([3, 5, 3, 5, 3]), rank=0, world_size=1).tolist() == [1, 3, 0, 2, 4]
+    assert rank_rows(np.array([3, 5, 3, 5, 3]), rank=0, world_size=2).tolist() == [1, 0, 2]
+    assert rank_rows(np.array([3, 5, 3, 5, 3]), rank=1, world_size=2).tolist() == [3, 4]
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_no_rows_at_all_are_no_batches(world_size: int) -> None:
+    nothing = (np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int32))
+    sampler = plan([nothing, nothing], rank=world_size - 1, world_size=world_size)
+    assert (len(sampler), list(sampler), sampler.rows) == (0, [], 0)
+    assert (sampler.total_tokens, sampler.padded_tokens, sampler.padding_share) == (0, 0, 0.0)
+
+
+@given(loads=st.lists(st.integers(0, 500), min_size=1, max_size=40), cost=st.integers(1, 60), count=st.integers(1, 200))
+def test_dealing_equal_rows_at_once_equals_dealing_one_by_one(loads: list[int], cost: int, count: int) -> None:
+    dealt = _deal(np.array(loads, dtype=np.int64), cost, count)
+    assert int(dealt.sum()) == count
+    assert (np.array(loads) + dealt * cost).tolist() == naive_loads(loads, [cost] * count)
+
+
+@given(costs=lengths, world_size=st.integers(1, 30))
+def test_loads_equal_longest_processing_time_first(costs: list[int], world_size: int) -> None:
+    array = np.array(costs, dtype=np.int32)
+    shares = [rank_rows(array, rank=rank, world_size=world_size) for rank in range(world_size)]
+    assert [int(array[share].sum()) for share in shares] == naive_loads([0] * world_size, costs)
+
+
+@pytest.mark.parametrize("rows", [2541, 100_000])
+def test_eight_ranks_share_memory_texts_evenly(rows: int) -> None:
+    lengths = locomo_like_lengths(rows)
+    samplers = [plan([(np.arange(rows), lengths)], max_tokens=1024, rank=rank, world_size=8) for rank in range(8)]
+    for loads in ([sampler.total_tokens for sampler in samplers], [sampler.padded_tokens for sampler in samplers]):
+        assert max(loads) / (sum(loads) / 8) <= 1.01
+    assert sum(sampler.total_tokens for sampler in samplers) == int(lengths.sum())
+
+
+def test_a_thousand_ranks_share_a_million_rows_evenly() -> None:
+    lengths = np.random.default_rng(0).integers(1, 2000, size=1_000_000).astype(np.int32)
+    loads = np.zeros(1024, dtype=np.int64)
+    values, counts = np.unique(lengths, return_counts=True)
+    for cost, count in zip(values[::-1].tolist(), counts[::-1].tolist(), strict=True):
+        loads += _deal(loads, cost, count) * cost
+    assert int(loads.sum()) == int(lengths.sum())
+    assert loads.max() / loads.mean() <= 1.01
+    for rank in (0, 511, 1023):  # what a rank takes is what was dealt to it
+        assert int(lengths[rank_rows(lengths, rank=rank, world_size=1024)].sum()) == loads[rank]
+
+
+def test_costs_of_any_integer_type_give_the_same_plan() -> None:
+    costs = [1, 200, 3, 200, 50, 7]
+    plans = [rank_rows(np.array(costs, dtype=kind), rank=1, world_size=2).tolist() for kind in ("u1", "i2", "i4", "i8")]
+    assert plans == [plans[0]] * 4
+
+
+def test_lightning_leaves_the_sampler_alone() -> None:
+    """Lightning rebuilds what is a BatchSampler or has its attributes, and fails (LIBRARY_FACTS.md, 1)."""
+    sampler = plan([(np.arange(3), np.array([3, 2, 1], dtype=np.int32))])
+    assert not isinstance(sampler, BatchSampler | torch.utils.data.Sampler)
+    assert not (hasattr(sampler, "batch_size") and hasattr(sampler, "drop_last"))
+    assert "total_tokens" in vars(sampler)  # seen through Lightning's wrapper as an instance attribute only
+
+
+def test_batches_are_views_and_not_lists() -> None:
+    sampler = plan([(np.arange(100), np.full(100, 10, dtype=np.int32))], batch_size=10)
+    assert all(batch.base is not None and batch.dtype == np.int64 for batch in sampler)

@@ -1,0 +1,105 @@
+"""Starts memvec as a user does, in a process of its own, and waits for it to get somewhere before it is disturbed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+
+from memvec.run import RunFolder
+from memvec.writer.journal import read_journal
+
+SECONDS_TO_START = 120
+
+
+def arguments(data_path: Path, output_dir: Path, model: Path, *overrides: str) -> list[str]:
+    """Returns a command line that runs a tiny model quietly on the CPU."""
+    return [
+        sys.executable, "-m", "memvec.predict", f"data.path={data_path}", f"output_dir={output_dir}", "model=hub",
+        f"model.name_or_path={model}", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false", *overrides,
+    ]  # fmt: skip
+
+
+def start(command: Sequence[str]) -> subprocess.Popen[str]:
+    """Starts a process in a process group of its own, its output in pipes."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+
+
+def finish(process: subprocess.Popen[str], seconds: float = 120) -> tuple[int, str]:
+    """Waits for a process and returns its exit code and all it said; one that hangs is killed and fails the test."""
+    try:
+        stdout, stderr = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        kill_group(process)
+        raise
+    return process.returncode, stdout + stderr
+
+
+def kill_group(process: subprocess.Popen[str]) -> None:
+    """Kills a process and all it started, as a power cut would."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.communicate()  # closes the pipes
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Waits for a condition, or for the process to end."""
+    deadline = time.monotonic() + SECONDS_TO_START
+    while not condition() and process.poll() is None:
+        assert time.monotonic() < deadline, "the process did not get that far"
+        time.sleep(0.02)
+
+
+def journal_bytes(output_dir: Path) -> int:
+    """Returns how many bytes of frames there are."""
+    return sum(path.stat().st_size for path in output_dir.glob("journal/*.frames") if path.exists())
+
+
+def rows_written(output_dir: Path) -> int:
+    """Returns how many vectors the journal holds, counted as often as they were written."""
+    folder = RunFolder(output_dir)
+    if not folder.first_rows.exists():
+        return 0
+    rows = len(np.load(folder.first_rows))
+    alone = 0
+    for path in folder.journal.glob("*.frames"):
+        one = RunFolder(output_dir).journal / f"only-{path.name}"
+        one.mkdir(exist_ok=True)
+        (one / path.name).symlink_to(path)
+        alone += int(read_journal(one, rows=rows).has_vector.sum())
+        (one / path.name).unlink()
+        one.rmdir()
+    return alone
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    """Returns the process numbers of the ranks that a process has started."""
+    path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [int(number) for number in path.read_text().split()] if path.exists() else []
+
+
+def is_alive(number: int) -> bool:
+    """Whether a process runs (a zombie does not)."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def assert_same(dataset: Dataset, expected: Dataset) -> None:
+    """Asserts the same ids in the same order, and vectors within a relative error of 1e-5."""
+    assert list(dataset["id"][:]) == list(expected["id"][:])
+    vectors, reference = dataset["vector"][:], expected["vector"][:]
+    assert float(((vectors - reference).norm(dim=1) / reference.norm(dim=1)).max()) < 1e-5

@@ -1,0 +1,196 @@
+"""memvec from Python: texts to a tensor, a finished run to a dataset."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import memvec
+from memvec.errors import ConfigError, InputError, ModelError, RunFolderError
+from tests.conftest import TEXTS
+from tests.reference import reference_vectors
+
+CPU: dict[str, Any] = {"accelerator": "cpu"}
+
+
+def reference(folder: Path, texts: list[str], template: str, layer: int = -1) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    return reference_vectors(model, AutoTokenizer.from_pretrained(folder), texts, template=template, layer=layer)
+
+
+def test_encode_gives_the_vectors_of_predict_in_the_order_of_the_texts(
+    llama: Path, write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
+) -> None:
+    vectors = memvec.encode(TEXTS, model=llama, **CPU)
+    assert vectors.shape == (len(TEXTS), 32)
+    assert (vectors.dtype, vectors.device.type) == (torch.float32, "cpu")
+    cfg = tiny_config(write_jsonl(TEXTS))
+    memvec.predict(cfg)
+    assert torch.equal(vectors, memvec.load(cfg.output_dir)["vector"][:])
+    backwards = memvec.encode(TEXTS[::-1], model=str(llama), batch_size=2, **CPU)
+    torch.testing.assert_close(backwards.flip(0), vectors, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "template"),
+    [
+        ("raw", "{text}"),
+        ("one_word_en", 'This sentence: "{text}" means in one word:"'),
+        ('{"记忆": "{text}"}，一个词：', '{"记忆": "{text}"}，一个词：'),
+        ("it's 50% #1, a=b: {text}=", "it's 50% #1, a=b: {text}="),
+        pytest.param(
+            "${data.path} {text}=",
+            "${data.path} {text}=",
+            marks=pytest.mark.xfail(strict=True, reason="a template given to encode is resolved as an interpolation"),
+        ),
+    ],
+)
+def test_a_prompt_is_a_name_or_a_template_of_ones_own(prompt: str, template: str, llama: Path) -> None:
+    texts = TEXTS[:4]
+    vectors = memvec.encode(texts, model=llama, prompt=prompt, **CPU)
+    torch.testing.assert_close(vectors, reference(llama, texts, template), rtol=1e-5, atol=1e-5)
+
+
+def test_layer_precision_and_length_are_passed_on(llama: Path) -> None:
+    texts = ["likes tea", "word " * 300]
+    lower = memvec.encode(texts[:1], model=llama, prompt="raw", layer=1, **CPU)
+    torch.testing.assert_close(lower, reference(llama, texts[:1], "{text}", layer=1), rtol=1e-5, atol=1e-5)
+    half = memvec.encode(texts[:1], model=llama, prompt="raw", precision="bf16-true", **CPU)
+    assert half.dtype == torch.float32
+    assert torch.equal(half, half.bfloat16().float())
+    short = memvec.encode(texts[1:], model=llama, prompt="raw", max_length=20, **CPU)
+    assert not torch.allclose(short, memvec.encode(texts[1:], model=llama, prompt="raw", **CPU))
+
+
+@pytest.mark.parametrize("texts", [("likes tea",), ["a\nb\u2028c", "\x00", "😺", '"}\\'], ["tea", "tea"]])
+def test_any_sequence_of_any_characters_is_taken(texts: Any, llama: Path) -> None:
+    vectors = memvec.encode(texts, model=llama, **CPU)
+    assert len(vectors) == len(texts)
+    assert len(torch.unique(vectors, dim=0)) == len(set(texts))
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [("", "empty"), (" \n", "blank"), (None, "null"), (7, "type int"), ("\ud800", "surrogate"), (["a"], "type list")],
+)
+def test_a_text_that_cannot_be_used_is_an_error(bad: Any, reason: str, llama: Path) -> None:
+    with pytest.raises(InputError, match=reason):
+        memvec.encode(["fine", bad], model=llama, **CPU)
+
+
+@pytest.mark.xfail(strict=True, raises=TypeError, reason="the text is written as JSON before it is checked")
+def test_a_text_that_is_no_json_value_is_an_input_error_too(llama: Path) -> None:
+    with pytest.raises(InputError, match="bytes"):
+        memvec.encode(["fine", b"bytes"], model=llama, **CPU)  # type: ignore[list-item]
+
+
+@pytest.mark.xfail(strict=True, reason="a string is a sequence of strings: each character is encoded as a text")
+def test_one_string_is_not_taken_for_a_sequence_of_texts(llama: Path) -> None:
+    with pytest.raises((TypeError, ValueError, InputError)):
+        memvec.encode("tea", model=llama, **CPU)
+
+
+def test_no_texts_are_an_error(llama: Path) -> None:
+    with pytest.raises(ValueError, match="at least one text"):
+        memvec.encode([], model=llama, **CPU)
+
+
+def test_what_does_not_exist_is_named(tmp_path: Path, llama: Path) -> None:
+    with pytest.raises(ModelError, match="no such folder"):
+        memvec.encode(["tea"], model=tmp_path / "nothing", **CPU)
+    with pytest.raises(ConfigError, match="one_token_fr"):
+        memvec.encode(["tea"], model=llama, prompt="one_token_fr", **CPU)
+    with pytest.raises(ConfigError, match=r"data\.batch_size=0"):
+        memvec.encode(["tea"], model=llama, batch_size=0, **CPU)
+
+
+def test_the_vectors_live_on_when_the_scratch_folder_is_gone(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    vectors = memvec.encode(TEXTS[:2], model=llama, **CPU)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("memvec-")] == []
+    vectors += 1  # it is memory of its own, and may be written to
+    assert torch.isfinite(vectors).all()
+
+
+def test_a_loaded_run_is_a_torch_dataset_in_input_order(
+    write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
+) -> None:
+    cfg = tiny_config(write_jsonl(TEXTS))
+    memvec.predict(cfg)
+    dataset = memvec.load(cfg.output_dir)
+    assert dataset.format["type"] == "torch"
+    assert dataset["id"][:] == [f"m/{n}" for n in range(len(TEXTS))]
+    assert dataset[2]["vector"].shape == (32,)
+    assert len(memvec.load(Path(cfg.output_dir))) == len(TEXTS)
+
+
+def test_loading_twice_after_the_run_was_replaced_gives_the_new_vectors(
+    write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    """`datasets` caches by path; a run made anew in the same folder must not come out as the old one."""
+    first = tiny_config(write_jsonl(["tea", "coffee"]))
+    memvec.predict(first)
+    old = memvec.load(first.output_dir)["text"][:]
+    (tmp_path / "run").rename(tmp_path / "old")
+    second = tiny_config(write_jsonl(["water", "coffee"]))
+    memvec.predict(second)
+    assert (old, memvec.load(second.output_dir)["text"][:]) == (["tea", "coffee"], ["water", "coffee"])
+
+
+def test_a_folder_without_a_run_cannot_be_loaded(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(RunFolderError, match="holds no run"):
+            memvec.load(folder)
+
+
+def test_an_unfinished_run_cannot_be_loaded_and_says_how_to_go_on(tmp_path: Path) -> None:
+    (tmp_path / "journal").mkdir()
+    with pytest.raises(RunFolderError, match="an unfinished run; run the same command again to go on"):
+        memvec.load(tmp_path)
+
+
+@pytest.mark.xfail(strict=True, raises=ValueError, reason="whatever is called manifest.json is taken for a run's")
+@pytest.mark.parametrize("content", ['{"name": "a web app"}', "not JSON"])
+def test_a_folder_with_a_manifest_of_something_else_holds_no_run(tmp_path: Path, content: str) -> None:
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(RunFolderError):
+        memvec.load(tmp_path)
+
+
+def test_predict_is_the_function_however_it_is_imported() -> None:
+    script = (
+        "import memvec.predict\n"
+        "import memvec\n"
+        "assert callable(memvec.predict), memvec.predict\n"
+        "from memvec import predict\n"
+        "assert predict is memvec.predict\n"
+        "from memvec.predict import predict as by_module\n"
+        "assert by_module is predict\n"
+        "import importlib, sys\n"
+        "importlib.import_module('memvec.predict')\n"
+        "assert memvec.predict is predict\n"
+        "assert sys.modules['memvec.predict'].predict is predict\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_the_package_is_imported_without_waiting_for_torch() -> None:
+    script = "import sys, memvec; assert memvec.__version__; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_every_public_name_is_there_and_no_other_is() -> None:
+    for name in memvec.__all__:
+        assert getattr(memvec, name) is not None
+    with pytest.raises(AttributeError, match="module 'memvec' has no attribute 'predcit'"):
+        memvec.predcit  # noqa: B018

@@ -1,0 +1,145 @@
+"""The command line, as real processes: what goes wrong is said in one line, and a good run closes with its summary."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import memvec
+from tests.conftest import TEXTS
+
+Done = subprocess.CompletedProcess[str]
+
+HYDRA_ADVICE = ("HYDRA_FULL_ERROR", "To append to your config", "full_key", "Error executing job", "hydra.verbose")
+SUMMARY = ["entries", "rejected", "truncated", "tokens/s", "vectors"]
+
+# What is typed, what the line has to name, and the exit code: 2 for the configuration, 1 for all else.
+WRONG: dict[str, tuple[list[str], list[str], int]] = {
+    "a misspelt override": (["data.batchsize=3"], ["batchsize"], 2),
+    "an option that a group has not": (["prompt=one_token_fr"], ["prompt", "one_token_fr", "one_word_en"], 2),
+    "an override without a value": (["output_dir"], ["output_dir"], 2),
+    "a model folder that is not there": (["model.name_or_path=./no-model"], ["model.name_or_path=./no-model"], 1),
+    "a model the Hub does not give": (["model.name_or_path=no-one/no-model"], ["no-one/no-model"], 1),
+    "an input file that is not there": (["data.path=missing.jsonl"], ["missing.jsonl", "no such file"], 1),
+    "a folder of something else": (["output_dir=photos"], ["photos", "holiday.jpg"], 1),
+    "devices that are no number": (["trainer.devices=abc"], ["devices", "abc"], 2),
+    "a batch size of zero": (["data.batch_size=0"], ["data.batch_size=0", "at least 1"], 2),
+    "a template without its field": (["prompt.template=summarise"], ["prompt.template", "{text}"], 2),
+    "a strategy that is unknown": (["trainer.strategy=dpp"], ["strategy", "dpp"], 2),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("cli")
+    rows = [{"id": n, "text": text} for n, text in enumerate([*TEXTS, " "])]
+    (root / "memories.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (root / "photos").mkdir()
+    (root / "photos" / "holiday.jpg").touch()
+    return root
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path, llama: Path) -> dict[str, Done]:
+    """Runs every command of this file, two at a time."""
+    good = [
+        *("data.path=memories.jsonl", "model=hub", f"model.name_or_path={llama}", "trainer.accelerator=cpu"),
+        *("trainer.devices=1", "trainer.enable_progress_bar=false"),
+    ]
+    commands = {"a good run": good, "help": ["--help"]}
+    for name, (arguments, _, _) in WRONG.items():
+        output = [] if any(argument.startswith("output_dir") for argument in arguments) else [f"output_dir=out/{name.replace(' ', '-')}"]
+        commands[name] = [*good, *output, *arguments]
+
+    def run(arguments: list[str]) -> Done:
+        return subprocess.run(
+            [sys.executable, "-m", "memvec.predict", *arguments],
+            cwd=folder,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(commands, pool.map(run, commands.values()), strict=True))
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_wrong_is_said_in_one_line(wrong: str, runs: dict[str, Done]) -> None:
+    _, named, code = WRONG[wrong]
+    done = runs[wrong]
+    lines = done.stderr.splitlines()
+    assert [line for line in lines if line.startswith("memvec:")] == lines[-1:], done.stderr
+    assert lines[-1].startswith("memvec: error: ")
+    for word in named:
+        assert word in lines[-1]
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize("name", [*WRONG, "a good run", "help"])
+def test_no_advice_of_hydra_is_shown(name: str, runs: dict[str, Done]) -> None:
+    for advice in HYDRA_ADVICE:
+        assert advice not in runs[name].stderr + runs[name].stdout
+
+
+@pytest.mark.parametrize("name", [*WRONG, "a good run"])
+def test_nothing_but_what_the_user_needs_is_shown(name: str, runs: dict[str, Done]) -> None:
+    for noise in ("Warning:", "litlogger", "rank_zero_warn"):
+        assert noise not in runs[name].stderr + runs[name].stdout
+
+
+def test_a_wrong_command_leaves_no_run_behind(folder: Path, runs: dict[str, Done]) -> None:
+    assert runs
+    assert list(folder.rglob("journal")) == []
+    assert [path.name for path in (folder / "photos").iterdir()] == ["holiday.jpg"]
+
+
+def test_help_names_the_overrides_and_the_choices_of_the_groups(runs: dict[str, Done]) -> None:
+    done = runs["help"]
+    assert done.returncode == 0
+    assert done.stderr == ""
+    for override in ("data.path", "data.max_tokens", "model.layer", "trainer.devices", "output_dir", "resume"):
+        assert re.search(rf"^ *{re.escape(override)}  ", done.stdout, re.MULTILINE)
+    assert re.search(r"^prompt: .*one_token_zh", done.stdout, re.MULTILINE)
+
+
+def test_a_good_run_closes_with_its_summary(runs: dict[str, Done]) -> None:
+    done = runs["a good run"]
+    assert done.returncode == 0, done.stderr
+    closing = done.stdout.splitlines()[-5:]
+    assert [line.split()[0] for line in closing] == SUMMARY
+    assert closing[0].split()[1] == "12"
+    assert closing[1].split()[1] == "1"
+
+
+def test_the_default_folder_is_named_by_date_and_time(folder: Path, runs: dict[str, Done]) -> None:
+    vectors = Path(runs["a good run"].stdout.splitlines()[-1].removeprefix("vectors").strip())
+    relative = vectors.relative_to(folder).as_posix()
+    assert re.fullmatch(r"outputs/\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d/vectors", relative)
+    assert len(memvec.load(vectors.parent)) == 12
+    assert sorted(path.name for path in folder.iterdir()) == ["memories.jsonl", "outputs", "photos"] + (
+        ["out"] if (folder / "out").exists() else []
+    )
+    assert not [path for path in vectors.parent.rglob("*") if path.name in (".hydra", "predict.log")]
+
+
+def test_the_result_is_what_the_program_gives(
+    folder: Path, runs: dict[str, Done], tiny_config: Callable[..., object], tmp_path: Path
+) -> None:
+    vectors = Path(runs["a good run"].stdout.splitlines()[-1].removeprefix("vectors").strip())
+    memvec.predict(tiny_config(folder / "memories.jsonl"))  # type: ignore[arg-type]
+    expected = memvec.load(tmp_path / "run")
+    dataset = memvec.load(vectors.parent)
+    assert dataset["id"][:].tolist() == expected["id"][:].tolist()
+    assert (dataset["vector"][:] - expected["vector"][:]).abs().max() < 1e-5

@@ -1,0 +1,365 @@
+"""What happens to a run when something happens to it: real processes, really killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from omegaconf import DictConfig
+
+import memvec
+from memvec.errors import InputError, RunFolderError, WriterError
+from memvec.run import RunFolder
+from memvec.writer.prediction_writer import VectorWriter
+from tests.processes import (
+    arguments,
+    assert_same,
+    children,
+    finish,
+    is_alive,
+    journal_bytes,
+    kill_group,
+    rows_written,
+    start,
+    wait_until,
+)
+
+WORDS = "she likes tea coffee moved to Lisbon Berlin works at the bank bakery cat dog sister 喜欢 喝茶 上海 周末".split()
+ROWS = 12_000
+FLUSH_EVERY = 50
+TWO_RANKS = ("trainer.devices=2", "trainer.strategy=ddp")
+ONE_RANK = ("trainer.devices=1",)
+
+
+def random_texts(rows: int) -> list[str]:
+    choose = random.Random(0)
+    return [" ".join(choose.choices(WORDS, k=choose.randint(2, 20))) + f" {row}" for row in range(rows)]
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with so many rows that a run over it takes a few seconds."""
+    path = tmp_path_factory.mktemp("input") / "many.jsonl"
+    texts = random_texts(ROWS)
+    path.write_text("".join(json.dumps({"id": f"m/{n}", "text": text}) + "\n" for n, text in enumerate(texts)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def slow_batches() -> tuple[str, ...]:
+    return ("data.batch_size=4",)
+
+
+@pytest.fixture(scope="module")
+def expected(many: Path, llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """What an undisturbed run gives."""
+    output_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    code, said = finish(start(arguments(many, output_dir, llama, *ONE_RANK)))
+    assert code == 0, said
+    return memvec.load(output_dir)
+
+
+def resumed(many: Path, output_dir: Path, llama: Path, *overrides: str) -> Dataset:
+    code, said = finish(start(arguments(many, output_dir, llama, *overrides)))
+    assert code == 0, said
+    return memvec.load(output_dir)
+
+
+@pytest.mark.parametrize("ranks", [ONE_RANK, TWO_RANKS], ids=["1 rank", "2 ranks"])
+def test_a_killed_run_goes_on_where_it_was(
+    ranks: tuple[str, ...], many: Path, llama: Path, expected: Dataset, slow_batches: tuple[str, ...], tmp_path: Path
+) -> None:
+    output_dir = tmp_path / "run"
+    process = start(arguments(many, output_dir, llama, *ranks, *slow_batches))
+    wait_until(lambda: journal_bytes(output_dir) > 100_000, process)
+    assert process.poll() is None
+    kill_group(process)
+    kept = rows_written(output_dir)
+    assert 0 < kept < ROWS
+
+    code, said = finish(start(arguments(many, output_dir, llama, *ONE_RANK)))
+
+    assert code == 0, said
+    assert f"going on in {output_dir}: {ROWS - kept} vectors are left to compute" in said
+    assert_same(memvec.load(output_dir), expected)
+    assert json.loads((output_dir / "metrics.json").read_text())["computed_entries"] == ROWS - kept
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"])
+@pytest.mark.parametrize("ranks", [ONE_RANK, TWO_RANKS], ids=["1 rank", "2 ranks"])
+def test_a_signal_flushes_says_how_to_go_on_and_sets_the_exit_code(
+    ranks: tuple[str, ...],
+    number: int,
+    code: int,
+    many: Path,
+    llama: Path,
+    expected: Dataset,
+    slow_batches: tuple[str, ...],
+    tmp_path: Path,
+) -> None:
+    output_dir = tmp_path / "run"
+    process = start(arguments(many, output_dir, llama, *ranks, *slow_batches))
+    wait_until(lambda: journal_bytes(output_dir) > 50_000, process)
+    started = children(process)
+    if number == signal.SIGINT:  # a terminal sends it to every process of the group
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+
+    ended_with, said = finish(process, seconds=30)
+
+    assert ended_with == code, said
+    assert "Traceback" not in said
+    assert f"memvec: stopped by {signal.Signals(number).name}; what was computed is kept in {output_dir}" in said
+    assert not any(is_alive(child) for child in started)
+    # Everything computed was flushed, the last frames too, which are not full.
+    assert rows_written(output_dir) % 4 == 0
+    assert_same(resumed(many, output_dir, llama, *ONE_RANK), expected)
+
+
+def test_a_second_ctrl_c_ends_at_once(many: Path, llama: Path, slow_batches: tuple[str, ...], tmp_path: Path) -> None:
+    output_dir = tmp_path / "run"
+    process = start(arguments(many, output_dir, llama, *ONE_RANK, *slow_batches))
+    wait_until(lambda: journal_bytes(output_dir) > 50_000, process)
+    process.send_signal(signal.SIGSTOP)  # both are waiting when it wakes up: no batch comes between them
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
+    code, said = finish(process, seconds=10)
+    assert code in (130, 143), said
+
+
+@pytest.mark.parametrize("victim", ["the first rank", "the other rank"])
+def test_the_job_ends_when_one_rank_is_killed(
+    victim: str, many: Path, llama: Path, expected: Dataset, slow_batches: tuple[str, ...], tmp_path: Path
+) -> None:
+    output_dir = tmp_path / "run"
+    process = start(arguments(many, output_dir, llama, *TWO_RANKS, *slow_batches))
+    wait_until(lambda: len(list(output_dir.glob("journal/*.frames"))) == 2, process)
+    wait_until(lambda: journal_bytes(output_dir) > 50_000, process)
+    started = children(process)
+    assert started
+    os.kill(process.pid if victim == "the first rank" else started[0], signal.SIGKILL)
+
+    code, said = finish(process, seconds=30)
+
+    assert code != 0, said
+    deadline = time.monotonic() + 30
+    while any(is_alive(child) for child in started) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(is_alive(child) for child in started)
+    assert_same(resumed(many, output_dir, llama, *ONE_RANK), expected)
+
+
+def test_a_finished_run_says_so_and_does_nothing(
+    write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig], caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = tiny_config(write_jsonl(["one", "two"]))
+    memvec.predict(cfg)
+    before = {path: path.stat().st_mtime_ns for path in Path(cfg.output_dir).rglob("*")}
+    with caplog.at_level("INFO", logger="memvec"):
+        memvec.predict(cfg)
+    assert "is complete already; nothing to do" in caplog.text
+    assert before == {path: path.stat().st_mtime_ns for path in Path(cfg.output_dir).rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("prompt=one_word_en", "template was"),
+        ("model.layer=1", "layer was -1, is 1"),
+        ("data.max_length=50", "max_length was 256, is 50"),
+        ("trainer.precision=bf16-true", "dtype was 'float32', is 'bfloat16'"),
+        ("data.limit=2", "limit was None, is 2"),
+    ],
+)
+def test_a_resume_with_other_settings_is_refused_and_names_them(
+    override: str, named: str, many: Path, tiny_config: Callable[..., DictConfig], write_jsonl: Callable[..., Path]
+) -> None:
+    path = write_jsonl(["one", "two", "three"])
+    memvec.predict(tiny_config(path))
+    with pytest.raises(RunFolderError, match=named):
+        memvec.predict(tiny_config(path, override))
+
+
+def test_input_that_changed_between_attempts_is_refused(
+    many: Path, llama: Path, slow_batches: tuple[str, ...], tmp_path: Path
+) -> None:
+    path, output_dir = tmp_path / "input.jsonl", tmp_path / "run"
+    shutil.copy(many, path)
+    process = start(arguments(path, output_dir, llama, *ONE_RANK, *slow_batches))
+    wait_until(lambda: journal_bytes(output_dir) > 50_000, process)
+    kill_group(process)
+    with path.open("a") as stream:
+        stream.write('{"id": "new", "text": "one more"}\n')
+    code, said = finish(start(arguments(path, output_dir, llama, *ONE_RANK)))
+    assert code == 1
+    assert "holds a run of something else: input was" in said
+
+
+def test_weights_that_changed_between_attempts_are_refused(
+    model_folders: Callable[[str], Path],
+    write_jsonl: Callable[..., Path],
+    tiny_config: Callable[..., DictConfig],
+    tmp_path: Path,
+) -> None:
+    folder = shutil.copytree(model_folders("llama"), tmp_path / "model")
+    cfg = tiny_config(write_jsonl(["one", "two"]), model=folder)
+    memvec.predict(cfg)
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(RunFolderError, match="model was"):
+        memvec.predict(cfg)
+
+
+def test_a_folder_with_other_files_is_never_written_to(
+    write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
+) -> None:
+    cfg = tiny_config(write_jsonl(["one"]))
+    folder = Path(cfg.output_dir)
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunFolderError, match=r"holds other files \(thesis.tex\)"):
+        memvec.predict(cfg)
+    assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
+
+
+def test_a_second_run_in_the_same_folder_is_refused_while_the_first_works(
+    many: Path, llama: Path, expected: Dataset, slow_batches: tuple[str, ...], tmp_path: Path
+) -> None:
+    output_dir = tmp_path / "run"
+    first = start(arguments(many, output_dir, llama, *ONE_RANK, *slow_batches))
+    wait_until(lambda: journal_bytes(output_dir) > 50_000, first)
+    first.send_signal(signal.SIGSTOP)
+    code, said = finish(start(arguments(many, output_dir, llama, *ONE_RANK)))
+    first.send_signal(signal.SIGCONT)
+    kill_group(first)
+    assert code == 1
+    assert "another process is running in this folder" in said
+    # The dead process's lock is not in the way.
+    assert_same(resumed(many, output_dir, llama, *ONE_RANK), expected)
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing_flushed(
+    many: Path, llama: Path, expected: Dataset, slow_batches: tuple[str, ...], tmp_path: Path
+) -> None:
+    """A limit on the size of a file: to the writer it is what a full disk is, an error of write()."""
+    output_dir = tmp_path / "run"
+    limited = ["bash", "-c", 'ulimit -f 6000; trap "" XFSZ; exec "$@"', "bash"]
+    large_frames = (*ONE_RANK, *slow_batches, "writer.flush_every=1")
+    code, said = finish(start([*limited, *arguments(many, output_dir, llama, *large_frames)]))
+    assert code == 1
+    assert "Traceback" not in said
+    assert "memvec: error: " in said
+    assert "cannot be written: [Errno 27] File too large" in said
+    assert 0 < rows_written(output_dir) < ROWS
+    assert_same(resumed(many, output_dir, llama, *ONE_RANK), expected)
+
+
+def test_a_folder_removed_under_a_run_ends_it_with_one_line(
+    many: Path, llama: Path, slow_batches: tuple[str, ...], tmp_path: Path
+) -> None:
+    output_dir = tmp_path / "run"
+    process = start(arguments(many, output_dir, llama, *ONE_RANK, *slow_batches))
+    wait_until(lambda: journal_bytes(output_dir) > 50_000, process)
+    shutil.rmtree(output_dir)
+    code, said = finish(process, seconds=60)
+    assert code == 1
+    assert "Traceback" not in said
+    assert "was removed while the run was writing to it" in said
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may write everywhere")
+def test_a_read_only_folder_is_one_line(many: Path, llama: Path, tmp_path: Path) -> None:
+    parent = tmp_path / "closed"
+    parent.mkdir(mode=0o500)
+    as_somebody = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
+    code, said = finish(start([*as_somebody, *arguments(many, parent / "run", llama, *ONE_RANK)]))
+    assert code == 1
+    assert "Traceback" not in said
+    assert "memvec: error: " in said
+    assert "Permission denied" in said
+
+
+def test_an_error_in_the_writers_thread_ends_the_run(
+    write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread meets a file that has been closed under it, as a broken mount would have it."""
+    before = set(threading.enumerate())
+    original = VectorWriter.on_predict_start
+
+    def break_file(self: VectorWriter, *arguments: object) -> None:
+        original(self, *arguments)  # type: ignore[arg-type]
+        os.close(self._running().journal._descriptor)
+
+    monkeypatch.setattr(VectorWriter, "on_predict_start", break_file)
+    with pytest.raises(WriterError, match="cannot be written: .*Bad file descriptor"):
+        memvec.predict(tiny_config(write_jsonl(random_texts(200))))
+    assert not [thread for thread in threading.enumerate() if thread not in before and "writer" in thread.name]
+
+
+def test_a_dying_dataloader_worker_ends_the_run_with_one_line(
+    many: Path, llama: Path, expected: Dataset, slow_batches: tuple[str, ...], tmp_path: Path
+) -> None:
+    output_dir = tmp_path / "run"
+    command = arguments(many, output_dir, llama, *ONE_RANK, *slow_batches, "data.num_workers=1")
+    process = start(command)
+    wait_until(lambda: journal_bytes(output_dir) > 50_000, process)
+    workers = [child for child in children(process) if is_alive(child)]
+    assert workers
+    for worker in workers:
+        os.kill(worker, signal.SIGKILL)
+    code, said = finish(process, seconds=60)
+    assert code == 1
+    assert "Traceback" not in said
+    assert "memvec: error: a process of this run ended: DataLoader worker" in said
+    assert_same(resumed(many, output_dir, llama, *ONE_RANK), expected)
+
+
+def test_killed_while_finalising_a_run_finishes_the_next_time(
+    many: Path, llama: Path, expected: Dataset, tmp_path: Path
+) -> None:
+    output_dir = tmp_path / "run"
+    process = start(arguments(many, output_dir, llama, *ONE_RANK))
+    wait_until((output_dir / "vectors").exists, process)
+    kill_group(process)
+    assert_same(resumed(many, output_dir, llama, *ONE_RANK), expected)
+    assert sorted(path.name for path in output_dir.iterdir()) == [
+        "logs",
+        "manifest.json",
+        "metrics.json",
+        "rejected.jsonl",
+        "vectors",
+    ]
+
+
+def test_a_journal_left_behind_by_a_finished_run_is_removed(
+    write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
+) -> None:
+    """Killed between the manifest and the end."""
+    cfg = tiny_config(write_jsonl(["one", "two"]))
+    memvec.predict(cfg)
+    folder = RunFolder(cfg.output_dir)
+    folder.journal.mkdir()
+    (folder.journal / "entries.arrow").write_bytes(b"private")
+    memvec.predict(cfg)
+    assert not folder.journal.exists()
+
+
+def test_on_error_fail_stops_at_the_first_bad_row(
+    write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
+) -> None:
+    path = write_jsonl(["one", {"id": "x", "text": None}, "three"])
+    with pytest.raises(InputError, match="row 2: 'text' is null"):
+        memvec.predict(tiny_config(path, "data.on_error=fail"))

@@ -1,0 +1,451 @@
+"""The whole flow, from a file of memory texts to a finished run's folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from omegaconf import DictConfig
+from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
+
+import memvec
+from memvec.config import sample_path
+from memvec.errors import InputError, RunFolderError
+from memvec.files import read_json
+from tests.conftest import TEXTS
+
+Configure = Callable[..., DictConfig]
+Write = Callable[..., Path]
+
+TEMPLATE = '请用一个Token总结以下文本"{text}"：'
+RESULT = ["manifest.json", "metrics.json", "rejected.jsonl", "vectors"]
+
+
+def visible(folder: Path | str) -> list[str]:
+    """Returns what a run left, less its logs, which tell of the attempts and not of the result."""
+    return sorted(name for name in os.listdir(folder) if name != "logs")
+
+
+def rejected(folder: Path | str) -> list[dict[str, Any]]:
+    lines = (Path(folder) / "rejected.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def state_of(folder: Path | str) -> dict[str, tuple[int, int]]:
+    """Returns each file's time and size, to see whether something was written."""
+    files = [path for path in Path(folder).rglob("*") if path.is_file() and "logs" not in path.parts]
+    return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in files}
+
+
+def prompt_lengths(model: Path, texts: list[str]) -> list[int]:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    return [len(tokenizer(TEMPLATE.replace("{text}", text))["input_ids"]) for text in texts]
+
+
+def test_a_finished_folder_holds_the_result_and_nothing_else(write_jsonl: Write, tiny_config: Configure) -> None:
+    cfg = tiny_config(write_jsonl(TEXTS))
+    summary = memvec.predict(cfg)
+    assert visible(cfg.output_dir) == RESULT
+    assert [path.suffix for path in (Path(cfg.output_dir) / "vectors").iterdir()] == [".parquet"]
+    assert rejected(cfg.output_dir) == []
+    assert summary.counts.entries == len(TEXTS)
+    assert summary.counts.rejected == summary.counts.truncated == 0
+
+
+def test_rows_come_in_input_order_with_their_text_and_token_count(
+    write_jsonl: Write, tiny_config: Configure, llama: Path
+) -> None:
+    cfg = tiny_config(write_jsonl(TEXTS), "data.batch_size=3")
+    memvec.predict(cfg)
+    dataset = memvec.load(cfg.output_dir)
+    assert dataset.column_names == ["id", "text", "vector", "num_tokens"]
+    assert dataset["id"][:] == [f"m/{n}" for n in range(len(TEXTS))]
+    assert dataset["text"][:] == TEXTS
+    assert dataset["num_tokens"][:].tolist() == prompt_lengths(llama, TEXTS)
+    assert dataset["vector"][:].dtype == torch.float32
+    assert dataset["vector"][:].shape == (len(TEXTS), 32)
+
+
+def test_the_result_is_a_fixed_size_list_of_float32_that_other_tools_read(
+    write_jsonl: Write, tiny_config: Configure
+) -> None:
+    cfg = tiny_config(write_jsonl(TEXTS))
+    memvec.predict(cfg)
+    files = sorted(str(path) for path in (Path(cfg.output_dir) / "vectors").glob("*.parquet"))
+    vectors = memvec.load(cfg.output_dir)["vector"][:].numpy()
+
+    schema = pq.read_schema(files[0])
+    assert schema.field("vector").type == pa.list_(pa.float32(), 32)
+    assert schema.field("num_tokens").type == pa.int32()
+
+    loaded = datasets.load_dataset("parquet", data_files=files, split="train")
+    assert loaded.features["vector"] == datasets.List(datasets.Value("float32"), length=32)
+    np.testing.assert_array_equal(np.asarray(loaded["vector"][:], dtype=np.float32), vectors)
+
+    frame = pd.read_parquet(Path(cfg.output_dir) / "vectors")
+    assert frame["text"].tolist() == TEXTS
+    np.testing.assert_array_equal(np.stack(frame["vector"]), vectors)
+
+
+def test_equal_texts_are_computed_once_and_each_id_has_its_row(write_jsonl: Write, tiny_config: Configure) -> None:
+    texts = ["tea", "coffee", "tea", "tea", "water", "coffee"]
+    cfg = tiny_config(write_jsonl(texts))
+    summary = memvec.predict(cfg)
+    dataset = memvec.load(cfg.output_dir)
+    vectors = dataset["vector"][:]
+    assert dataset["id"][:] == [f"m/{n}" for n in range(6)]
+    assert dataset["text"][:] == texts
+    assert torch.equal(vectors[0], vectors[2])
+    assert torch.equal(vectors[0], vectors[3])
+    assert torch.equal(vectors[1], vectors[5])
+    assert len(torch.unique(vectors, dim=0)) == 3
+    assert (summary.counts.entries, summary.counts.unique) == (6, 3)
+    assert summary.metrics["computed_entries"] == 3
+
+
+def test_rows_that_cannot_be_used_are_named_and_the_others_run(
+    tmp_path: Path, tiny_config: Configure, write_jsonl: Write
+) -> None:
+    rows = [
+        {"id": "a", "text": "likes tea"},
+        {"id": "b", "text": "   "},
+        {"id": "c", "text": None},
+        {"id": "d", "text": 7},
+        {"id": "a", "text": "another with the first one's id"},
+        {"id": "e"},
+        {"id": "f", "text": "moved to Lisbon"},
+    ]
+    path = write_jsonl(rows)
+    cfg = tiny_config(path)
+    summary = memvec.predict(cfg)
+    assert memvec.load(cfg.output_dir)["id"][:] == ["a", "f"]
+    found = rejected(cfg.output_dir)
+    assert sorted((line["row"], line["id"]) for line in found) == [(2, "b"), (3, "c"), (4, "d"), (5, "a"), (6, "e")]
+    assert {line["file"] for line in found} == {str(path)}
+    reasons = {line["row"]: line["reason"] for line in found}
+    for row, word in {2: "blank", 3: "null", 4: "int", 5: "duplicate", 6: "no 'text' field"}.items():
+        assert word in reasons[row]
+    assert (summary.counts.entries, summary.counts.rejected) == (2, 5)
+
+
+def test_on_error_fail_ends_the_run_at_the_first_bad_row(tiny_config: Configure, write_jsonl: Write) -> None:
+    cfg = tiny_config(write_jsonl(["fine", "  "]), "data.on_error=fail")
+    with pytest.raises(InputError, match=r"memories\.jsonl, row 2: 'text' is blank"):
+        memvec.predict(cfg)
+
+
+@pytest.mark.parametrize(
+    ("ids", "type_", "expected"),
+    [
+        ([5, 3, -(2**62)], "int64", [5, 3, -(2**62)]),
+        ([5, "x", 3], "string", ["5", "x", "3"]),
+        ([5, 2**70], "string", ["5", str(2**70)]),
+        (["007", "7"], "string", ["007", "7"]),
+    ],
+)
+def test_ids_that_are_all_integers_stay_integers(
+    ids: list[Any], type_: str, expected: list[Any], tiny_config: Configure, write_jsonl: Write
+) -> None:
+    cfg = tiny_config(write_jsonl([{"id": i, "text": f"text {n}"} for n, i in enumerate(ids)]))
+    memvec.predict(cfg)
+    dataset = memvec.load(cfg.output_dir)
+    assert dataset.features["id"].dtype == type_
+    assert list(dataset.with_format(None)["id"][:]) == expected
+
+
+def test_without_an_id_column_the_row_number_is_the_id(tiny_config: Configure, write_jsonl: Write) -> None:
+    cfg = tiny_config(write_jsonl([{"text": "a"}, {"text": " "}, {"text": "c"}]))
+    memvec.predict(cfg)
+    dataset = memvec.load(cfg.output_dir).with_format(None)
+    assert dataset.features["id"].dtype == "int64"
+    assert list(dataset["id"]) == [0, 2]  # the row that was rejected keeps its number
+
+
+def test_other_columns_can_be_named(tiny_config: Configure, write_jsonl: Write) -> None:
+    rows = [{"memory": 9, "content": "likes tea", "text": "not this"}]
+    cfg = tiny_config(write_jsonl(rows), "data.text_column=content", "data.id_column=memory")
+    memvec.predict(cfg)
+    dataset = memvec.load(cfg.output_dir).with_format(None)
+    assert (dataset[0]["id"], dataset[0]["text"]) == (9, "likes tea")
+
+
+def test_the_text_column_can_be_left_out(tiny_config: Configure, write_jsonl: Write) -> None:
+    cfg = tiny_config(write_jsonl(TEXTS), "writer.keep_text=false")
+    memvec.predict(cfg)
+    assert memvec.load(cfg.output_dir).column_names == ["id", "vector", "num_tokens"]
+    kept = [path for path in Path(cfg.output_dir).rglob("*") if path.is_file() and b"parrot" in path.read_bytes()]
+    assert kept == []
+
+
+def test_a_limit_reads_the_first_rows_only(tiny_config: Configure, write_jsonl: Write) -> None:
+    cfg = tiny_config(write_jsonl(TEXTS), "data.limit=3")
+    memvec.predict(cfg)
+    assert memvec.load(cfg.output_dir)["text"][:] == TEXTS[:3]
+
+
+def test_a_text_that_is_too_long_loses_its_end_and_is_counted(
+    tiny_config: Configure, write_jsonl: Write, llama: Path
+) -> None:
+    texts = ["short", "word " * 200, "two " * 200, "tea"]
+    limit = max(prompt_lengths(llama, ["short", "tea"])) + 10
+    cfg = tiny_config(write_jsonl(texts), f"data.max_length={limit}")
+    summary = memvec.predict(cfg)
+    dataset = memvec.load(cfg.output_dir)
+    assert summary.counts.truncated == 2
+    assert "truncated  2" in summary.lines()
+    assert dataset["num_tokens"][:].tolist() == [prompt_lengths(llama, ["short"])[0], limit, limit] + prompt_lengths(
+        llama, ["tea"]
+    )
+    assert dataset["text"][:] == texts  # the text that is kept is whole
+    assert len(torch.unique(dataset["vector"][:], dim=0)) == 4
+
+
+def test_without_max_length_the_models_own_limit_holds(tiny_config: Configure, write_jsonl: Write) -> None:
+    cfg = tiny_config(write_jsonl(["tea", "word " * 2000]))
+    assert memvec.predict(cfg).counts.truncated == 1
+    assert memvec.load(cfg.output_dir)["num_tokens"][:].tolist()[1] == 256
+
+
+def test_metrics_say_how_fast_and_how_padded_the_run_was(
+    tiny_config: Configure, write_jsonl: Write, llama: Path
+) -> None:
+    cfg = tiny_config(write_jsonl(TEXTS), "data.batch_size=4", "model.prefix_cache=off")
+    memvec.predict(cfg)
+    metrics = read_json(Path(cfg.output_dir) / "metrics.json")
+    assert metrics["entries_per_second"] > 0
+    assert metrics["peak_memory_bytes"] > 10**6
+    assert all(value >= 0 for value in metrics["seconds"].values())
+    # Batches of four of the different prompts, longest first, by hand.
+    lengths = sorted(prompt_lengths(llama, list(dict.fromkeys(TEXTS))), reverse=True)
+    padded = sum(max(lengths[at : at + 4]) * len(lengths[at : at + 4]) for at in range(0, len(lengths), 4))
+    assert metrics["padding_share"] == pytest.approx(1 - sum(lengths) / padded)
+    rate = metrics["tokens_per_second"] / metrics["entries_per_second"]
+    assert rate == pytest.approx(sum(lengths) / len(lengths))
+
+
+def test_the_manifest_says_what_made_the_vectors(tiny_config: Configure, write_jsonl: Write) -> None:
+    cfg = tiny_config(write_jsonl(TEXTS))
+    memvec.predict(cfg)
+    manifest = read_json(Path(cfg.output_dir) / "manifest.json")
+    fingerprint = manifest["fingerprint"]
+    assert {"input", "template", "model", "layer", "dtype", "max_length"} <= set(fingerprint)
+    assert (fingerprint["template"], fingerprint["layer"], fingerprint["dtype"]) == (TEMPLATE, -1, "float32")
+    assert manifest["counts"]["entries"] == len(TEXTS)
+    assert manifest["counts"]["dimension"] == 32
+    assert manifest["versions"]["memvec"] == memvec.__version__
+    assert manifest["config"]["data"]["path"] == cfg.data.path
+
+
+def test_the_same_command_again_does_nothing_and_says_so(
+    tiny_config: Configure, write_jsonl: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = tiny_config(write_jsonl(TEXTS))
+    first = memvec.predict(cfg)
+    before = state_of(cfg.output_dir)
+    with caplog.at_level(logging.INFO, logger="memvec"):
+        again = memvec.predict(tiny_config(Path(cfg.data.path), "data.batch_size=2"))
+    assert "complete already; nothing to do" in caplog.text
+    assert state_of(cfg.output_dir) == before
+    assert again.lines() == first.lines()
+
+
+@pytest.mark.parametrize(
+    ("override", "change"),
+    [
+        ("model.layer=1", "layer was -1, is 1"),
+        ("prompt=raw", f"template was '{TEMPLATE}', is '{{text}}'"),
+        ("data.max_length=100", "max_length was 256, is 100"),
+        ("data.limit=3", "limit was None, is 3"),
+        ("trainer.precision=bf16-true", "dtype was 'float32', is 'bfloat16'"),
+    ],
+)
+def test_a_run_of_something_else_is_refused_naming_the_field_the_old_and_the_new(
+    override: str, change: str, tiny_config: Configure, write_jsonl: Write
+) -> None:
+    path = write_jsonl(TEXTS)
+    cfg = tiny_config(path)
+    memvec.predict(cfg)
+    before = state_of(cfg.output_dir)
+    with pytest.raises(RunFolderError, match=re.escape(change)):
+        memvec.predict(tiny_config(path, override))
+    assert state_of(cfg.output_dir) == before
+
+
+def test_a_run_on_changed_input_or_with_another_model_is_refused(
+    tiny_config: Configure, write_jsonl: Write, model_folders: Callable[[str], Path]
+) -> None:
+    memvec.predict(tiny_config(write_jsonl(TEXTS)))
+    with pytest.raises(RunFolderError, match=r"model was '\w+', is '\w+'"):
+        memvec.predict(tiny_config(write_jsonl(TEXTS), model=model_folders("qwen2")))
+    with pytest.raises(RunFolderError, match="input was "):
+        memvec.predict(tiny_config(write_jsonl([*TEXTS, "one more"])))
+
+
+def test_resume_false_refuses_a_folder_that_holds_a_run(tiny_config: Configure, write_jsonl: Write) -> None:
+    path = write_jsonl(TEXTS)
+    cfg = tiny_config(path, "resume=false")
+    memvec.predict(cfg)
+    with pytest.raises(RunFolderError, match="resume=false"):
+        memvec.predict(tiny_config(path, "resume=false"))
+
+
+KEEPS_CLAIM = pytest.mark.xfail(
+    strict=True, raises=RunFolderError, reason="after an error the process keeps its claim on the folder"
+)
+
+
+@KEEPS_CLAIM
+def test_after_an_error_the_same_program_can_try_again(tiny_config: Configure, write_jsonl: Write) -> None:
+    """In a notebook the error, and all that its traceback holds, lives on."""
+    path = write_jsonl(["fine", "  "])
+    with pytest.raises(InputError) as caught:
+        memvec.predict(tiny_config(path, "data.on_error=fail"))
+    summary = memvec.predict(tiny_config(path))
+    assert (summary.counts.entries, summary.counts.rejected) == (1, 1)
+    assert "blank" in str(caught.value)
+
+
+@KEEPS_CLAIM
+def test_a_run_that_stopped_before_its_last_step_is_completed(
+    tiny_config: Configure, write_jsonl: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = tiny_config(write_jsonl(TEXTS))
+    expected = tiny_config(Path(cfg.data.path), output="expected")
+    memvec.predict(expected)
+
+    def stop(self: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("memvec.writer.finalize.Finalizer.write_vectors", stop)
+        memvec.predict(cfg)
+    assert not (Path(cfg.output_dir) / "manifest.json").exists()
+    summary = memvec.predict(cfg)
+    assert visible(cfg.output_dir) == RESULT
+    assert summary.counts.entries == len(TEXTS)
+    assert torch.equal(memvec.load(cfg.output_dir)["vector"][:], memvec.load(expected.output_dir)["vector"][:])
+
+
+def test_a_model_that_looks_both_ways_is_computed_one_by_one_and_says_so(
+    tiny_config: Configure,
+    write_jsonl: Write,
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """In BERT every token sees what stands right of it, padding too: in a batch its vectors would be wrong."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    model = BertModel(BertConfig(vocab_size=400, initializer_range=0.2, **sizes)).eval()
+    model.save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    cfg = tiny_config(write_jsonl(TEXTS), model=tmp_path / "bert")
+    memvec.predict(cfg)
+    with torch.no_grad():
+        reference = [model(**tokenizer(TEMPLATE.replace("{text}", text), return_tensors="pt")) for text in TEXTS]
+    expected = torch.stack([output.last_hidden_state[0, -1] for output in reference])
+    torch.testing.assert_close(memvec.load(cfg.output_dir)["vector"][:], expected, rtol=1e-5, atol=1e-5)
+    assert "one by one" in caplog.text
+
+
+# --- several processes -------------------------------------------------------------------------------------------
+
+
+def ddp_command(path: Path, model: Path, output_dir: Path, devices: int) -> list[str]:
+    return [
+        *(sys.executable, "-m", "memvec.predict", f"data.path={path}", f"output_dir={output_dir}"),
+        *("model=hub", f"model.name_or_path={model}", "data.batch_size=2", "trainer.enable_progress_bar=false"),
+        *("trainer.accelerator=cpu", "trainer.strategy=ddp", f"trainer.devices={devices}"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def ddp_runs(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """Two ranks over all texts and three ranks over two texts, as real processes side by side."""
+    root = tmp_path_factory.mktemp("ddp")
+    for name, texts in {"two ranks": TEXTS, "more ranks than rows": TEXTS[:2]}.items():
+        lines = (json.dumps({"id": n, "text": text}) for n, text in enumerate(texts))
+        (root / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    jobs = {"two ranks": 2, "more ranks than rows": 3}
+    commands = {
+        name: ddp_command(root / f"{name}.jsonl", llama, root / name, devices) for name, devices in jobs.items()
+    }
+
+    def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        return subprocess.run(
+            command, cwd=root, env=environment, capture_output=True, text=True, check=False, timeout=300
+        )
+
+    with ThreadPoolExecutor(2) as pool:
+        done = dict(zip(commands, pool.map(run, commands.values()), strict=True))
+    yield {"root": root, **done}
+
+
+@pytest.mark.parametrize("job", ["two ranks", "more ranks than rows"])
+def test_several_ranks_give_the_vectors_of_one_process(
+    job: str, ddp_runs: dict[str, Any], tiny_config: Configure, tmp_path: Path
+) -> None:
+    done, folder = ddp_runs[job], ddp_runs["root"] / job
+    assert done.returncode == 0, done.stderr
+    assert visible(folder) == RESULT
+    single = tiny_config(ddp_runs["root"] / f"{job}.jsonl")
+    memvec.predict(single)
+    several, expected = memvec.load(folder), memvec.load(single.output_dir)
+    assert several["id"][:].tolist() == expected["id"][:].tolist()
+    assert several["text"][:] == expected["text"][:]
+    assert several["num_tokens"][:].tolist() == expected["num_tokens"][:].tolist()
+    torch.testing.assert_close(several["vector"][:], expected["vector"][:], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("job", "entries"), [("two ranks", 11), ("more ranks than rows", 2)])
+def test_several_ranks_compute_every_row_once_and_say_so_once(
+    job: str, entries: int, ddp_runs: dict[str, Any]
+) -> None:
+    metrics = read_json(ddp_runs["root"] / job / "metrics.json")
+    assert metrics["computed_entries"] == entries
+    assert ddp_runs[job].stdout.count("vectors    ") == 1
+
+
+# --- the sample that comes with the package ----------------------------------------------------------------------
+
+
+def test_the_sample_is_a_varied_set_of_memories() -> None:
+    lines = Path(sample_path()).read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    texts = [row["text"] for row in rows]
+    assert len(rows) >= 200
+    assert len({row["id"] for row in rows}) == len(rows)
+    assert all(set(row) == {"id", "text"} and text == text.strip() for row, text in zip(rows, texts, strict=True))
+    assert min(map(len, texts)) == 3
+    assert max(map(len, texts)) > 2000
+    assert max(Counter(texts).values()) > 1
+    chinese = [text for text in texts if re.search("[\u4e00-\u9fff]", text)]
+    english = [text for text in texts if re.fullmatch("[\\x00-\\x7f’“”—–éñ]+", text)]
+    assert min(len(chinese), len(english)) >= 50
+
+
+def test_the_whole_sample_gets_its_vectors(tiny_config: Configure) -> None:
+    cfg = tiny_config(Path(sample_path()))
+    summary = memvec.predict(cfg)
+    rows = [json.loads(line) for line in Path(sample_path()).read_text(encoding="utf-8").splitlines()]
+    dataset = memvec.load(cfg.output_dir)
+    assert summary.counts.rejected == 0
+    assert dataset["id"][:] == [row["id"] for row in rows]
+    assert torch.isfinite(dataset["vector"][:]).all()

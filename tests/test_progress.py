@@ -1,0 +1,56 @@
+"""The progress bar counts tokens, from none to all, whatever the batches hold."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig
+
+import memvec
+from tests.conftest import TEXTS
+
+BAR = re.compile(r"Predicting: +(\d+)%\|[^|]*\| ([\d.]+k?)/([\d.]+k?) tokens \[[\d:]+<[\d:?]+(?:, )?([^\]]*)\]")
+
+
+def shown(output: str) -> list[tuple[int, str, str, str]]:
+    return [(int(p), done, total, behind) for p, done, total, behind in BAR.findall(output)]
+
+
+def number(count: str) -> float:
+    return float(count.removesuffix("k")) * (1000 if count.endswith("k") else 1)
+
+
+@pytest.mark.parametrize("prefix_cache", ["auto", "off"])
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_the_bar_goes_to_the_tokens_that_are_computed(
+    batch_size: int,
+    prefix_cache: str,
+    write_jsonl: Callable[..., Path],
+    tiny_config: Callable[..., DictConfig],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    cfg = tiny_config(
+        write_jsonl(TEXTS),
+        f"data.batch_size={batch_size}",
+        f"model.prefix_cache={prefix_cache}",
+        "trainer.enable_progress_bar=true",
+    )
+    metrics = memvec.predict(cfg).metrics
+    bars = shown("".join(capfd.readouterr()))
+    percents = [percent for percent, *_ in bars]
+    assert percents == sorted(percents)
+    percent, done, total, behind = bars[-1]
+    assert (percent, done) == (100, total)
+    padded = metrics["computed_tokens"] / (1 - metrics["padding_share"])
+    assert number(total) == pytest.approx(padded, rel=0.01)  # the bar shows three digits
+    assert re.fullmatch(r"[\d,.]+ entries/s", behind)
+
+
+def test_without_a_bar_none_is_shown(
+    write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig], capfd: pytest.CaptureFixture[str]
+) -> None:
+    memvec.predict(tiny_config(write_jsonl(TEXTS), "trainer.enable_progress_bar=false"))
+    assert "Predicting" not in "".join(capfd.readouterr())

@@ -1,0 +1,157 @@
+"""The writer: what reaches the journal, when, and what never does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+from omegaconf import DictConfig
+from safetensors.torch import load_file, save_file
+
+import memvec
+from memvec.errors import ConfigError, WriterError
+from memvec.model.module import HiddenStateModule
+from memvec.writer.journal import HEADER, JournalWriter
+from tests.conftest import TEXTS
+from tests.models import save_model
+
+PLAIN = [f"entry number {n}" for n in range(130)]
+
+
+def frame_sizes(path: Path) -> Iterator[int]:
+    content = path.read_bytes()
+    at = 0
+    while at < len(content):
+        _, length, _ = HEADER.unpack_from(content, at)
+        start = at + HEADER.size
+        yield pa.ipc.open_stream(content[start : start + length]).read_all().num_rows
+        at = start + length + -length % 64
+
+
+@pytest.fixture
+def kept_journal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Keeps a copy of every journal file that is closed."""
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    close = JournalWriter.close
+
+    def keep(self: JournalWriter) -> None:
+        if self.path.exists():
+            (folder / self.path.name).write_bytes(self.path.read_bytes())
+        close(self)
+
+    monkeypatch.setattr(JournalWriter, "close", keep)
+    return folder
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 50, 64, 500])
+def test_a_frame_holds_flush_every_entries_whatever_the_batch_size(
+    batch_size: int, kept_journal: Path, write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
+) -> None:
+    memvec.predict(tiny_config(write_jsonl(PLAIN), f"data.batch_size={batch_size}", "data.max_tokens=100000"))
+    assert list(frame_sizes(kept_journal / "rank-00000-attempt-001.frames")) == [50, 50, 30]
+
+
+@pytest.mark.parametrize("override", ["writer.flush_every=0", "writer.fsync=never", "writer.keep_text=maybe"])
+def test_an_option_that_makes_no_sense_names_what_does(
+    override: str, write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
+) -> None:
+    with pytest.raises(ConfigError, match=override.split("=")[0]):
+        memvec.predict(tiny_config(write_jsonl(PLAIN), override))
+
+
+@pytest.mark.parametrize("fsync", ["flush", "close"])
+def test_either_durability_gives_the_same_result(
+    fsync: str, write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
+) -> None:
+    cfg = tiny_config(write_jsonl(TEXTS), f"writer.fsync={fsync}")
+    memvec.predict(cfg)
+    assert len(memvec.load(cfg.output_dir)) == len(TEXTS)
+
+
+@pytest.fixture
+def nan_for(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[HiddenStateModule, torch.Tensor], bool]], None]:
+    """Makes the decoder return NaN for rows that a condition on the module and the row's tokens names."""
+
+    def arrange(condition: Callable[[HiddenStateModule, torch.Tensor], bool]) -> None:
+        configure = HiddenStateModule.configure_model
+
+        def configure_model(self: HiddenStateModule) -> None:
+            configure(self)
+            assert self.backbone is not None
+
+            def spoil(module: torch.nn.Module, args: object, kwargs: dict[str, torch.Tensor], output: object) -> None:
+                for row, input_ids in enumerate(kwargs["input_ids"]):
+                    if condition(self, input_ids):
+                        output.last_hidden_state[row] = torch.nan  # type: ignore[attr-defined]
+
+            self.backbone.decoder.register_forward_hook(spoil, with_kwargs=True)
+
+        monkeypatch.setattr(HiddenStateModule, "configure_model", configure_model)
+
+    return arrange
+
+
+def is_float32(module: HiddenStateModule) -> bool:
+    return next(module.parameters()).dtype == torch.float32
+
+
+def test_a_row_whose_vector_is_not_finite_is_tried_again_alone_in_float32(
+    nan_for: Callable[..., None], write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
+) -> None:
+    exact = tiny_config(write_jsonl(TEXTS), output="exact")
+    memvec.predict(exact)
+    nan_for(lambda module, input_ids: not is_float32(module) and len(input_ids) > 60)
+    cfg = tiny_config(write_jsonl(TEXTS), "trainer.precision=bf16-true", "data.batch_size=1", "model.probe=off")
+
+    summary = memvec.predict(cfg)
+
+    assert summary.counts.entries == len(TEXTS)
+    long = [n for n, count in enumerate(memvec.load(cfg.output_dir)["num_tokens"][:].tolist()) if count > 80]
+    assert long
+    vectors, expected = memvec.load(cfg.output_dir)["vector"][:][long], memvec.load(exact.output_dir)["vector"][:][long]
+    # The weights were rounded to bfloat16 before they came back to float32.
+    assert float(((vectors - expected).norm(dim=1) / expected.norm(dim=1)).max()) < 0.05
+
+
+def test_a_row_that_stays_without_a_finite_vector_is_rejected_and_the_run_goes_on(
+    nan_for: Callable[..., None],
+    tokenizer: object,
+    write_jsonl: Callable[..., Path],
+    tiny_config: Callable[..., DictConfig],
+) -> None:
+    nan_for(lambda module, input_ids: len(input_ids) > 150)
+    cfg = tiny_config(write_jsonl(["fine", "a b c d e f g h i j k l m " * 10, "fine too"]), "data.batch_size=1")
+    summary = memvec.predict(cfg)
+    assert summary.counts.entries == 2
+    assert summary.counts.rejected == 1
+    rejection = json.loads((Path(cfg.output_dir) / "rejected.jsonl").read_text())
+    assert rejection["id"] == "m/1"
+    assert "NaN or infinity, in float32 too" in rejection["reason"]
+
+
+def test_a_run_whose_first_hundred_vectors_are_all_bad_stops(
+    write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    """A model file with a NaN among its weights: every vector is NaN."""
+    folder = save_model(tmp_path / "broken")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][0] = torch.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(WriterError, match="the first .* vectors all hold NaN or infinity"):
+        memvec.predict(tiny_config(write_jsonl(PLAIN), model=folder))
+
+
+def test_fewer_rows_that_are_all_bad_leave_no_result(
+    write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    folder = save_model(tmp_path / "broken")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][0] = torch.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(WriterError, match="no entry has a vector"):
+        memvec.predict(tiny_config(write_jsonl(TEXTS), model=folder))
