@@ -1,4 +1,4 @@
-"""Every file of conf/ composes, builds what it names and says how it is used; `--help` names every override there is."""
+"""Every file of conf/ composes, builds what it names and says how it is used; `--help` names every override."""
 
 from __future__ import annotations
 
@@ -113,7 +113,9 @@ def test_every_file_opens_with_the_command_that_uses_it(path: Path) -> None:
     assert first.startswith("# python -m memvec.")
 
 
-@pytest.mark.parametrize(("path", "command"), [(p, c) for p in FILES for c in commands(p)], ids=lambda value: str(value))
+@pytest.mark.parametrize(
+    ("path", "command"), [(p, c) for p in FILES for c in commands(p)], ids=lambda value: str(value)
+)
 def test_every_command_in_a_file_composes(path: Path, command: str) -> None:
     _, _, module, *arguments = shlex.split(command, comments=True)
     overrides = []
@@ -186,6 +188,13 @@ def test_a_wrong_group_option_names_those_that_are_there() -> None:
         compose(["prompt=one_token_fr"])
     for option in ("one_token_zh", "one_word_en", "raw"):
         assert option in str(caught.value)
+
+
+@pytest.mark.xfail(strict=True, reason="Hydra's search path stays in the line")
+def test_a_wrong_group_option_does_not_tell_of_hydras_search_path() -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(["prompt=one_token_fr"])
+    assert "provider=" not in str(caught.value)
 
 
 def test_composing_twice_gives_two_configurations() -> None:

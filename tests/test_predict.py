@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ RESULT = ["manifest.json", "metrics.json", "rejected.jsonl", "vectors"]
 
 def visible(folder: Path | str) -> list[str]:
     """Returns what a run left, less its logs, which tell of the attempts and not of the result."""
-    return sorted(name for name in os.listdir(folder) if name != "logs")
+    return sorted(path.name for path in Path(folder).iterdir() if path.name != "logs")
 
 
 def rejected(folder: Path | str) -> list[dict[str, Any]]:
@@ -209,9 +209,8 @@ def test_a_text_that_is_too_long_loses_its_end_and_is_counted(
     dataset = memvec.load(cfg.output_dir)
     assert summary.counts.truncated == 2
     assert "truncated  2" in summary.lines()
-    assert dataset["num_tokens"][:].tolist() == [prompt_lengths(llama, ["short"])[0], limit, limit] + prompt_lengths(
-        llama, ["tea"]
-    )
+    short, tea = prompt_lengths(llama, ["short", "tea"])
+    assert dataset["num_tokens"][:].tolist() == [short, limit, limit, tea]
     assert dataset["text"][:] == texts  # the text that is kept is whole
     assert len(torch.unique(dataset["vector"][:], dim=0)) == 4
 
@@ -332,9 +331,10 @@ def test_a_run_that_stopped_before_its_last_step_is_completed(
     def stop(self: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr("memvec.writer.finalize.Finalizer.write_vectors", stop)
-        memvec.predict(cfg)
+        with pytest.raises(KeyboardInterrupt):
+            memvec.predict(cfg)
     assert not (Path(cfg.output_dir) / "manifest.json").exists()
     summary = memvec.predict(cfg)
     assert visible(cfg.output_dir) == RESULT
@@ -376,7 +376,7 @@ def ddp_command(path: Path, model: Path, output_dir: Path, devices: int) -> list
 
 
 @pytest.fixture(scope="module")
-def ddp_runs(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+def ddp_runs(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Two ranks over all texts and three ranks over two texts, as real processes side by side."""
     root = tmp_path_factory.mktemp("ddp")
     for name, texts in {"two ranks": TEXTS, "more ranks than rows": TEXTS[:2]}.items():
@@ -395,7 +395,7 @@ def ddp_runs(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
     with ThreadPoolExecutor(2) as pool:
         done = dict(zip(commands, pool.map(run, commands.values()), strict=True))
-    yield {"root": root, **done}
+    return {"root": root, **done}
 
 
 @pytest.mark.parametrize("job", ["two ranks", "more ranks than rows"])
@@ -415,9 +415,7 @@ def test_several_ranks_give_the_vectors_of_one_process(
 
 
 @pytest.mark.parametrize(("job", "entries"), [("two ranks", 11), ("more ranks than rows", 2)])
-def test_several_ranks_compute_every_row_once_and_say_so_once(
-    job: str, entries: int, ddp_runs: dict[str, Any]
-) -> None:
+def test_several_ranks_compute_every_row_once_and_say_so_once(job: str, entries: int, ddp_runs: dict[str, Any]) -> None:
     metrics = read_json(ddp_runs["root"] / job / "metrics.json")
     assert metrics["computed_entries"] == entries
     assert ddp_runs[job].stdout.count("vectors    ") == 1

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 import memvec
 from tests.conftest import TEXTS
 
-BAR = re.compile(r"Predicting: +(\d+)%\|[^|]*\| ([\d.]+k?)/([\d.]+k?) tokens \[[\d:]+<[\d:?]+(?:, )?([^\]]*)\]")
+BAR = re.compile(r"Predicting:? *(\d+)%\|[^|]*\| ([\d.]+k?)/([\d.]+k?) tokens \[[\d:]+<[\d:?]+(?:, )?([^\]]*)\]")
 
 
 def shown(output: str) -> list[tuple[int, str, str, str]]:
@@ -47,6 +47,14 @@ def test_the_bar_goes_to_the_tokens_that_are_computed(
     padded = metrics["computed_tokens"] / (1 - metrics["padding_share"])
     assert number(total) == pytest.approx(padded, rel=0.01)  # the bar shows three digits
     assert re.fullmatch(r"[\d,.]+ entries/s", behind)
+
+
+@pytest.mark.xfail(strict=True, reason="the bar's format has no room between its name and its share: Predicting100%|")
+def test_the_bars_name_stands_apart_from_its_share(
+    write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig], capfd: pytest.CaptureFixture[str]
+) -> None:
+    memvec.predict(tiny_config(write_jsonl(TEXTS), "trainer.enable_progress_bar=true"))
+    assert re.search(r"Predicting:? 100%\|", "".join(capfd.readouterr()))
 
 
 def test_without_a_bar_none_is_shown(

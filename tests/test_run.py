@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import subprocess
 import sys
@@ -170,7 +169,7 @@ def test_releasing_with_the_journal_leaves_only_the_result(tmp_path: Path) -> No
     folder.claim(FINGERPRINT)
     finish(folder)
     folder.release(remove_journal=True)
-    assert sorted(os.listdir(tmp_path)) == ["manifest.json", "vectors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "vectors"]
 
 
 def test_a_spawned_rank_gets_the_paths_and_not_the_claim(tmp_path: Path) -> None:

@@ -147,9 +147,7 @@ def test_parts_hold_as_many_rows_as_fit(prepared: Callable[..., RunFolder], two_
     assert rows == [2] * 12 + [1]
 
 
-def test_several_row_groups_keep_the_order(
-    prepared: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_several_row_groups_keep_the_order(prepared: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finalize, "ROWS_PER_GROUP", 7)
     folder = prepared()
     append(folder, list(range(20)))

@@ -1,9 +1,10 @@
-"""What is in the journal is read back exactly; what is torn or damaged is reported, and nothing else is lost with it."""
+"""What is in the journal is read back exactly; what is torn or damaged is reported and takes nothing else with it."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,12 +58,14 @@ def found_rows(index: JournalIndex) -> list[int]:
 
 @settings(deadline=None, max_examples=50)
 @given(sizes=st.lists(st.integers(1, 70), min_size=1, max_size=8), dimension=st.integers(1, 33), data=st.data())
-def test_every_appended_row_is_found_where_the_index_says(sizes: list[int], dimension: int, data: st.DataObject) -> None:
+def test_every_appended_row_is_found_where_the_index_says(
+    sizes: list[int], dimension: int, data: st.DataObject
+) -> None:
     total = sum(sizes)
     rows = data.draw(st.permutations(range(total + 3)))[:total]
     with tempfile.TemporaryDirectory() as folder:
         cuts = np.cumsum([0, *sizes])
-        frames = [rows[a:b] for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+        frames = [rows[a:b] for a, b in pairwise(cuts)]
         ranks = data.draw(st.integers(1, 3))
         for rank in range(ranks):
             write(Path(folder), frames[rank::ranks], rank=rank, dimension=dimension)
