@@ -33,7 +33,9 @@ from tests.processes import (
     wait_until,
 )
 
-WORDS = "she likes tea coffee moved to Lisbon Berlin works at the bank bakery cat dog sister 喜欢 喝茶 上海 周末".split()
+WORDS = (
+    "she likes tea coffee moved to Lisbon Berlin works at the bank bakery cat dog sister 喜欢 喝茶 上海 周末".split()
+)
 ROWS = 12_000
 FLUSH_EVERY = 50
 TWO_RANKS = ("trainer.devices=2", "trainer.strategy=ddp")

@@ -17,6 +17,7 @@ from memvec.summary import RunSummary, read_summary, write_summary
 from memvec.writer.finalize import Counts
 
 COUNTS = Counts(entries=12_345, rejected=0, truncated=1_000, unique=12_000, dimension=576)
+NOTES = {"prefix_tokens": 7, "path": "batched, shared prefix computed once"}
 METRICS: dict[str, Any] = {"tokens_per_second": 98_765.4, "entries_per_second": 1_234.56, "seconds": {"predict": 10.0}}
 
 
@@ -24,7 +25,7 @@ def write(root: Path, counts: Counts = COUNTS) -> RunSummary:
     folder = RunFolder(root)
     folder.journal.mkdir(parents=True)
     write_json(folder.fingerprint, {"layer": -1})
-    return write_summary(folder, counts=counts, config={"resume": True}, metrics=METRICS, notes={"prefix_tokens": 7})
+    return write_summary(folder, counts=counts, config={"resume": True}, metrics=METRICS, notes=NOTES)
 
 
 def test_the_closing_summary_is_five_lines_of_counts_speed_and_place(tmp_path: Path) -> None:
@@ -32,7 +33,7 @@ def test_the_closing_summary_is_five_lines_of_counts_speed_and_place(tmp_path: P
         "entries    12,345 (12,000 different) of 576 numbers each",
         "rejected   0",
         "truncated  1,000",
-        "tokens/s   98,765 (1,234.6 entries/s)",
+        "tokens/s   98,765 (1,234.6 entries/s; batched, shared prefix computed once)",
         f"vectors    {tmp_path / 'vectors'}",
     ]
 
@@ -59,7 +60,7 @@ def test_the_manifest_says_what_ran_on_what(tmp_path: Path) -> None:
     assert manifest["fingerprint"] == {"layer": -1}
     assert manifest["counts"] == asdict(COUNTS)
     assert manifest["config"] == {"resume": True}
-    assert manifest["notes"]["prefix_tokens"] == 7
+    assert manifest["notes"] == NOTES
     assert manifest["versions"]["memvec"] == memvec.__version__
     assert manifest["versions"]["torch"] == version("torch")
     finished = datetime.fromisoformat(manifest["finished"])

@@ -1,0 +1,112 @@
+"""Kills runs at random moments, over one and two ranks, until they finish, and counts what was lost.
+
+pytest -m stress                       a hundred kills, ten minutes or more, and the soak
+MEMVEC_STRESS_DATA=memories.jsonl pytest -m stress -k kills -s     over a file of one's own
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import memvec
+from tests.processes import arguments, assert_same, finish, kill_group, rows_written, start
+
+ROWS = 4_000
+LONGEST_SECONDS = 12
+WORDS = "she likes tea coffee moved to Lisbon works at the bank bakery 喜欢 喝茶 上海 周末 in 2021".split()
+
+
+def write_texts(path: Path, rows: int) -> Path:
+    choose = random.Random(1)
+    with path.open("w", encoding="utf-8") as stream:
+        for row in range(rows):
+            text = " ".join(choose.choices(WORDS, k=choose.randint(2, 20))) + f" {row}"
+            stream.write(json.dumps({"id": f"m/{row}", "text": text}) + "\n")
+    return path
+
+
+def kill_until_finished(
+    data_path: Path, output_dir: Path, model: Path, *, kills: int, choose: random.Random
+) -> tuple[int, int]:
+    """Kills runs in one folder at random moments, then lets one finish.
+
+    Returns how many were killed, and how many entries were computed more than once.
+    """
+    killed = 0
+    while killed < kills:
+        ranks = choose.choice([1, 2])
+        strategy = ["trainer.strategy=ddp"] if ranks == 2 else []
+        command = arguments(data_path, output_dir, model, f"trainer.devices={ranks}", *strategy, "data.batch_size=4")
+        process = start(command)
+        deadline = time.monotonic() + choose.uniform(0, LONGEST_SECONDS)
+        while time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.01)
+        if process.poll() is not None:
+            code, said = finish(process)
+            assert code == 0, said
+            break
+        kill_group(process)
+        killed += 1
+    if (output_dir / "manifest.json").exists():
+        return killed, 0
+    written = rows_written(output_dir)
+    code, said = finish(start(arguments(data_path, output_dir, model, "trainer.devices=1")), seconds=600)
+    assert code == 0, said
+    computed = json.loads((output_dir / "metrics.json").read_text())["computed_entries"]
+    return killed, max(0, written + computed - len(memvec.load(output_dir)))
+
+
+def kill_runs(data_path: Path, model: Path, tmp_path: Path, *, kills: int) -> None:
+    seed = int(os.environ.get("MEMVEC_STRESS_SEED", random.randrange(2**31)))
+    choose = random.Random(seed)
+    undisturbed = tmp_path / "undisturbed"
+    code, said = finish(start(arguments(data_path, undisturbed, model, "trainer.devices=1")), seconds=600)
+    assert code == 0, said
+    expected = memvec.load(undisturbed)
+    killed = twice = runs = 0
+    while killed < kills:
+        output_dir = tmp_path / f"run-{runs}"
+        more, again = kill_until_finished(
+            data_path, output_dir, model, kills=min(choose.randint(2, 6), kills - killed), choose=choose
+        )
+        assert_same(memvec.load(output_dir), expected)  # nothing lost, nothing doubled, in order
+        killed, twice, runs = killed + more, twice + again, runs + 1
+    sys.stdout.write(f"seed {seed}: {killed} kills in {runs} runs of {len(expected)} entries; ")
+    sys.stdout.write(f"0 lost, 0 duplicated, 0 hung, {twice} entries computed twice\n")
+
+
+def test_a_few_kills_at_random_moments_lose_nothing(llama: Path, tmp_path: Path) -> None:
+    kill_runs(write_texts(tmp_path / "texts.jsonl", ROWS), llama, tmp_path, kills=2)
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(7200)
+def test_a_hundred_kills_at_random_moments_lose_nothing(llama: Path, tmp_path: Path) -> None:
+    data = os.environ.get("MEMVEC_STRESS_DATA")
+    data_path = Path(data).absolute() if data else write_texts(tmp_path / "texts.jsonl", ROWS)
+    kill_runs(data_path, llama, tmp_path, kills=100)
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(7200)
+def test_memory_is_flat_over_a_million_entries(model_folders: Callable[[str], Path], tmp_path: Path) -> None:
+    """Ten times the entries take at most a few bytes each more."""
+    peaks = {}
+    for rows in (100_000, 1_000_000):
+        path, output_dir = write_texts(tmp_path / f"{rows}.jsonl", rows), tmp_path / f"run-{rows}"
+        command = arguments(path, output_dir, model_folders("nearly_free"), "trainer.devices=1", "data.max_tokens=8192")
+        code, said = finish(start(command), seconds=3600)
+        assert code == 0, said
+        metrics = json.loads((output_dir / "metrics.json").read_text())
+        peaks[rows] = metrics["peak_memory_bytes"]
+        sys.stdout.write(f"{rows} entries: peak {peaks[rows] / 2**20:.0f} MiB, {metrics}\n")
+    assert peaks[1_000_000] < 2 * 2**30
+    assert (peaks[1_000_000] - peaks[100_000]) / 900_000 < 400
