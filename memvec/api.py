@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,8 @@ import torch
 from datasets import Dataset, load_dataset
 
 from memvec.config import compose
-from memvec.errors import RunFolderError
+from memvec.data.dataset import reject_reason
+from memvec.errors import InputError, RunFolderError
 from memvec.files import read_json
 from memvec.run import RunFolder
 from memvec.schema import VECTOR
@@ -57,14 +59,19 @@ def encode(
     """
     from memvec.predict import predict
 
+    if isinstance(texts, str):
+        raise InputError("encode takes a list of texts; found one string")
     if not len(texts):
-        raise ValueError("encode needs at least one text")
+        raise InputError("encode takes a list of texts; found none")
+    for position, text in enumerate(texts):
+        if reason := reject_reason(None, text, has_ids=False):
+            raise InputError(f"texts[{position}]: {reason}")
     template = "{text}" in prompt
     cfg = compose(["prompt=raw" if template else f"prompt={prompt}", *([] if model is None else ["model=hub"])])
     if template:
-        cfg.prompt.template = prompt
+        cfg.prompt.template = _plain(prompt)
     if model is not None:
-        cfg.model.name_or_path = str(model)
+        cfg.model.name_or_path = _plain(model)
     cfg.model.layer = layer
     cfg.trainer.update(precision=precision, accelerator=accelerator, devices=1, enable_progress_bar=progress)
     cfg.data.update(id_column=None, on_error="fail")
@@ -73,10 +80,14 @@ def encode(
         path = Path(scratch) / "texts.jsonl"
         with path.open("w", encoding="utf-8") as stream:
             stream.writelines(json.dumps({"text": text}) + "\n" for text in texts)
-        cfg.data.path = str(path)
-        cfg.output_dir = str(Path(scratch) / "run")
+        cfg.data.path, cfg.output_dir = _plain(path), _plain(Path(scratch) / "run")
         predict(cfg)
         return read_vectors(cfg.output_dir)
+
+
+def _plain(value: str | Path) -> str:
+    """Escapes what OmegaConf would take for an interpolation in a value that is assigned."""
+    return str(value).replace("${", "\\${")
 
 
 def load(output_dir: str | Path) -> Dataset:
@@ -97,7 +108,11 @@ def load(output_dir: str | Path) -> Dataset:
         state = "an unfinished run; run the same command again to go on" if folder.journal.is_dir() else "no run"
         raise RunFolderError(f"{folder.root}: holds {state}")
     files = [str(path) for path in sorted(folder.vectors.glob("*.parquet"))]
-    return load_dataset("parquet", data_files=files, split="train").with_format("torch")
+    if not files:
+        raise RunFolderError(f"{folder.vectors}: holds no Parquet file, though the run is complete")
+    # The mapped copy that `datasets` makes lies beside the vectors and goes with them: the texts in it are private.
+    cache = str(folder.root / ".datasets") if os.access(folder.root, os.W_OK) else None
+    return load_dataset("parquet", data_files=files, split="train", cache_dir=cache).with_format("torch")
 
 
 def read_vectors(output_dir: str | Path) -> torch.Tensor:

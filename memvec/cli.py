@@ -14,7 +14,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -56,6 +57,7 @@ def main(task: Callable[[DictConfig], RunSummary], *, config_name: str) -> None:
                 if as_the_user_has_it == "1":
                     raise
                 code = _report(error)
+                _remove_if_empty(HydraConfig.get().runtime.output_dir)
                 if HydraConfig.get().mode == RunMode.MULTIRUN:
                     raise  # a sweep notes that this job failed, and goes on with the next
                 sys.exit(code)  # past Hydra, which would add lines of its own
@@ -84,10 +86,10 @@ def _report(error: Exception) -> int:
     rank = f"rank {started_rank()}: " if started_rank() else ""
     if isinstance(error, MemvecError):
         line, code = str(error), error.exit_code
-    elif isinstance(error, OSError):
-        line, code = one_line(error), 1
-    else:
+    elif isinstance(error, HydraException | OmegaConfBaseException):  # some of Hydra's are OSErrors too
         line, code = config_error_line(error), 2
+    else:
+        line, code = one_line(error), 1
     kind = "" if isinstance(error, Interrupted) else "error: "
     sys.stderr.write(f"memvec: {kind}{rank}{line}\n")
     return code
@@ -98,6 +100,12 @@ def _set_output_dir(cfg: DictConfig) -> None:
     if cfg.output_dir is None or HydraConfig.get().mode == RunMode.MULTIRUN:
         with open_dict(cfg):
             cfg.output_dir = HydraConfig.get().runtime.output_dir
+
+
+def _remove_if_empty(folder: str) -> None:
+    """Takes away the folder that Hydra made for a run that never began."""
+    with suppress(OSError):
+        Path(folder).rmdir()
 
 
 @contextmanager

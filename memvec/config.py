@@ -71,7 +71,14 @@ def to_container(cfg: DictConfig) -> dict[str, Any]:
 
 def config_error_line(error: BaseException) -> str:
     """Returns Hydra's several lines about a wrong override as one, without its advice to force it."""
-    advice = ("To append to your config", "Available options", "Set the environment", "full_key:", "object_type=")
+    advice = (
+        "To append to your config",
+        "Set the environment",
+        "full_key:",
+        "object_type=",
+        "Config search path",
+        "provider=",
+    )
     lines: list[str] = []
     cause: BaseException | None = error
     while cause is not None:

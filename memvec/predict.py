@@ -57,42 +57,45 @@ def predict(cfg: DictConfig) -> RunSummary:
         writer = build_writer(cfg, folder)
         trainer = build_trainer(cfg, writer, folder)
 
-    if trainer.is_global_zero:
-        fingerprint = {**datamodule.fingerprint(), **module.fingerprint(precision=str(trainer.precision))}
-        state = folder.claim(fingerprint, resume=cfg.resume)
-        if state is RunState.FINISHED:
-            log.info("the run in %s is complete already; nothing to do", folder.root)
-            folder.release(remove_journal=True)  # killed between the manifest and the end
+    try:
+        if trainer.is_global_zero:
+            fingerprint = {**datamodule.fingerprint(), **module.fingerprint(precision=str(trainer.precision))}
+            state = folder.claim(fingerprint, resume=cfg.resume)
+            if state is RunState.FINISHED:
+                log.info("the run in %s is complete already; nothing to do", folder.root)
+                folder.release(remove_journal=True)  # killed between the manifest and the end
+                return read_summary(folder)
+            with stopwatch.stage("prepare"):
+                datamodule.prepare_data()
+            if state is RunState.UNFINISHED:
+                log.info("going on in %s: %d vectors are left to compute", folder.root, datamodule.count_remaining())
+        elif folder.is_finished:
             return read_summary(folder)
-        with stopwatch.stage("prepare"):
-            datamodule.prepare_data()
-        if state is RunState.UNFINISHED:
-            log.info("going on in %s: %d vectors are left to compute", folder.root, datamodule.count_remaining())
-    elif folder.is_finished:
-        return read_summary(folder)
 
-    with stopwatch.stage("load and predict"), rank_errors(folder):
-        trainer.predict(module, datamodule=datamodule, return_predictions=False)
-        trainer.strategy.barrier("every rank's journal is complete")
+        with stopwatch.stage("load and predict"), rank_errors(folder):
+            trainer.predict(module, datamodule=datamodule, return_predictions=False)
+            trainer.strategy.barrier("every rank's journal is complete")
 
-    rank, world_size = process_rank()
-    with stopwatch.stage("finalize"), rank_errors(folder):
-        finalizer = Finalizer(folder, keep_text=writer.keep_text)
-        finalizer.write_vectors(rank=rank, world_size=world_size)
-        trainer.strategy.barrier("every rank's share of the vectors is written")
-    if rank > 0:
-        return RunSummary(folder, {}, {})
-    wait_for_started_ranks(trainer)
-    finalizer.write_rejected()
-    summary = write_summary(
-        folder,
-        counts=finalizer.counts,
-        config=to_container(cfg),
-        metrics={**combine_ranks(folder.journal), "seconds": stopwatch.seconds},
-        notes=module.notes(),
-    )
-    folder.release(remove_journal=True)
-    return summary
+        rank, world_size = process_rank()
+        with stopwatch.stage("finalize"), rank_errors(folder):
+            finalizer = Finalizer(folder, keep_text=writer.keep_text)
+            finalizer.write_vectors(rank=rank, world_size=world_size)
+            trainer.strategy.barrier("every rank's share of the vectors is written")
+        if rank > 0:
+            return RunSummary(folder, {}, {})
+        wait_for_started_ranks(trainer)
+        finalizer.write_rejected()
+        summary = write_summary(
+            folder,
+            counts=finalizer.counts,
+            config=to_container(cfg),
+            metrics={**combine_ranks(folder.journal), "seconds": stopwatch.seconds},
+            notes=module.notes(),
+        )
+        folder.release(remove_journal=True)
+        return summary
+    finally:
+        folder.release()
 
 
 if __name__ == "__main__":

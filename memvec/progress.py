@@ -7,6 +7,7 @@ stand behind.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import lightning.pytorch as pl
@@ -25,10 +26,16 @@ class TokenProgressBar(TQDMProgressBar):
 
     def init_predict_tqdm(self) -> Tqdm:
         """Makes the bar; its total is set when the batches are planned."""
-        bar = super().init_predict_tqdm()
-        bar.unit_scale = True
-        bar.bar_format = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} tokens [{elapsed}<{remaining}{postfix}]"
-        return bar
+        return Tqdm(
+            desc=self.predict_description,
+            total=0,
+            disable=self.is_disabled,
+            leave=True,
+            dynamic_ncols=True,
+            file=sys.stdout,
+            unit_scale=True,
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} tokens [{elapsed}<{remaining}{postfix}]",
+        )
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes the total from the plan of this rank's batches."""

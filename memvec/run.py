@@ -67,7 +67,7 @@ class RunFolder:
     @property
     def is_finished(self) -> bool:
         """Whether the run is complete."""
-        return self.manifest.is_file()
+        return self._read_manifest() is not None
 
     def claim(self, fingerprint: dict[str, Any], *, resume: bool = True) -> RunState:
         """Takes the folder for a run, or says why it cannot be had. To be called by one process of a run.
@@ -123,12 +123,21 @@ class RunFolder:
             raise RunFolderError(f"{self.root}: holds other files ({shown}); name an empty or new output_dir")
         return RunState.NEW
 
+    def _read_manifest(self) -> dict[str, Any] | None:
+        """Returns the manifest, or None where there is none of memvec's."""
+        try:
+            content = read_json(self.manifest)
+        except (OSError, ValueError):
+            return None
+        return content if isinstance(content, dict) and isinstance(content.get("fingerprint"), dict) else None
+
     def _journal_is_bare(self) -> bool:
         """Whether a run was killed between making its journal folder and signing it."""
         return all(path.name == "lock" or path.name.endswith(".partial") for path in self.journal.iterdir())
 
     def _refuse_other_fingerprint(self, fingerprint: dict[str, Any]) -> None:
-        found = read_json(self.manifest)["fingerprint"] if self.is_finished else read_json(self.fingerprint)
+        manifest = self._read_manifest()
+        found = manifest["fingerprint"] if manifest is not None else read_json(self.fingerprint)
         differing = [name for name in {**found, **fingerprint} if found.get(name) != fingerprint.get(name)]
         if differing:
             changes = "; ".join(f"{name} was {found.get(name)!r}, is {fingerprint.get(name)!r}" for name in differing)

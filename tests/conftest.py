@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
+
+# Before the libraries are imported, which read it then: nothing here may wait for a network that is not there.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "true"
+
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +19,6 @@ from transformers import PreTrainedTokenizerFast
 
 import memvec
 from tests.models import ARCHITECTURES, NEARLY_FREE, build_tokenizer, save_model
-
-# Nothing here may wait for a network that is not there.
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TOKENIZERS_PARALLELISM"] = "true"
 
 TEXTS = [
     "爱喝茶",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -47,10 +48,8 @@ def finish(process: subprocess.Popen[str], seconds: float = 120) -> tuple[int, s
 
 def kill_group(process: subprocess.Popen[str]) -> None:
     """Kills a process and all it started, as a power cut would."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.communicate()  # closes the pipes
 
 

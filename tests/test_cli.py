@@ -76,15 +76,7 @@ def runs(folder: Path, llama: Path) -> dict[str, Done]:
         return dict(zip(commands, pool.map(run, commands.values()), strict=True))
 
 
-NO_CHOICES = pytest.mark.xfail(
-    strict=True,
-    reason="Hydra's MissingConfigException is an OSError too: its first line alone is told, with exit code 1",
-)
-
-
-@pytest.mark.parametrize(
-    "wrong", [pytest.param(w, marks=[NO_CHOICES] if w == "an option that a group has not" else []) for w in WRONG]
-)
+@pytest.mark.parametrize("wrong", WRONG)
 def test_what_is_wrong_is_said_in_one_line(wrong: str, runs: dict[str, Done]) -> None:
     _, named, code = WRONG[wrong]
     done = runs[wrong]

@@ -304,12 +304,6 @@ def test_resume_false_refuses_a_folder_that_holds_a_run(tiny_config: Configure, 
         memvec.predict(tiny_config(path, "resume=false"))
 
 
-KEEPS_CLAIM = pytest.mark.xfail(
-    strict=True, raises=RunFolderError, reason="after an error the process keeps its claim on the folder"
-)
-
-
-@KEEPS_CLAIM
 def test_after_an_error_the_same_program_can_try_again(tiny_config: Configure, write_jsonl: Write) -> None:
     """In a notebook the error, and all that its traceback holds, lives on."""
     path = write_jsonl(["fine", "  "])
@@ -320,7 +314,6 @@ def test_after_an_error_the_same_program_can_try_again(tiny_config: Configure, w
     assert "blank" in str(caught.value)
 
 
-@KEEPS_CLAIM
 def test_a_run_that_stopped_before_its_last_step_is_completed(
     tiny_config: Configure, write_jsonl: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:

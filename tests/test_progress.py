@@ -49,7 +49,6 @@ def test_the_bar_goes_to_the_tokens_that_are_computed(
     assert re.fullmatch(r"[\d,.]+ entries/s", behind)
 
 
-@pytest.mark.xfail(strict=True, reason="the bar's format has no room between its name and its share: Predicting100%|")
 def test_the_bars_name_stands_apart_from_its_share(
     write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig], capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -112,7 +112,6 @@ def test_a_folder_of_something_else_is_refused_and_not_touched(tmp_path: Path, n
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.xfail(strict=True, reason="whatever is called manifest.json is taken for a finished run's")
 @pytest.mark.parametrize("text", ['{"name": "my web app", "icons": []}', "[]", "not JSON"])
 def test_a_manifest_of_something_else_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)

@@ -21,7 +21,26 @@ from tests.processes import arguments, assert_same, finish, kill_group, rows_wri
 
 ROWS = 4_000
 LONGEST_SECONDS = 12
-WORDS = "she likes tea coffee moved to Lisbon works at the bank bakery 喜欢 喝茶 上海 周末 in 2021".split()
+WORDS = [
+    "she",
+    "likes",
+    "tea",
+    "coffee",
+    "moved",
+    "to",
+    "Lisbon",
+    "works",
+    "at",
+    "the",
+    "bank",
+    "bakery",
+    "喜欢",
+    "喝茶",
+    "上海",
+    "周末",
+    "in",
+    "2021",
+]
 
 
 def write_texts(path: Path, rows: int) -> Path:

@@ -44,6 +44,10 @@ from memvec.writer.journal import read_journal
 ROWS_PER_MAP = 4096
 TOKENS_ON_CPU = 1024
 TOKENS_ON_ACCELERATOR = 32_768
+# With fewer batches than this, measuring which kernels are fastest takes longer than the fastest save.
+BATCHES_TO_MEASURE = 24
+# A prefix that is less than a twentieth of a row saves less than its mask costs: rows without one take causal kernels.
+LONGEST_IN_PREFIXES = 20
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +157,7 @@ class MemoryDataModule(pl.LightningDataModule):
         module = cast(HiddenStateModule, self._trainer().lightning_module)
         candidate = best_prefix_length(self.shared[rows])
         prefix_length = module.share_prefix(torch.from_numpy(self.encoder.head_ids[:candidate].astype(np.int64)))
-        shares = self.shared >= prefix_length if prefix_length else np.zeros(len(lengths), dtype=bool)  # [N]
+        shares = (self.shared >= prefix_length) & (lengths <= LONGEST_IN_PREFIXES * prefix_length)  # [N]
         with_prefix, without = rows[shares[rows]], rows[~shares[rows]]
         self.sampler = LengthGroupedBatchSampler(
             [(with_prefix, lengths[with_prefix] - prefix_length), (without, lengths[without])],
@@ -173,6 +177,14 @@ class MemoryDataModule(pl.LightningDataModule):
             num_workers=self.num_workers,
             pin_memory=self._on_accelerator(),
         )
+
+    def typical_batch(self) -> Batch | None:
+        """Returns half of the batch in the middle of this rank's plan, to measure on; None where it would not pay."""
+        batches = self.sampler.batches if self.sampler is not None else []
+        if len(batches) < BATCHES_TO_MEASURE:
+            return None
+        rows = batches[len(batches) // 2]
+        return self._collate(self._prompt_rows.__getitems__(rows[: (len(rows) + 1) // 2]))
 
     def probe_batches(self) -> list[Batch]:
         """Returns the shortest, the median and the longest row to compute, as batches to try the model on.

@@ -7,15 +7,12 @@ In: texts and a template with one `{text}`. Out: for each text the `input_ids` o
 - a special token's spelling inside a text (`<|im_end|>`) is tokenised as plain characters: a memory text is data.
 
 How: whole batches go through the Rust tokenizer at once, the few rows that are too long again one by one. The tokenizer
-is a copy that takes no special token out of a string; the template's own are written under other names (`_Literal`).
+is a copy that takes no special token out of a text (`memvec.data.literal`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise, takewhile
@@ -24,11 +21,11 @@ from typing import Any
 import numpy as np
 from jinja2 import TemplateError
 from numpy.typing import NDArray
-from tokenizers import AddedToken, Tokenizer
-from tokenizers.models import BPE
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from memvec.data.digest import as_pairs, digest
+from memvec.data.literal import LiteralTokenizer
 from memvec.errors import ConfigError, InputError, ModelError
 
 FIELD = "{text}"
@@ -113,12 +110,14 @@ class PromptEncoder:
             raise ModelError(f"{tokenizer.name_or_path}: has no fast tokenizer (tokenizer.json), which memvec needs")
         self.head, self.tail = prompt.render(tokenizer).split(FIELD)
         self.add_special_tokens = not prompt.chat  # a chat template spells the tokenizer's own special tokens itself
+        self.prompt = prompt
         self.max_length = max_length
         backend: Tokenizer = tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
-        self._tokenizer_digest = hashlib.sha256(backend.to_str().encode()).hexdigest()
-        self._literal = _Literal(backend, self.head + self.tail)
+        state = f"{backend.to_str()}{tokenizer.chat_template if prompt.chat else ''}"
+        self._tokenizer_digest = hashlib.sha256(state.encode()).hexdigest()
+        self._literal = LiteralTokenizer(backend, self.head + self.tail)
         self._head, self._tail = self._literal.rename(self.head), self._literal.rename(self.tail)
         self._check(backend)
         self._frame = self._encode([""])[0]
@@ -160,8 +159,8 @@ class PromptEncoder:
     def fingerprint(self) -> dict[str, Any]:
         """Returns what decides the tokens of a prompt, for the run's fingerprint."""
         return {
-            "template": self.head + FIELD + self.tail,
-            "add_special_tokens": self.add_special_tokens,
+            "template": self.prompt.template,  # not as rendered: a chat template may print today's date
+            "chat": self.prompt.chat,
             "tokenizer": self._tokenizer_digest,
             "max_length": self.max_length,
         }
@@ -238,65 +237,3 @@ class PromptEncoder:
         equal = (flat[at] == self.head_ids) & inside
         shared: NDArray[np.int32] = np.cumprod(equal, axis=1).sum(axis=1).astype(np.int32)
         return shared
-
-
-class _Literal:
-    """A copy of a tokenizer that takes a text's special tokens for plain characters, and the template's for themselves.
-
-    The library can spell out all special tokens of a string (`encode_special_tokens`) but not those of one part, and
-    the parts cannot be tokenised one by one, since a part may tokenise in another way where it stands first (Metaspace
-    with `prepend_scheme="first"`, as in Llama 2 and Mistral). So the copy spells out all, and knows each special token
-    of the template by a second name, which no text can hold since it is drawn at random.
-
-    Args:
-        backend: The tokenizer.
-        template: The prompt without its text.
-    """
-
-    def __init__(self, backend: Tokenizer, template: str) -> None:
-        secret = f"memvec{secrets.token_hex(8)}x"
-        added = backend.get_added_tokens_decoder().items()
-        special = {token.content: (token_id, token) for token_id, token in added if token.special}
-        self.backend = Tokenizer.from_str(_hide_pieces(backend, set(special), secret))
-        self.backend.encode_special_tokens = True
-        self._names = {content: f"{secret}{at}x" for at, content in enumerate(special) if content in template}
-        self.backend.add_tokens([_renamed(special[content][1], name) for content, name in self._names.items()])
-        ids = self.backend.get_vocab(with_added_tokens=True)
-        self.real_ids = np.arange(max(ids.values()) + 1, dtype=np.int32)  # [ids of the copy] -> ids of the tokenizer
-        for content, name in self._names.items():
-            self.real_ids[ids[name]] = special[content][0]
-
-    def rename(self, part: str) -> str:
-        """Returns a part of the template with the second names in place of its special tokens, longest first."""
-        if not self._names:
-            return part
-        spellings = sorted(self._names, key=len, reverse=True)
-        return re.sub("|".join(map(re.escape, spellings)), lambda match: self._names[match.group()], part)
-
-
-def _renamed(token: AddedToken, name: str) -> AddedToken:
-    flags = {"lstrip": token.lstrip, "rstrip": token.rstrip, "single_word": token.single_word}
-    return AddedToken(name, special=False, normalized=False, **flags)
-
-
-def _hide_pieces(backend: Tokenizer, special: set[str], secret: str) -> str:
-    """Returns the tokenizer as JSON, with special tokens out of its model's reach.
-
-    Models that look whole pieces up (Unigram, WordPiece, WordLevel) find `</s>` in their vocabulary though it is
-    spelled out; BPE builds its tokens by merging and does not. The pieces are renamed, not removed: ids stay.
-    """
-    content = backend.to_str()
-    if isinstance(backend.model, BPE):
-        return content
-    state = json.loads(content)
-    model = state["model"]
-    if isinstance(model["vocab"], list):  # Unigram: (piece, score) by id; the unknown piece goes by its id
-        names = {piece: f"{secret}{at}" for at, (piece, _) in enumerate(model["vocab"]) if piece in special}
-        model["vocab"] = [(names.get(piece, piece), score) for piece, score in model["vocab"]]
-    else:  # the unknown piece goes by its name, and spelled out it is unknown: it stays
-        hidden = special - {model.get("unk_token")}
-        names = {piece: f"{secret}{at}" for piece, at in model["vocab"].items() if piece in hidden}
-        model["vocab"] = {names.get(piece, piece): at for piece, at in model["vocab"].items()}
-    for token in state["added_tokens"]:
-        token["content"] = names.get(token["content"], token["content"])
-    return json.dumps(state)

@@ -20,6 +20,7 @@ from typing import Any, cast
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -41,10 +42,14 @@ def _model_errors(name_or_path: str) -> Iterator[None]:
     """Turns what transformers and huggingface_hub raise for a model that is not there into one line."""
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        folder = Path(name_or_path).expanduser()
-        known = "the folder cannot be loaded" if folder.is_dir() else "no such folder, and the Hub gives no such model"
-        raise ModelError(f"model.name_or_path={name_or_path}: {known}: {one_line(error)}") from error
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        if "trust_remote_code" in str(error):
+            reason = "it comes with code of its own; model.trust_remote_code=true lets that run"
+        elif Path(name_or_path).is_dir():
+            reason = f"the folder cannot be loaded: {one_line(error)}"
+        else:
+            reason = f"no such folder, and the Hub gives no such model: {one_line(error)}"
+        raise ModelError(f"model.name_or_path={name_or_path}: {reason}") from error
 
 
 @contextmanager
@@ -103,6 +108,18 @@ def prompt_limit(config: PreTrainedConfig) -> int | None:
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
+def layer_position(config: PreTrainedConfig, layer: int) -> int:
+    """Returns which of the model's hidden states is meant, from 0 (the embeddings) to the number of layers.
+
+    Raises:
+        ConfigError: The model has no such layer.
+    """
+    depth: int = config.get_text_config().num_hidden_layers
+    if not -depth - 1 <= layer <= depth:
+        raise ConfigError(f"model.layer={layer}: the model has {depth} layers; allowed: {-depth - 1} to {depth}")
+    return layer % (depth + 1)
+
+
 def model_digest(name_or_path: str, config: PreTrainedConfig) -> str:
     """Returns what identifies the weights: a Hub model's commit, or a digest of a folder's files."""
     commit = getattr(config, "_commit_hash", None)
@@ -139,10 +156,8 @@ class Backbone(nn.Module):
         self.decoder = decoder
         self.dimension: int = decoder.config.get_text_config().hidden_size
         depth: int = decoder.config.get_text_config().num_hidden_layers
-        if not -depth - 1 <= layer <= depth:
-            raise ConfigError(f"model.layer={layer}: the model has {depth} layers; allowed: {-depth - 1} to {depth}")
         self._tapped: torch.Tensor | None = None
-        position = layer % (depth + 1)
+        position = layer_position(decoder.config, layer)
         if position < depth:
             self._tap(position, depth)
         # Lightning casts a half-precision module's buffers too, and rotary frequencies in bfloat16 are wrong positions.
@@ -232,7 +247,13 @@ def load_backbone(
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
             use_safetensors=use_safetensors,
+            ignore_mismatched_sizes=True,  # found out below, by name
             output_loading_info=True,
+        )
+    if found["mismatched_keys"]:
+        key, stored, expected = min(found["mismatched_keys"])
+        raise ModelError(
+            f"model.name_or_path={name_or_path}: {key!r} is of shape {list(stored)}, its config says {list(expected)}"
         )
     if found["missing_keys"]:  # transformers would fill them with random numbers and go on
         missing = sorted(found["missing_keys"])

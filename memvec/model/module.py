@@ -17,13 +17,15 @@ import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
-from memvec.config import one_of
+from memvec.config import at_least, one_of
 from memvec.data.collator import Batch
 from memvec.model import backbone as loading
+from memvec.model.compilation import compile_regions
 from memvec.model.memory import compute_in_parts
 from memvec.model.parity import TOLERANCE, Path, choose_path
 from memvec.model.pooling import last_token
 from memvec.model.prefix import SharedPrefix, compute_prefix
+from memvec.model.tuning import candidates, choose_kernels, set_products
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,8 @@ class HiddenStateModule(pl.LightningModule):
         revision: Of a Hub model; None is its main branch.
         prefix_cache: `auto` computes the tokens that all prompts share once, where the model allows; `off` never.
         attn_implementation: transformers' name (`sdpa`, `eager`, `flash_attention_2`); None is the model's default.
+        tune: `auto` measures on a CPU which attention and matrix-product kernels are fastest; `off` takes the defaults.
+        compile: Whether norms and feed-forward blocks are compiled, which costs 10 to 20 seconds.
         probe: `auto` compares the fast path with the plain one on a few rows before it is trusted; `off` trusts it.
         trust_remote_code: Whether code that comes with the model may run.
         use_safetensors: Whether pickled checkpoints, which can run code, are refused.
@@ -55,6 +59,8 @@ class HiddenStateModule(pl.LightningModule):
         revision: str | None = None,
         prefix_cache: Literal["auto", "off"] = "auto",
         attn_implementation: str | None = None,
+        tune: Literal["auto", "off"] = "auto",
+        compile: bool = False,  # noqa: A002 - the field's name for it
         probe: Literal["auto", "off"] = "auto",
         trust_remote_code: bool = False,
         use_safetensors: bool = True,
@@ -62,9 +68,12 @@ class HiddenStateModule(pl.LightningModule):
         super().__init__()
         self.name_or_path = name_or_path
         self.location = loading.locate_model(name_or_path)
-        self.layer = layer
+        self.layer = at_least("model.layer", layer, -(10**6))
         self.revision = revision
         self.prefix_cache = one_of("model.prefix_cache", prefix_cache, ("auto", "off"))
+        self.tune = one_of("model.tune", tune, ("auto", "off"))
+        self.compile_wanted = one_of("model.compile", compile, (True, False))
+        self.compiled = False
         self.probe = one_of("model.probe", probe, ("auto", "off"))
         self.attn_implementation = attn_implementation
         self.trust_remote_code = trust_remote_code
@@ -73,6 +82,8 @@ class HiddenStateModule(pl.LightningModule):
         self.prefix: SharedPrefix | None = None
         self.path = Path.BATCHED
         self.probe_errors: dict[str, float] = {}
+        self.kernels = "default"
+        self.kernel_milliseconds: dict[str, float] = {}
         self.rejections: dict[int, str] = {}
 
     @property
@@ -89,9 +100,15 @@ class HiddenStateModule(pl.LightningModule):
         return loading.load_tokenizer(self.location, revision=self.revision, trust_remote_code=self.trust_remote_code)
 
     def fingerprint(self, *, precision: str) -> dict[str, Any]:
-        """Returns what decides the vectors of given tokens, for the run's fingerprint."""
+        """Returns what decides the vectors of given tokens, for the run's fingerprint.
+
+        Raises:
+            ConfigError: The model has no such layer.
+        """
+        config = self.load_config()
+        loading.layer_position(config, self.layer)
         return {
-            "model": loading.model_digest(self.location, self.load_config()),
+            "model": loading.model_digest(self.location, config),
             "layer": self.layer,
             "dtype": str(DTYPES.get(precision, torch.float32)).removeprefix("torch."),
             "precision": precision,
@@ -132,19 +149,40 @@ class HiddenStateModule(pl.LightningModule):
         return len(prefix)
 
     def on_predict_start(self) -> None:
-        """Probes the paths on a few real rows and takes the fastest that can be trusted."""
-        probes: list[Batch] = cast(Any, self.trainer).datamodule.probe_batches()
-        if not probes or self.probe == "off":
-            return
-        on_device = [move_data_to_device(batch, self.device) for batch in probes]
-        dtype = DTYPES.get(str(self.trainer.precision), torch.float32)
-        if "mixed" in str(self.trainer.precision):
-            dtype = torch.bfloat16
+        """Makes the model fast on this machine, then probes whether the fast path can be trusted; on real rows."""
+        datamodule = cast(Any, self.trainer).datamodule
+        if (typical := datamodule.typical_batch()) is not None:
+            batch = move_data_to_device(typical, self.device)
+            if self.compile_wanted:
+                self.compiled = compile_regions(self._backbone().decoder, lambda: self._run(self.path, batch))
+            if self.tune == "auto":
+                self._choose_kernels(batch)
+        if self.probe == "auto":
+            self._choose_path([move_data_to_device(batch, self.device) for batch in datamodule.probe_batches()])
 
+    def teardown(self, stage: str) -> None:
+        """Puts the process-wide setting of matrix products back."""
+        set_products("none")
+
+    def _choose_kernels(self, batch: Batch) -> None:
+        decoder = self._backbone().decoder
+        choices = candidates(decoder.config._attn_implementation, dtype=decoder.dtype, device=self.device)
+        if self.attn_implementation is not None:  # the user has chosen
+            choices = [choice for choice in choices if choice.attention == self.attn_implementation]
+        if len(choices) > 1:
+            kernels, self.kernel_milliseconds = choose_kernels(
+                decoder, lambda: self._run(self.path, batch), choices, dtype=self._precision()
+            )
+            self.kernels = str(kernels)
+            log.info("model.tune: %s (milliseconds a batch: %s)", kernels, self.kernel_milliseconds)
+
+    def _choose_path(self, probes: list[Batch]) -> None:
         def compute(path: Path) -> torch.Tensor:
-            with self.trainer.precision_plugin.predict_step_context():
-                return torch.cat([self._vectors_along(path, batch)[0] for batch in on_device])
+            return torch.cat([self._run(path, batch) for batch in probes])
 
+        if not probes:
+            return
+        dtype = self._precision()
         self.path, self.probe_errors = choose_path(compute, first=self.path, dtype=dtype)
         for path, error in self.probe_errors.items():
             if path != self.path.value:
@@ -153,11 +191,24 @@ class HiddenStateModule(pl.LightningModule):
                     path, error, TOLERANCE[dtype], self.path.value,
                 )  # fmt: skip
 
+    def _run(self, path: Path, batch: Batch) -> torch.Tensor:
+        """Computes a batch outside the predict loop, in the precision that the loop uses."""
+        with self.trainer.precision_plugin.predict_step_context():
+            return self._vectors_along(path, batch)[0]
+
+    def _precision(self) -> torch.dtype:
+        """The dtype that decides how exact vectors are: that of the weights, or of autocast."""
+        precision = str(self.trainer.precision)
+        return torch.bfloat16 if "mixed" in precision else DTYPES.get(precision, torch.float32)
+
     def notes(self) -> dict[str, Any]:
         """Returns what was found out while running, for the manifest."""
         return {
             "path": self.path.value,
             "probe_relative_error": self.probe_errors,
+            "kernels": self.kernels,
+            "kernel_milliseconds": self.kernel_milliseconds,
+            "compiled": self.compiled,
             "prefix_tokens": len(self.prefix) if self.prefix is not None and self.path is Path.SHARED_PREFIX else 0,
         }
 

@@ -196,7 +196,7 @@ def _frames(content: mmap.mmap, name: str, damaged: list[str]) -> Iterator[pa.Re
 
 def _payload(content: mmap.mmap, view: pa.Buffer, at: int) -> pa.Buffer | None:
     """Returns the payload of the frame that starts at `at`, or None where no whole frame does."""
-    if at + HEADER.size > len(content):
+    if at % ALIGNMENT or at + HEADER.size > len(content):
         return None
     magic, length, checksum = HEADER.unpack_from(content, at)
     start = at + HEADER.size

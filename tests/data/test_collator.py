@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from memvec.data.collator import PaddingCollator, PromptRows
+from memvec.data.collator import PaddingCollator, PromptRows, Rows
 from memvec.data.sampler import LengthGroupedBatchSampler
 from memvec.schema import INPUT_IDS, LENGTH
 
@@ -88,6 +88,13 @@ def test_the_loader_works_with_worker_processes(rows: list[list[int]], mapped: D
         for index, input_ids, length in zip(batch["index"], batch["input_ids"], batch["length"], strict=True):
             found[int(index)] = input_ids[:length].tolist()
     assert found == dict(enumerate(rows))
+
+
+def test_a_slice_of_a_table_is_padded_from_its_own_beginning(rows: list[list[int]]) -> None:
+    table = tokenised(rows).with_format("arrow")[:].slice(5, 4)
+    found = PaddingCollator(pad_token_id=PAD)(Rows(np.arange(5, 9), table))
+    width = max(map(len, rows[5:9]))
+    assert found["input_ids"].tolist() == [row + [PAD] * (width - len(row)) for row in rows[5:9]]
 
 
 def test_the_batch_does_not_share_memory_with_the_plan(mapped: Dataset) -> None:

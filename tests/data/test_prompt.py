@@ -346,6 +346,25 @@ def test_shared_counts_the_tokens_in_common_with_the_template(kind: str, templat
         assert shared == expected
 
 
+@pytest.mark.parametrize("kind", CHAT_KINDS)
+def test_shared_counts_the_tokens_of_a_chat_template_too(kind: str) -> None:
+    tokenizer, encoder = tokenizer_of(kind), encoder_of(kind, ZH, chat=True)
+    messages = [{"role": "user", "content": ZH}]
+    filled = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    head = tokenizer(filled.split("{text}")[0], add_special_tokens=False)["input_ids"]
+    assert encoder.head_ids.tolist() == head
+    encoded = encoder.encode(["tea", "<|im_end|>"])
+    assert (encoded.shared >= len(head) - 1).all()
+
+
+def test_the_last_token_of_a_row_is_never_shared() -> None:
+    """Its state is the vector: at least that one token is computed in the row's own batch."""
+    encoder = encoder_of("word_piece", "she likes {text}")
+    encoded = encoder.encode([" ", "tea"])
+    assert rows_of(encoded)[0] == encoder.head_ids.tolist()
+    assert encoded.shared.tolist() == [len(encoder.head_ids) - 1] * 2
+
+
 def test_the_shared_part_is_nearly_the_whole_beginning_of_the_template() -> None:
     encoder = encoder_of("byte_bpe", ZH)
     shared = encoder.encode(TEXTS).shared

@@ -130,6 +130,8 @@ def test_rows_of_equal_cost_stay_in_order() -> None:
     assert rank_rows(np.array([3, 5, 3, 5, 3]), rank=0, world_size=1).tolist() == [1, 3, 0, 2, 4]
     assert rank_rows(np.array([3, 5, 3, 5, 3]), rank=0, world_size=2).tolist() == [1, 0, 2]
     assert rank_rows(np.array([3, 5, 3, 5, 3]), rank=1, world_size=2).tolist() == [3, 4]
+    costs = np.random.default_rng(0).integers(1, 4, size=5000)
+    assert rank_rows(costs, rank=0, world_size=1).tolist() == sorted(range(5000), key=lambda row: -costs[row])
 
 
 @pytest.mark.parametrize("world_size", [1, 3])

@@ -188,7 +188,6 @@ def test_code_that_comes_with_a_model_does_not_run_unasked(model_with_code: Path
     assert not (model_with_code / "ran").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="only the first line of transformers' message is kept, without what to set")
 def test_a_model_with_code_says_which_option_runs_it(model_with_code: Path) -> None:
     with pytest.raises(ModelError, match="trust_remote_code"):
         load_config(str(model_with_code))
@@ -224,7 +223,6 @@ def test_weights_of_another_shape_are_an_error_of_one_line(llama_copy: Path) -> 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.xfail(strict=True, reason="SafetensorError is none of the errors that become a ModelError")
 def test_a_torn_weights_file_is_an_error_of_one_line(llama_copy: Path) -> None:
     """As an interrupted download or copy leaves it."""
     path = llama_copy / "model.safetensors"

@@ -57,12 +57,7 @@ def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         find_gguf(str(tmp_path / "nothing.gguf"))
 
 
-TORN = pytest.mark.xfail(strict=True, reason="struct.error is none of the errors that become a ModelError")
-
-
-@pytest.mark.parametrize(
-    "content", [b"", pytest.param(b"GGUF", marks=TORN), b"GGUF\x03\x00\x00\x00" + bytes(100), b"no model at all" * 10]
-)
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF\x03\x00\x00\x00" + bytes(100), b"no model at all" * 10])
 def test_a_file_that_is_no_gguf_is_an_error_of_one_line_and_leaves_nothing(
     content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,7 +70,7 @@ def test_a_file_that_is_no_gguf_is_an_error_of_one_line_and_leaves_nothing(
 
 
 @needs_model
-@pytest.mark.parametrize("size", [pytest.param(100_000, marks=TORN), 5_000_000])
+@pytest.mark.parametrize("size", [100_000, 5_000_000])
 def test_a_torn_gguf_file_is_an_error_of_one_line_and_leaves_nothing(
     size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

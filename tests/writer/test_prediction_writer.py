@@ -142,7 +142,7 @@ def test_a_run_whose_first_hundred_vectors_are_all_bad_stops(
     weights = load_file(folder / "model.safetensors")
     weights["model.norm.weight"][0] = torch.nan
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(WriterError, match="the first .* vectors all hold NaN or infinity"):
+    with pytest.raises(WriterError, match=r"the first .* vectors all hold NaN or infinity"):
         memvec.predict(tiny_config(write_jsonl(PLAIN), model=folder))
 
 

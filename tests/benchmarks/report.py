@@ -1,0 +1,177 @@
+"""Medians, ratios and shares; the table, the JSON and the chart of them.
+
+In: every contestant's turns. Out: a plain dictionary, which is the JSON, and what is drawn from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memvec.files import write_json
+from tests.benchmarks.contestants import CONTESTANTS, Turn
+from tests.benchmarks.task import Task, Work
+
+Results = dict[str, Any]
+
+
+def summarise(
+    task: Task,
+    work: Work,
+    turns: dict[str, list[Turn]],
+    *,
+    truth: NDArray[np.float32],
+    limits: Sequence[dict[str, Any]],
+    skipped: dict[str, str],
+) -> Results:
+    """Returns what was measured.
+
+    Args:
+        task: What was run.
+        work: How much it was.
+        turns: Of each contestant, one a repeat.
+        truth: The subset's vectors in float32, `[S, D]`.
+        limits: The machine's limit, one a repeat.
+        skipped: Contestants that did not run, and why.
+    """
+    rate = median(limit["flop_per_second"] for limit in limits)
+    contestants = {name: _measured(name, task, work, turns[name], truth, rate) for name in turns}
+    memvec = contestants.get("memvec")
+    for numbers in contestants.values():
+        numbers["memvec_is_faster_by"] = (
+            memvec["entries_per_second"] / numbers["entries_per_second"] if memvec is not None else None
+        )
+    return {
+        "settings": {
+            "model": task.model,
+            "precision": task.precision,
+            "device": limits[0]["device"],
+            "threads": task.threads,
+            "template": task.template,
+            "repeats": len(limits),
+            "memvec_overrides": list(task.overrides),
+        },
+        "work": {
+            "entries": len(task.texts),
+            "unique": work.unique,
+            "tokens": work.tokens,
+            "shared_prefix": work.shared_prefix,
+            "fewest_tokens": work.fewest_tokens,
+            "non_embedding_parameters": work.parameters,
+            "compared_entries": len(task.subset),
+        },
+        "limit": {**limits[0], "flop_per_second": rate},
+        "contestants": contestants,
+        "skipped": skipped,
+    }
+
+
+def _measured(
+    name: str, task: Task, work: Work, turns: Sequence[Turn], truth: NDArray[np.float32], rate: float
+) -> dict[str, Any]:
+    rows = rows_of(name, task)
+    seconds = median(turn.seconds for turn in turns)
+    entries_per_second = len(rows) / seconds
+    vectors = turns[-1].vectors
+    lengths = np.linalg.norm(vectors, axis=1), np.linalg.norm(truth, axis=1)
+    return {
+        "title": CONTESTANTS[name].title,
+        "entries": len(rows),
+        "seconds": [turn.seconds for turn in turns],
+        "entries_per_second": entries_per_second,
+        "tokens_per_second": sum(work.lengths[row] for row in rows) / seconds,
+        # A contestant that ran a subset is taken to go on at its pace.
+        "share_of_limit": work.flop / (len(task.texts) / entries_per_second) / rate,
+        "padding_share": turns[-1].padding_share,
+        "peak_memory_bytes": max(turn.peak_memory_bytes for turn in turns),
+        "max_relative_error": float((np.linalg.norm(vectors - truth, axis=1) / lengths[1]).max()),
+        "min_cosine": float(((vectors * truth).sum(axis=1) / lengths[0] / lengths[1]).min()),
+        "details": turns[-1].details,
+    }
+
+
+def rows_of(name: str, task: Task) -> Sequence[int]:
+    """Returns the rows a contestant computes."""
+    return task.subset if CONTESTANTS[name].on_subset else range(len(task.texts))
+
+
+def table(results: Results) -> str:
+    """Returns the results as lines of text."""
+    settings, work, limit = results["settings"], results["work"], results["limit"]
+    columns = [
+        "", "entries", "entries/s", "(slowest-fastest)", "tokens/s", "memvec is", "of limit", "padding", "peak memory",
+        "max error", "min cosine",
+    ]  # fmt: skip
+    rows = [columns]
+    for numbers in results["contestants"].values():
+        ratio = numbers["memvec_is_faster_by"]
+        slowest, fastest = (numbers["entries"] / pick(numbers["seconds"]) for pick in (max, min))
+        rows.append(
+            [
+                numbers["title"],
+                f"{numbers['entries']:,}",
+                f"{numbers['entries_per_second']:,.1f}",
+                f"({slowest:,.1f}-{fastest:,.1f})",
+                f"{numbers['tokens_per_second']:,.0f}",
+                "-" if ratio is None else f"{ratio:.2f} x",
+                f"{numbers['share_of_limit']:.1%}",
+                f"{numbers['padding_share']:.1%}",
+                f"{numbers['peak_memory_bytes'] / 2**30:.2f} GiB",
+                f"{numbers['max_relative_error']:.1e}",
+                f"{numbers['min_cosine']:.6f}",
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    pad = [str.ljust, *[str.rjust] * (len(columns) - 1)]
+    lines = ["  ".join(p(cell, w) for p, cell, w in zip(pad, row, widths, strict=True)) for row in rows]
+    head = [
+        f"{settings['model']}, {settings['precision']}, {settings['device']}, {settings['threads']} threads",
+        f"{work['entries']:,} entries ({work['unique']:,} different), {work['tokens']:,} prompt tokens; at least "
+        f"{work['fewest_tokens']:,} must be computed (the first {work['shared_prefix']} of every prompt are the same)",
+        f"limit: {limit['flop_per_second'] / 1e9:,.0f} GFLOP/s at {limit['shape']}, float32 route {limit['route']!r}; "
+        f"medians of {settings['repeats']} interleaved repeats; error and cosine on {work['compared_entries']} entries "
+        "against one by one in float32; peak memory of a process of its own, loading included",
+    ]
+    skipped = [f"{name}: skipped, {reason}" for name, reason in results["skipped"].items()]
+    return "\n".join([*head, "", *lines, *skipped])
+
+
+def write(results: Results, folder: Path) -> list[Path]:
+    """Writes the JSON and, where matplotlib is installed, the chart; returns their paths."""
+    name = f"{Path(results['settings']['model']).name}-{results['settings']['precision']}"
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [folder / f"{name}.json"]
+    write_json(written[0], results)
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        results["skipped"]["chart"] = "the package matplotlib is not installed"
+        return written
+    mpl.use("agg")
+    written.append(folder / f"{name}.png")
+    _draw(results, written[1])
+    return written
+
+
+def _draw(results: Results, path: Path) -> None:
+    from matplotlib import pyplot as plt
+
+    contestants = list(results["contestants"].values())[::-1]  # the first on top
+    speeds = [numbers["entries_per_second"] for numbers in contestants]
+    colours = ["#c44e52" if numbers["title"] == "memvec" else "#8c9bb0" for numbers in contestants]
+    figure, axes = plt.subplots(figsize=(9, 0.6 * len(contestants) + 1.4), layout="constrained")
+    bars = axes.barh([numbers["title"] for numbers in contestants], speeds, color=colours)
+    axes.bar_label(bars, [f"{speed:,.1f}" for speed in speeds], padding=4)
+    axes.set_xlim(0, 1.12 * max(speeds))
+    axes.set_xlabel("entries per second")
+    settings = results["settings"]
+    model = Path(settings["model"]).name
+    axes.set_title(f"{model}, {settings['precision']}, {settings['device']}, {settings['threads']} threads", fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
