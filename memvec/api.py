@@ -15,7 +15,7 @@ from datasets import Dataset, load_dataset
 
 from memvec.config import compose
 from memvec.data.dataset import reject_reason
-from memvec.errors import InputError, RunFolderError
+from memvec.errors import ConfigError, InputError, RunFolderError
 from memvec.files import read_json
 from memvec.run import RunFolder
 from memvec.schema import VECTOR
@@ -54,7 +54,8 @@ def encode(
         `[N, D]` float32 on the CPU, row i for `texts[i]`.
 
     Raises:
-        InputError: A text cannot be used.
+        ConfigError: The prompt or model contains `${`.
+        InputError: A text cannot be used, or there is none.
         ModelError: There is no such model.
     """
     from memvec.predict import predict
@@ -86,8 +87,13 @@ def encode(
 
 
 def _plain(value: str | Path) -> str:
-    """Escapes what OmegaConf would take for an interpolation in a value that is assigned."""
-    return str(value).replace("${", "\\${")
+    """Returns a value for the configuration, where it would not be taken for an interpolation of OmegaConf's.
+
+    OmegaConf's own escape does not survive Hydra's `instantiate`, which resolves twice.
+    """
+    if "${" in str(value):
+        raise ConfigError(f"{str(value)!r} contains '${{', which a configuration takes for a reference; leave it out")
+    return str(value)
 
 
 def load(output_dir: str | Path) -> Dataset:

@@ -14,11 +14,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.profilers import PyTorchProfiler
 from omegaconf import DictConfig
 
+from memvec.config import one_of
 from memvec.data.datamodule import MemoryDataModule
 from memvec.data.reader import one_line
 from memvec.errors import ConfigError, MemvecError
@@ -74,8 +77,20 @@ def build_trainer(cfg: DictConfig, writer: VectorWriter, folder: RunFolder) -> p
     callbacks: list[pl.Callback] = [RankLog(folder.logs), writer, RankMetrics(folder.journal), StopOnSignal()]
     if cfg.trainer.get("enable_progress_bar", True):
         callbacks.append(TokenProgressBar())
-    trainer: pl.Trainer = _build("trainer", cfg.trainer, callbacks=callbacks, default_root_dir=str(folder.root))
+    trainer: pl.Trainer = _build(
+        "trainer",
+        cfg.trainer,
+        callbacks=callbacks,
+        default_root_dir=str(folder.root),
+        profiler=_profiler(folder) if one_of("profile", cfg.profile, (True, False)) else None,
+    )
     return trainer
+
+
+def _profiler(folder: RunFolder) -> PyTorchProfiler:
+    """Records three batches, once the first have warmed everything up: a table, and a trace for a viewer."""
+    schedule = torch.profiler.schedule(wait=2, warmup=1, active=3, repeat=1)
+    return PyTorchProfiler(dirpath=folder.profile, filename="operations", row_limit=40, schedule=schedule)
 
 
 def ignore_known_warnings() -> None:
@@ -83,6 +98,7 @@ def ignore_known_warnings() -> None:
     for message in (
         ".*custom batch sampler .* for prediction.*",  # it returns every row, and finalising counts them
         ".*does not have many workers.*",  # batches are built from flat arrays in less time than a worker costs
+        ".*Total length of `DataLoader` across ranks is zero.*",  # all was computed before; finalising is left
         ".*isinstance\\(treespec, LeafSpec\\).*is deprecated.*",  # inside Lightning
     ):
         warnings.filterwarnings("ignore", message=message)

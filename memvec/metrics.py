@@ -40,6 +40,13 @@ class Stopwatch:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
+def stage_table(seconds: dict[str, float]) -> str:
+    """Returns the stages of a run as a table: seconds, and their share of all."""
+    whole = sum(seconds.values()) or 1.0
+    rows = [f"{name:<20}{spent:>10.2f} s {100 * spent / whole:>6.1f} %" for name, spent in seconds.items()]
+    return "\n".join([*rows, f"{'all':<20}{whole:>10.2f} s"]) + "\n"
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """Returns the most memory this process has held: on a GPU the device's, else the resident set."""
     if device.type == "cuda":

@@ -27,7 +27,7 @@ from memvec.build import (
 )
 from memvec.cli import main
 from memvec.config import to_container
-from memvec.metrics import Stopwatch, combine_ranks
+from memvec.metrics import Stopwatch, combine_ranks, stage_table
 from memvec.ranks import process_rank, rank_errors, wait_for_started_ranks
 from memvec.run import RunState
 from memvec.summary import RunSummary, read_summary, write_summary
@@ -92,6 +92,9 @@ def predict(cfg: DictConfig) -> RunSummary:
             metrics={**combine_ranks(folder.journal), "seconds": stopwatch.seconds},
             notes=module.notes(),
         )
+        if cfg.profile:
+            (folder.profile / "stages.txt").write_text(stage_table(stopwatch.seconds), encoding="utf-8")
+            log.info("where the time went: %s", folder.profile)
         folder.release(remove_journal=True)
         return summary
     finally:

@@ -6,6 +6,7 @@
       metrics.json     throughput, padding, seconds, memory
       manifest.json    what was run on what; written last: where it is, the run is complete
       logs/            a file a rank
+      profile/         with profile=true: where the time went
       journal/         all that an unfinished run needs to go on; removed when the run is complete
 
 A run is identified by its fingerprint: everything that decides which vectors come out. A folder whose fingerprint
@@ -54,6 +55,7 @@ class RunFolder:
         self.metrics = self.root / "metrics.json"
         self.manifest = self.root / "manifest.json"
         self.logs = self.root / "logs"
+        self.profile = self.root / "profile"
         self.journal = self.root / "journal"
         self.fingerprint = self.journal / "fingerprint.json"
         self.entries = self.journal / "entries.arrow"

@@ -46,13 +46,17 @@ def test_encode_gives_the_vectors_of_predict_in_the_order_of_the_texts(
         ("one_word_en", 'This sentence: "{text}" means in one word:"'),
         ('{"记忆": "{text}"}，一个词：', '{"记忆": "{text}"}，一个词：'),
         ("it's 50% #1, a=b: {text}=", "it's 50% #1, a=b: {text}="),
-        ("${data.path} {text}=", "${data.path} {text}="),
     ],
 )
 def test_a_prompt_is_a_name_or_a_template_of_ones_own(prompt: str, template: str, llama: Path) -> None:
     texts = TEXTS[:4]
     vectors = memvec.encode(texts, model=llama, prompt=prompt, **CPU)
     torch.testing.assert_close(vectors, reference(llama, texts, template), rtol=1e-5, atol=1e-5)
+
+
+def test_a_template_that_a_configuration_would_resolve_is_refused(llama: Path) -> None:
+    with pytest.raises(memvec.ConfigError, match="takes for a reference"):
+        memvec.encode(TEXTS[:1], model=llama, prompt="${data.path} {text}=", **CPU)
 
 
 def test_layer_precision_and_length_are_passed_on(llama: Path) -> None:
@@ -93,7 +97,7 @@ def test_one_string_is_not_taken_for_a_sequence_of_texts(llama: Path) -> None:
 
 
 def test_no_texts_are_an_error(llama: Path) -> None:
-    with pytest.raises(ValueError, match="at least one text"):
+    with pytest.raises(InputError, match="found none"):
         memvec.encode([], model=llama, **CPU)
 
 

@@ -25,10 +25,11 @@ from pathlib import Path
 
 from memvec.config import sample_path
 from memvec.model.backbone import locate_model
+from memvec.model.gguf import is_gguf
 from tests.benchmarks import limit, report
 from tests.benchmarks.contestants import CONTESTANTS, Turn, compete, truth
 from tests.benchmarks.shapes import SHAPES, save_shape
-from tests.benchmarks.task import DTYPES, Task, evenly_spaced, measure_work, quiet_libraries
+from tests.benchmarks.task import DTYPES, Task, evenly_spaced, measure_work
 from tests.benchmarks.worker import Worker, WorkerError, call_once
 
 
@@ -37,10 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     # Before any library of a worker counts the processors for itself.
     os.environ.update(OMP_NUM_THREADS=str(options.threads), TOKENIZERS_PARALLELISM="true")
-    quiet_libraries()
+    if options.shape is not None or is_gguf(options.model) or Path(options.model).is_dir():
+        os.environ["HF_HUB_OFFLINE"] = "1"  # some libraries ask it about a folder too, and wait for a network
     with tempfile.TemporaryDirectory(prefix="memvec-benchmark-") as scratch:
         task = _task(options, Path(scratch))
-        names, skipped = _available(options.contestants, task.device)
+        names, skipped = available(options.contestants, task.device)
         results = _compare(task, names, skipped, repeats=options.repeats)
     written = report.write(results, options.output)
     sys.stdout.write(f"{report.table(results)}\n\n{' '.join(map(str, written))}\n")
@@ -105,7 +107,7 @@ def _shape_builder() -> object:
     return save_shape
 
 
-def _available(names: Sequence[str], device: str) -> tuple[list[str], dict[str, str]]:
+def available(names: Sequence[str], device: str) -> tuple[list[str], dict[str, str]]:
     """Returns the contestants that can run here, and why the others cannot."""
     skipped = {}
     for name in names:

@@ -137,8 +137,11 @@ def table(results: Results) -> str:
         f"medians of {settings['repeats']} interleaved repeats; error and cosine on {work['compared_entries']} entries "
         "against one by one in float32; peak memory of a process of its own, loading included",
     ]
+    memvec = results["contestants"].get("memvec")
+    stages = memvec["details"]["metrics"]["seconds"] if memvec is not None else {}
+    whole = [f"memvec's whole run, s: {', '.join(f'{name} {seconds:.2f}' for name, seconds in stages.items())}"]
     skipped = [f"{name}: skipped, {reason}" for name, reason in results["skipped"].items()]
-    return "\n".join([*head, "", *lines, *skipped])
+    return "\n".join([*head, "", *lines, *(whole if stages else []), *skipped])
 
 
 def write(results: Results, folder: Path) -> list[Path]:
