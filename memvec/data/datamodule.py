@@ -16,11 +16,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
 import numpy as np
-import pyarrow as pa
 import torch
 from datasets import Dataset
 from numpy.typing import NDArray
@@ -32,22 +32,20 @@ from memvec.data.collator import Batch, PaddingCollator, PromptRows
 from memvec.data.dataset import EntriesSummary, write_entries
 from memvec.data.digest import first_occurrence
 from memvec.data.prompt import Prompt, PromptEncoder
-from memvec.data.sampler import LengthGroupedBatchSampler
-from memvec.data.source import find_sources
+from memvec.data.sampler import LengthGroupedBatchSampler, Rows, best_prefix_length, rows_with_prefix
+from memvec.data.source import Source, find_sources
+from memvec.data.tokenise import prompt_digests, tokenise
 from memvec.errors import ConfigError
 from memvec.files import atomic_file, read_json, write_json
 from memvec.model.module import HiddenStateModule
 from memvec.run import RunFolder
-from memvec.schema import DIGEST, INPUT_IDS, LENGTH, PROMPT_FEATURES, SHARED, TEXT, TRUNCATED
+from memvec.schema import LENGTH, SHARED
 from memvec.writer.journal import read_journal
 
-ROWS_PER_MAP = 4096
 TOKENS_ON_CPU = 1024
 TOKENS_ON_ACCELERATOR = 32_768
 # With fewer batches than this, measuring which kernels are fastest takes longer than the fastest save.
-BATCHES_TO_MEASURE = 24
-# A prefix that is less than a twentieth of a row saves less than its mask costs: rows without one take causal kernels.
-LONGEST_IN_PREFIXES = 20
+BATCHES_TO_MEASURE = 40
 
 log = logging.getLogger(__name__)
 
@@ -115,15 +113,18 @@ class MemoryDataModule(pl.LightningDataModule):
         # A rank may have no row at all where there are more ranks than rows.
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.sampler: LengthGroupedBatchSampler | None = None
-        self._sources = None
         self._prepared = False
+
+    @cached_property
+    def sources(self) -> list[Source]:
+        """What `data.path` names."""
+        return find_sources(self.path, split=self.split, revision=self.revision)
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns what decides the prompts of a run: the input's content and how it is read and tokenised."""
-        sources = find_sources(self.path, split=self.split, revision=self.revision)
         columns = (self.text_column, self.id_column)
         return {
-            "input": [source.digest(columns=columns) for source in sources],
+            "input": [source.digest(columns=columns) for source in self.sources],
             "text_column": self.text_column,
             "id_column": self.id_column,
             "limit": self.limit,
@@ -136,9 +137,9 @@ class MemoryDataModule(pl.LightningDataModule):
             return
         if not self.folder.input_summary.exists():
             self._write_entries()
-        prompts = self._tokenise()
+        prompts = tokenise(self.folder.entries, self.folder.prompts, self.encoder)
         if not self.folder.first_rows.exists():
-            self._save(self.folder.first_rows, first_occurrence(_digests(prompts)))
+            self._save(self.folder.first_rows, first_occurrence(prompt_digests(prompts)))
         first = np.load(self.folder.first_rows, mmap_mode="r")
         done = read_journal(self.folder.journal, rows=len(first)).is_done
         self._save(self.folder.remaining_rows, np.flatnonzero((first == np.arange(len(first))) & ~done))
@@ -157,8 +158,9 @@ class MemoryDataModule(pl.LightningDataModule):
         module = cast(HiddenStateModule, self._trainer().lightning_module)
         candidate = best_prefix_length(self.shared[rows])
         prefix_length = module.share_prefix(torch.from_numpy(self.encoder.head_ids[:candidate].astype(np.int64)))
-        shares = (self.shared >= prefix_length) & (lengths <= LONGEST_IN_PREFIXES * prefix_length)  # [N]
+        shares = rows_with_prefix(lengths, self.shared, prefix_length)  # [N]
         with_prefix, without = rows[shares[rows]], rows[~shares[rows]]
+        self._probe_rows = _probe_rows(with_prefix, without, lengths)
         self.sampler = LengthGroupedBatchSampler(
             [(with_prefix, lengths[with_prefix] - prefix_length), (without, lengths[without])],
             batch_size=self.batch_size,
@@ -187,15 +189,8 @@ class MemoryDataModule(pl.LightningDataModule):
         return self._collate(self._prompt_rows.__getitems__(rows[: (len(rows) + 1) // 2]))
 
     def probe_batches(self) -> list[Batch]:
-        """Returns the shortest, the median and the longest row to compute, as batches to try the model on.
-
-        The first two share a batch, so that one of them is padded. They are the same on every rank.
-        """
-        if len(self.rows) == 0:
-            return []
-        by_length = self.rows[np.argsort(self.lengths[self.rows], kind="stable")]
-        short, long = by_length[[0, len(by_length) // 2]], by_length[-1:]
-        return [self._collate(self._prompt_rows.__getitems__(np.unique(rows))) for rows in (short, long)]
+        """Returns a few rows to try the model on, the same on every rank."""
+        return [self._collate(self._prompt_rows.__getitems__(rows)) for rows in self._probe_rows]
 
     def input_ids(self, row: int) -> torch.Tensor:
         """Returns the tokens of one row's prompt, `[T]` int64."""
@@ -211,7 +206,7 @@ class MemoryDataModule(pl.LightningDataModule):
 
     def _write_entries(self) -> None:
         summary = write_entries(
-            find_sources(self.path, split=self.split, revision=self.revision),
+            self.sources,
             entries_path=self.folder.entries,
             rejected_path=self.folder.input_rejected,
             text_column=self.text_column,
@@ -224,30 +219,6 @@ class MemoryDataModule(pl.LightningDataModule):
     def read_summary(self) -> EntriesSummary:
         """Returns what reading the input came to; `prepare_data` has run."""
         return EntriesSummary(**read_json(self.folder.input_summary))
-
-    def _tokenise(self) -> Dataset:
-        entries = Dataset.from_file(str(self.folder.entries)).select_columns([TEXT])
-        return entries.with_format("arrow").map(
-            self._encode_table,
-            batched=True,
-            batch_size=ROWS_PER_MAP,
-            features=PROMPT_FEATURES,
-            cache_file_name=str(self.folder.prompts),
-            # Given, since the library's own misses changes in what the function calls; the run's fingerprint has them.
-            new_fingerprint=self.folder.prompts.stem,
-            desc="tokenise",
-        )
-
-    def _encode_table(self, table: pa.Table) -> pa.Table:
-        encoded = self.encoder.encode(table.column(TEXT).to_pylist())
-        columns = {
-            INPUT_IDS: pa.ListArray.from_arrays(encoded.offsets.astype(np.int32), encoded.input_ids),
-            LENGTH: np.diff(encoded.offsets).astype(np.int32),
-            SHARED: encoded.shared,
-            TRUNCATED: encoded.truncated,
-            DIGEST: pa.FixedSizeListArray.from_arrays(encoded.digests.reshape(-1), 2),
-        }
-        return pa.table(columns, schema=PROMPT_FEATURES.arrow_schema)
 
     def _save(self, path: Any, rows: NDArray[np.int64]) -> None:
         with atomic_file(path) as partial, partial.open("wb") as stream:
@@ -273,21 +244,10 @@ class MemoryDataModule(pl.LightningDataModule):
         return self.trainer
 
 
-def best_prefix_length(shared: NDArray[np.int32]) -> int:
-    """Returns the prefix length that spares most tokens: P tokens in every row that shares at least P.
-
-    A text whose first character melts into the template's last token shares fewer tokens than the others; such rows run
-    without the prefix instead of shortening it for all.
-
-    Args:
-        shared: Leading tokens each row has in common with the template, `[N]`.
-    """
-    if len(shared) == 0:
-        return 0
-    rows_with_at_least = np.bincount(shared)[::-1].cumsum()[::-1]  # [longest + 1]
-    return int(np.argmax(rows_with_at_least * np.arange(len(rows_with_at_least))))
-
-
-def _digests(prompts: Dataset) -> NDArray[np.uint64]:
-    chunks = [chunk.flatten().to_numpy() for chunk in prompts.data.column(DIGEST).chunks]
-    return np.concatenate(chunks).reshape(-1, 2)
+def _probe_rows(with_prefix: Rows, without: Rows, lengths: NDArray[np.int32]) -> list[Rows]:
+    """Returns batches of the shortest, median and longest rows; two lengths share a batch, so that one is padded."""
+    short, long = (rows[np.argsort(lengths[rows], kind="stable")] for rows in (with_prefix, without))
+    batches = [short[[0, len(short) // 2]]] if len(short) else []
+    batches += [long[[0, len(long) // 2]]] if len(long) else []
+    batches.append((long if len(long) else short)[-1:])  # alone: padding a short row to it would cost as much again
+    return [np.unique(rows) for rows in batches if len(rows)]

@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 
 Rows = NDArray[np.int64]
 
+# A prefix that is less than a twentieth of a row saves less than its mask costs: rows without one take causal kernels.
+LONGEST_IN_PREFIXES = 20
+
 
 def rank_rows(costs: NDArray[np.integer], *, rank: int, world_size: int) -> Rows:
     """Returns the rows of one rank, dearest first; rows of equal cost stay in order.
@@ -90,6 +93,35 @@ def cut_batches(costs: NDArray[np.integer], *, batch_size: int, max_tokens: int 
         rows = batch_size if max_tokens is None else min(batch_size, max(1, max_tokens // longest))
         boundaries.append(min(boundaries[-1] + rows, len(costs)))
     return np.asarray(boundaries, dtype=np.int64)
+
+
+def best_prefix_length(shared: NDArray[np.int32]) -> int:
+    """Returns the prefix length that spares most tokens: P tokens in every row that shares at least P.
+
+    A text whose first character melts into the template's last token shares fewer tokens than the others; such rows run
+    without the prefix instead of shortening it for all.
+
+    Args:
+        shared: Leading tokens each row has in common with the template, `[N]`.
+    """
+    if len(shared) == 0:
+        return 0
+    rows_with_at_least = np.bincount(shared)[::-1].cumsum()[::-1]  # [longest + 1]
+    return int(np.argmax(rows_with_at_least * np.arange(len(rows_with_at_least))))
+
+
+def rows_with_prefix(
+    lengths: NDArray[np.integer], shared: NDArray[np.integer], prefix_length: int
+) -> NDArray[np.bool_]:
+    """Returns which rows are computed with the shared prefix's keys and values, `[N]` bool.
+
+    Args:
+        lengths: Tokens of each prompt, `[N]`.
+        shared: Leading tokens each has in common with the template, `[N]`.
+        prefix_length: P; 0 where the prefix is not shared at all.
+    """
+    worth_it: NDArray[np.bool_] = (shared >= prefix_length) & (lengths <= LONGEST_IN_PREFIXES * prefix_length)
+    return worth_it
 
 
 class LengthGroupedBatchSampler:

@@ -25,7 +25,7 @@ from memvec.model.memory import compute_in_parts
 from memvec.model.parity import TOLERANCE, Path, choose_path
 from memvec.model.pooling import last_token
 from memvec.model.prefix import SharedPrefix, compute_prefix
-from memvec.model.tuning import candidates, choose_kernels, set_products
+from memvec.model.tuning import candidates, choose_kernels, get_products, set_products
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +82,7 @@ class HiddenStateModule(pl.LightningModule):
         self.prefix: SharedPrefix | None = None
         self.path = Path.BATCHED
         self.probe_errors: dict[str, float] = {}
+        self._products_before = get_products()
         self.kernels = "default"
         self.kernel_milliseconds: dict[str, float] = {}
         self.rejections: dict[int, str] = {}
@@ -162,7 +163,7 @@ class HiddenStateModule(pl.LightningModule):
 
     def teardown(self, stage: str) -> None:
         """Puts the process-wide setting of matrix products back."""
-        set_products("none")
+        set_products(self._products_before)
 
     def _choose_kernels(self, batch: Batch) -> None:
         decoder = self._backbone().decoder
@@ -233,7 +234,8 @@ class HiddenStateModule(pl.LightningModule):
             `[D]` float32 on the CPU.
         """
         backbone = self._backbone().float()
-        return last_token(backbone(input_ids[None].to(self.device)), torch.tensor([len(input_ids)]))[0].cpu()
+        length = torch.tensor([len(input_ids)], device=self.device)
+        return last_token(backbone(input_ids[None].to(self.device)), length)[0].cpu()
 
     def _vectors_along(self, path: Path, batch: Batch) -> tuple[torch.Tensor, list[int]]:
         """Computes a batch along a path: `[B, D]`, and the positions of rows that do not fit into memory."""

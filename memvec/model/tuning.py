@@ -72,6 +72,11 @@ def use_kernels(decoder: PreTrainedModel, kernels: Kernels) -> None:
     set_products(kernels.products)
 
 
+def get_products() -> str:
+    """Returns the route of float32 matrix products on the CPU."""
+    return str(torch.backends.mkldnn.matmul.fp32_precision)  # type: ignore[attr-defined]
+
+
 def set_products(route: str) -> None:
     """Sets the route of float32 matrix products on the CPU, for the whole process."""
     torch.backends.mkldnn.matmul.fp32_precision = route  # type: ignore[attr-defined]

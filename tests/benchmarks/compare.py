@@ -27,9 +27,10 @@ from memvec.config import sample_path
 from memvec.model.backbone import locate_model
 from memvec.model.gguf import is_gguf
 from tests.benchmarks import limit, report
-from tests.benchmarks.contestants import CONTESTANTS, Turn, compete, truth
+from tests.benchmarks.contestants import CONTESTANTS, compete, truth
 from tests.benchmarks.shapes import SHAPES, save_shape
 from tests.benchmarks.task import DTYPES, Task, evenly_spaced, measure_work
+from tests.benchmarks.turn import Turn
 from tests.benchmarks.worker import Worker, WorkerError, call_once
 
 

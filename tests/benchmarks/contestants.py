@@ -11,50 +11,22 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import time
-import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, BatchEncoding, PreTrainedModel
+from transformers import AutoModelForCausalLM, BatchEncoding, PreTrainedModel
 
-from memvec.data.sampler import LengthGroupedBatchSampler
 from memvec.metrics import peak_memory_bytes
 from memvec.model.pooling import last_token
-from tests.benchmarks.task import Task, evenly_spaced, quiet_libraries
-from tests.benchmarks.worker import call_once
+from tests.benchmarks.openvino import openvino
+from tests.benchmarks.task import Task, quiet_libraries
+from tests.benchmarks.turn import Run, Turn, fastest, padding_share, timed
 from tests.reference import reference_vectors
-
-Result = TypeVar("Result")
-Option = TypeVar("Option")
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What one computation of all texts came to.
-
-    Args:
-        vectors: `[N, D]` float32, in the order of the texts.
-        seconds: How long it took.
-        padding_share: The share of the computed tokens that was padding.
-        details: What else is worth a line in the JSON.
-        peak_memory_bytes: Of the contestant's process, loading included.
-    """
-
-    vectors: NDArray[np.float32]
-    seconds: float
-    padding_share: float
-    details: dict[str, Any] = field(default_factory=dict)
-    peak_memory_bytes: int = 0
-
-
-Run = Callable[[Sequence[str]], Turn]
 
 
 @dataclass(frozen=True)
@@ -112,7 +84,7 @@ def reference(task: Task) -> Run:
 
     def run(texts: Sequence[str]) -> Turn:
         compute = partial(reference_vectors, model, tokenizer, texts, template=task.template)
-        vectors, seconds = _timed(task, lambda: compute().cpu())
+        vectors, seconds = timed(task, lambda: compute().cpu())
         return Turn(vectors.numpy(), seconds, padding_share=0.0)
 
     return run
@@ -135,8 +107,8 @@ def padded(task: Task, *, batch_size: int = 8) -> Run:
         prompts = task.prompts(texts)
         parts = [prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
         batches = [tokenizer(part, padding=True, padding_side="right", return_tensors="pt") for part in parts]
-        vectors, seconds = _timed(task, lambda: compute(batches))
-        return Turn(vectors.numpy(), seconds, _padding_share(batch["attention_mask"] for batch in batches))
+        vectors, seconds = timed(task, lambda: compute(batches))
+        return Turn(vectors.numpy(), seconds, padding_share(batch["attention_mask"] for batch in batches))
 
     return run
 
@@ -164,53 +136,11 @@ def sentence_transformers(task: Task) -> Run:
     def encode(texts: Sequence[str], batch_size: int) -> Turn:
         masks.clear()
         options = {"batch_size": batch_size, "convert_to_tensor": True, "show_progress_bar": False}
-        vectors, seconds = _timed(task, lambda: model.encode(task.prompts(texts), **options).float().cpu())
-        return Turn(vectors.numpy(), seconds, _padding_share(masks), {"batch_size": batch_size})
+        vectors, seconds = timed(task, lambda: model.encode(task.prompts(texts), **options).float().cpu())
+        return Turn(vectors.numpy(), seconds, padding_share(masks), {"batch_size": batch_size})
 
     sizes = (8, 16, 32, 64) if task.device == "cpu" else (8, 16, 32, 64, 128, 256)
-    return partial(encode, batch_size=_fastest(task, sizes, encode))
-
-
-def openvino(task: Task) -> Run:
-    """OpenVINO on length-sorted padded batches, backbone only; the best of several token budgets.
-
-    optimum-intel does not install beside the transformers that memvec needs, so the model is converted as it does it:
-    by tracing, with a sequence length that is free. The last token is taken inside the graph.
-    """
-    from openvino import Core
-
-    path = task.scratch / "openvino.xml"
-    call_once("openvino's conversion", _convert_to_openvino, (task,), (str(path),))  # its memory is not counted
-    hints = {
-        "INFERENCE_PRECISION_HINT": "bf16" if task.dtype == torch.bfloat16 else "f32",
-        "INFERENCE_NUM_THREADS": task.threads,
-        "PERFORMANCE_HINT": "LATENCY",  # one batch at a time on all threads
-    }
-    compiled = Core().compile_model(path, "CPU", hints)
-    tokenizer = task.tokenizer()
-
-    def encode(texts: Sequence[str], max_tokens: int) -> Turn:
-        ids = [np.asarray(row) for row in tokenizer(task.prompts(texts))["input_ids"]]
-        lengths = np.asarray([len(row) for row in ids])
-        groups = [(np.arange(len(ids)), lengths)]
-        plan = LengthGroupedBatchSampler(groups, batch_size=len(ids), max_tokens=max_tokens)
-        batches = []
-        for rows in plan:
-            mask = np.arange(lengths[rows].max()) < lengths[rows][:, None]  # [B, T]
-            input_ids = np.zeros(mask.shape, dtype=np.int64)
-            input_ids[mask] = np.concatenate([ids[row] for row in rows])
-            batches.append((rows, input_ids, mask.astype(np.int64)))
-
-        def compute() -> NDArray[np.float32]:
-            vectors = np.concatenate([compiled((input_ids, mask))[0] for _, input_ids, mask in batches])
-            in_order = np.empty_like(vectors)
-            in_order[np.concatenate([rows for rows, _, _ in batches])] = vectors
-            return in_order
-
-        vectors, seconds = _timed(task, compute)
-        return Turn(vectors, seconds, plan.padding_share, {"max_tokens": max_tokens})
-
-    return partial(encode, max_tokens=_fastest(task, (512, 1024, 2048, 4096), encode))
+    return partial(encode, batch_size=fastest(task, sizes, encode))
 
 
 def memvec(task: Task) -> Run:
@@ -256,30 +186,6 @@ CONTESTANTS = {
 }
 
 
-def _timed(task: Task, compute: Callable[[], Result]) -> tuple[Result, float]:
-    _synchronise(task)
-    start = time.perf_counter()
-    result = compute()
-    _synchronise(task)
-    return result, time.perf_counter() - start
-
-
-def _synchronise(task: Task) -> None:
-    if task.device == "cuda":
-        torch.cuda.synchronize()
-
-
-def _fastest(task: Task, options: Sequence[Option], encode: Callable[[Sequence[str], Option], Turn]) -> Option:
-    """Returns the option that takes the fewest seconds for a sample of the texts; each is tried twice."""
-    sample = [task.texts[row] for row in evenly_spaced(len(task.texts), 64)]
-    return min(options, key=lambda option: min(encode(sample, option).seconds for _ in range(2)))
-
-
-def _padding_share(masks: Iterable[torch.Tensor]) -> float:
-    counts = [(int(mask.sum()), mask.numel()) for mask in masks]
-    return 1 - sum(real for real, _ in counts) / sum(computed for _, computed in counts)
-
-
 def _full_model(task: Task, dtype: torch.dtype) -> PreTrainedModel:
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(task.model, dtype=dtype)
     return model.to(task.device).eval()
@@ -289,29 +195,3 @@ def _on_device(task: Task) -> Any:
     """Returns a tokenizer whose tensors are where the model is, for the reference, which moves nothing."""
     tokenizer = task.tokenizer()
     return lambda prompt, **options: tokenizer(prompt, **options).to(task.device)
-
-
-class _LastState(nn.Module):
-    """A backbone that returns the last real token's state, `[B, D]`, so that OpenVINO need not hand out all states."""
-
-    def __init__(self, backbone: PreTrainedModel) -> None:
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        output = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        return last_token(output.last_hidden_state, attention_mask.sum(1))
-
-
-def _convert_to_openvino(task: Task) -> Callable[[str], None]:
-    def convert(path: str) -> None:
-        from openvino import PartialShape, Type, convert_model, save_model
-
-        warnings.simplefilter("ignore")  # tracing warns of every branch; the vectors are compared all the same
-        backbone = AutoModel.from_pretrained(task.model, dtype=torch.float32).eval()
-        example = {name: torch.ones(2, 5, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
-        inputs = [(name, PartialShape([-1, -1]), Type.i64) for name in example]
-        save_model(convert_model(_LastState(backbone), example_input=example, input=inputs), path, False)
-
-    quiet_libraries()
-    return convert

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memvec.files import write_json
-from tests.benchmarks.contestants import CONTESTANTS, Turn
+from tests.benchmarks.contestants import CONTESTANTS
 from tests.benchmarks.task import Task, Work
+from tests.benchmarks.turn import Turn
 
 Results = dict[str, Any]
 
