@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -29,7 +30,7 @@ from memvec.model.gguf import is_gguf
 from tests.benchmarks import limit, report
 from tests.benchmarks.contestants import CONTESTANTS, compete, truth
 from tests.benchmarks.shapes import SHAPES, save_shape
-from tests.benchmarks.task import DTYPES, Task, evenly_spaced, measure_work
+from tests.benchmarks.task import DTYPES, Task, evenly_spaced, measure_work, texts_that_fit
 from tests.benchmarks.turn import Turn
 from tests.benchmarks.worker import Worker, WorkerError, call_once
 
@@ -92,16 +93,11 @@ def _task(options: argparse.Namespace, scratch: Path) -> Task:
     else:
         folder = options.output / "models" / options.shape
         model = call_once("model", _shape_builder, (), (options.shape, folder, options.device))
-    return Task(
-        texts=texts,
-        subset=evenly_spaced(len(texts), options.reference_entries),
-        model=model,
-        precision=options.precision,
-        device=options.device,
-        threads=options.threads,
-        scratch=scratch,
-        overrides=options.override,
-    )
+    task = Task(texts, (), model, options.precision, options.device, options.threads, scratch, options.override)
+    fitting = texts_that_fit(task)  # some contestants truncate what is longer and some do not
+    if len(fitting) < len(texts):
+        _say(f"{len(texts) - len(fitting)} texts are left out: their prompts are longer than the model allows")
+    return replace(task, texts=fitting, subset=evenly_spaced(len(fitting), options.reference_entries))
 
 
 def _shape_builder() -> object:

@@ -5,6 +5,7 @@ In: texts, a model and the settings all share. Out: a `Task`; its `Work`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +16,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokeniz
 from transformers import logging as transformers_logging
 
 from memvec.config import compose
+from memvec.model.backbone import prompt_limit
 
 DTYPES = {"32-true": torch.float32, "bf16-true": torch.bfloat16}
 
@@ -107,6 +109,13 @@ def measure_work(task: Task) -> Work:
         fewest_tokens=sum(map(len, unique)) - prefix * (len(unique) - 1),
         parameters=sum(weight.numel() for weight in _layer_weights(task.model)),
     )
+
+
+def texts_that_fit(task: Task) -> list[str]:
+    """Returns the texts whose prompts are not longer than the model's limit."""
+    limit = prompt_limit(AutoConfig.from_pretrained(task.model)) or sys.maxsize
+    prompts = task.tokenizer()(task.prompts(task.texts))["input_ids"]
+    return [text for text, ids in zip(task.texts, prompts, strict=True) if len(ids) <= limit]
 
 
 def product_shapes(model: str) -> list[tuple[int, int]]:

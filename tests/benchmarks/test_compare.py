@@ -33,7 +33,7 @@ def test_a_run_measures_every_contestant_and_their_vectors_agree(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # `main` sets it for its workers; this takes it back afterwards
     options = {
-        "--data": write_jsonl(TEXTS),
+        "--data": write_jsonl([*TEXTS, "too long for the model " * 50]),
         "--model": llama,
         "--contestants": ",".join(NO_EXTRA),
         "--reference-entries": 5,
