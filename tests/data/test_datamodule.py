@@ -1,0 +1,87 @@
+"""The data module: what is computed, with which prefix, and in which batches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from omegaconf import DictConfig
+
+import memvec
+from memvec.data.sampler import LengthGroupedBatchSampler, best_prefix_length, rows_with_prefix
+from memvec.errors import ConfigError
+
+
+def metrics(cfg: DictConfig) -> dict[str, float]:
+    content: dict[str, float] = json.loads((Path(cfg.output_dir) / "metrics.json").read_text())
+    return content
+
+
+def test_equal_texts_are_computed_once_and_each_id_has_its_row(
+    write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
+) -> None:
+    cfg = tiny_config(write_jsonl(["tea", "coffee", "tea", "tea", "coffee"]))
+    summary = memvec.predict(cfg)
+    assert metrics(cfg)["computed_entries"] == 2
+    assert (summary.counts.entries, summary.counts.unique) == (5, 2)
+    dataset = memvec.load(cfg.output_dir)
+    assert dataset["id"][:] == [f"m/{n}" for n in range(5)]
+    vectors = dataset["vector"][:]
+    assert vectors[0].equal(vectors[2])
+    assert vectors[1].equal(vectors[4])
+    assert not vectors[0].equal(vectors[1])
+
+
+def test_texts_that_are_equal_only_after_truncation_are_computed_once(
+    write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
+) -> None:
+    cfg = tiny_config(write_jsonl(["tea " * 500 + "a", "tea " * 500 + "b"]))
+    summary = memvec.predict(cfg)
+    assert metrics(cfg)["computed_entries"] == 1
+    assert summary.counts.truncated == 2
+
+
+def test_the_prefix_that_spares_most_is_taken() -> None:
+    assert best_prefix_length(np.asarray([14] * 100)) == 14
+    assert best_prefix_length(np.asarray([14] * 99 + [2])) == 14  # one odd row does not shorten it for all
+    assert best_prefix_length(np.asarray([14] * 10 + [12] * 90)) == 12
+    assert best_prefix_length(np.asarray([0, 0])) == 0
+    assert best_prefix_length(np.asarray([], dtype=np.int32)) == 0
+
+
+def test_rows_that_do_not_begin_with_the_prefix_or_are_long_run_without() -> None:
+    lengths, shared = np.asarray([20, 20, 280, 281]), np.asarray([14, 13, 14, 14])
+    assert rows_with_prefix(lengths, shared, 14).tolist() == [True, False, True, False]
+    assert not rows_with_prefix(lengths, shared, 0).any()
+
+
+def test_the_defaults_leave_less_than_two_percent_padding() -> None:
+    """Lengths as LoCoMo's observations have them: 5 to 40 tokens around 18, 2,541 of them."""
+    lengths = np.clip(np.random.default_rng(0).normal(18.7, 5.5, 2541).round(), 5, 40).astype(np.int64)
+    sampler = LengthGroupedBatchSampler([(np.arange(2541), lengths)], batch_size=1024, max_tokens=1024)
+    assert sampler.padding_share < 0.02
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("data.batch_size=0", "data.batch_size=0: allowed: an integer of at least 1"),
+        ("data.batch_size=many", "data.batch_size=many"),
+        ("data.max_tokens=-1", "data.max_tokens=-1"),
+        ("data.limit=0", "data.limit=0"),
+        ("data.num_workers=-1", "data.num_workers=-1"),
+        ("data.on_error=ignore", "data.on_error=ignore: allowed: reject, fail"),
+        ("data.max_length=1000", "data.max_length=1000: the model takes at most 256 tokens"),
+        ("data.max_length=5", "data.max_length=5 leaves no room for a text"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_refused_before_anything_is_written(
+    override: str, named: str, write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
+) -> None:
+    cfg = tiny_config(write_jsonl(["tea"]), override)
+    with pytest.raises(ConfigError, match=named):
+        memvec.predict(cfg)
+    assert not Path(cfg.output_dir).exists()

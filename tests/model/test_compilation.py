@@ -1,0 +1,52 @@
+"""Compiling by region: the same vectors, and a run that goes on where there is no compiler."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig
+
+import memvec
+
+TEXTS = [f"she moved to town number {n} and likes it {'very ' * (n % 9)}much" for n in range(100)]
+
+# What inductor and the libraries it imports say while they compile is not memvec's to mend.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_a_compiled_model_gives_the_same_vectors(
+    write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
+) -> None:
+    plain = tiny_config(write_jsonl(TEXTS), "data.batch_size=2", output="plain")
+    memvec.predict(plain)
+    compiled = tiny_config(write_jsonl(TEXTS), "data.batch_size=2", "model.compile=true", output="compiled")
+    summary = memvec.predict(compiled)
+    assert summary.manifest["notes"]["compiled"] is True
+    torch.testing.assert_close(
+        memvec.load(compiled.output_dir)["vector"][:], memvec.load(plain.output_dir)["vector"][:], rtol=1e-4, atol=1e-5
+    )
+
+
+def test_without_a_compiler_the_run_says_so_and_goes_on(
+    write_jsonl: Callable[..., Path],
+    tiny_config: Callable[..., DictConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    import torch._inductor.config as inductor
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(inductor.cpp, "cxx", (str(tmp_path / "no-such-compiler"),))
+    monkeypatch.setattr(inductor, "force_disable_caches", True)
+    cfg = tiny_config(write_jsonl(TEXTS), "data.batch_size=2", "model.compile=true")
+    with caplog.at_level("WARNING", logger="memvec"):
+        summary = memvec.predict(cfg)
+    assert "the compiler cannot be used" in caplog.text
+    assert summary.manifest["notes"]["compiled"] is False
+    assert len(memvec.load(cfg.output_dir)) == len(TEXTS)
