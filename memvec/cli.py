@@ -20,7 +20,6 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -30,6 +29,7 @@ from memvec.errors import Interrupted, MemvecError
 from memvec.interrupt import end_with_parent
 from memvec.ranks import started_rank
 from memvec.summary import RunSummary
+from memvec.sweep import is_sweep, run_job
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 EXPECTED = (MemvecError, HydraException, OmegaConfBaseException, OSError)
@@ -48,8 +48,13 @@ def main(task: Callable[[DictConfig], RunSummary], *, config_name: str) -> None:
     register_resolvers()
     as_the_user_has_it = os.environ.get(FULL_ERROR)
 
+    job_codes: list[int] = []
+
     def job(cfg: DictConfig) -> None:
         with _environment(FULL_ERROR, as_the_user_has_it):
+            if is_sweep():
+                job_codes.append(run_job())
+                return
             _set_output_dir(cfg)
             try:
                 summary = task(cfg)
@@ -58,8 +63,6 @@ def main(task: Callable[[DictConfig], RunSummary], *, config_name: str) -> None:
                     raise
                 code = _report(error)
                 _remove_if_empty(HydraConfig.get().runtime.output_dir)
-                if HydraConfig.get().mode == RunMode.MULTIRUN:
-                    raise  # a sweep notes that this job failed, and goes on with the next
                 sys.exit(code)  # past Hydra, which would add lines of its own
             if started_rank() == 0:
                 for line in summary.lines():
@@ -71,6 +74,7 @@ def main(task: Callable[[DictConfig], RunSummary], *, config_name: str) -> None:
     try:
         with _environment(FULL_ERROR, "1"):
             decorated()
+        sys.exit(max(job_codes, default=0))
     except EXPECTED as error:
         if as_the_user_has_it == "1":
             raise
@@ -96,8 +100,8 @@ def _report(error: Exception) -> int:
 
 
 def _set_output_dir(cfg: DictConfig) -> None:
-    """Sets `output_dir` to the folder Hydra chose, where the user named none or a sweep gives every job its own."""
-    if cfg.output_dir is None or HydraConfig.get().mode == RunMode.MULTIRUN:
+    """Sets `output_dir` to the folder Hydra chose, where the user named none."""
+    if cfg.output_dir is None:
         with open_dict(cfg):
             cfg.output_dir = HydraConfig.get().runtime.output_dir
 

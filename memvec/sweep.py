@@ -1,0 +1,53 @@
+"""Sweeps: `python -m memvec.predict -m data.batch_size=1,8,32`, every job in a process and a folder of its own.
+
+In: one job of a Hydra sweep. Out: its finished run in the sweep's folder.
+
+How: the sweeping process starts each job as the command line that a user would have typed for it. Why a process:
+Lightning starts further ranks by running this program's own command line again, which in a sweep would be the whole
+sweep; and after a job its process group and its environment variables stay behind. A job that fails does not end the
+others.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from hydra.conf import HydraConf
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+
+def is_sweep() -> bool:
+    """Whether this process runs a job of a sweep itself, instead of having been started for one."""
+    return HydraConfig.get().mode == RunMode.MULTIRUN and "LOCAL_RANK" not in os.environ
+
+
+def run_job() -> int:
+    """Runs the current job of the sweep in a process of its own; returns its exit code, which it has explained."""
+    hydra = HydraConfig.get()
+    command = job_command(hydra, Path(hydra.runtime.output_dir))
+    return subprocess.run(command, cwd=hydra.runtime.cwd, check=False).returncode
+
+
+def job_command(hydra: HydraConf, folder: Path) -> list[str]:
+    """Returns the command line of one job.
+
+    Args:
+        hydra: Hydra's configuration of the job.
+        folder: The job's folder.
+    """
+    config_folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    overrides = [override for override in hydra.overrides.task if not override.startswith("output_dir=")]
+    command = [sys.executable, "-m", f"memvec.{hydra.job.name}"]
+    for path in config_folders:
+        command += ["--config-dir", path]
+    return [*command, "--config-name", str(hydra.job.config_name), *overrides, f"output_dir={quoted(folder)}"]
+
+
+def quoted(value: object) -> str:
+    """Returns a value in the quotes of Hydra's override grammar."""
+    escaped = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
