@@ -15,6 +15,7 @@ from datasets import Dataset, load_dataset
 
 from memvec.config import compose
 from memvec.data.dataset import reject_reason
+from memvec.data.tokenise import without_progress_bars
 from memvec.errors import ConfigError, InputError, RunFolderError
 from memvec.files import read_json
 from memvec.run import RunFolder
@@ -118,7 +119,8 @@ def load(output_dir: str | Path) -> Dataset:
         raise RunFolderError(f"{folder.vectors}: holds no Parquet file, though the run is complete")
     # The mapped copy that `datasets` makes lies beside the vectors and goes with them: the texts in it are private.
     cache = str(folder.root / ".datasets") if os.access(folder.root, os.W_OK) else None
-    return load_dataset("parquet", data_files=files, split="train", cache_dir=cache).with_format("torch")
+    with without_progress_bars():
+        return load_dataset("parquet", data_files=files, split="train", cache_dir=cache).with_format("torch")
 
 
 def read_vectors(output_dir: str | Path) -> torch.Tensor:

@@ -8,6 +8,7 @@ run's folder) is added here. Whatever a group cannot be built from is a `ConfigE
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,14 +78,27 @@ def build_trainer(cfg: DictConfig, writer: VectorWriter, folder: RunFolder) -> p
     callbacks: list[pl.Callback] = [RankLog(folder.logs), writer, RankMetrics(folder.journal), StopOnSignal()]
     if cfg.trainer.get("enable_progress_bar", True):
         callbacks.append(TokenProgressBar())
-    trainer: pl.Trainer = _build(
-        "trainer",
-        cfg.trainer,
-        callbacks=callbacks,
-        default_root_dir=str(folder.root),
-        profiler=_profiler(folder) if one_of("profile", cfg.profile, (True, False)) else None,
-    )
+    with _without_tips():
+        trainer: pl.Trainer = _build(
+            "trainer",
+            cfg.trainer,
+            callbacks=callbacks,
+            default_root_dir=str(folder.root),
+            profiler=_profiler(folder) if one_of("profile", cfg.profile, (True, False)) else None,
+        )
     return trainer
+
+
+@contextmanager
+def _without_tips() -> Iterator[None]:
+    """Keeps Lightning from telling which accelerators it does not use, and what else could be installed."""
+    logger = logging.getLogger("lightning.pytorch")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _profiler(folder: RunFolder) -> PyTorchProfiler:

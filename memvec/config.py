@@ -8,6 +8,8 @@ package's copy is looked for first, so that a wheel never reads some other proje
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -70,22 +72,32 @@ def to_container(cfg: DictConfig) -> dict[str, Any]:
 
 
 def config_error_line(error: BaseException) -> str:
-    """Returns Hydra's several lines about a wrong override as one, without its advice to force it."""
-    advice = (
-        "To append to your config",
-        "Set the environment",
-        "full_key:",
-        "object_type=",
-        "Config search path",
-        "provider=",
-    )
+    """Returns Hydra's several lines about a wrong override as one, in memvec's words where it knows the mistake."""
     lines: list[str] = []
     cause: BaseException | None = error
     while cause is not None:
         lines += [line.strip() for line in str(cause).splitlines()]
         cause = cause.__cause__
-    kept = [line for line in dict.fromkeys(lines) if line and not line.startswith(advice)]
-    return "; ".join(kept) or type(error).__name__
+    said = " ".join(lines)
+    if match := re.search(r"Could not override '([^']+)'", said):
+        near = difflib.get_close_matches(match[1], known_overrides(), n=1)
+        advice = f"; did you mean {near[0]}?" if near else ""
+        return f"{match[1]}: no such override{advice} (--help lists them)"
+    if match := re.search(r"Could not find '(\w+)/([^']+)'", said):
+        allowed = sorted(path.stem for path in (conf_folder() / match[1]).glob("*.yaml"))
+        return f"{match[1]}={match[2]}: no such option; allowed: {', '.join(allowed)}"
+    return "; ".join(line for line in dict.fromkeys(lines) if line) or type(error).__name__
+
+
+def known_overrides() -> list[str]:
+    """Returns the names of all overrides that conf/ declares, such as `data.batch_size`."""
+    folder = conf_folder()
+    names = {str(key) for key in OmegaConf.load(folder / "predict.yaml")} - {"defaults", "hydra"}
+    for path in folder.glob("*/*.yaml"):
+        if path.parent.name != "experiment":
+            keys = {str(key) for key in OmegaConf.load(path)} - {"defaults", "_target_"}
+            names |= {f"{path.parent.name}.{key}" for key in keys}
+    return sorted(names)
 
 
 def at_least(name: str, value: Any, minimum: int) -> int:

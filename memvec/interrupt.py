@@ -86,6 +86,8 @@ class StopOnSignal(pl.Callback):
             for process in self._processes:
                 process.kill()
             os._exit(128 + number)
+        if self._received is None and not self._is_started_rank:
+            os.write(2, b"\nmemvec: finishing the batch in hand; a second signal stops at once\n")
         self._received = number
         self._pass_on(number)
 

@@ -85,6 +85,16 @@ class RankMetrics(pl.Callback):
         write_json(self.journal / f"metrics-rank-{trainer.global_rank:05d}.json", numbers)
 
 
+def forget_ranks(journal: Path) -> None:
+    """Removes the numbers of an earlier attempt, so that a run's are those of the attempt that finished it.
+
+    Args:
+        journal: The journal's folder.
+    """
+    for path in journal.glob(RANK_FILES):
+        path.unlink()
+
+
 def combine_ranks(journal: Path) -> dict[str, Any]:
     """Returns the run's numbers from those of its ranks: the slowest rank's time, everybody's work.
 

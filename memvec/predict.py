@@ -27,7 +27,7 @@ from memvec.build import (
 )
 from memvec.cli import main
 from memvec.config import to_container
-from memvec.metrics import Stopwatch, combine_ranks, stage_table
+from memvec.metrics import Stopwatch, combine_ranks, forget_ranks, stage_table
 from memvec.ranks import process_rank, rank_errors, wait_for_started_ranks
 from memvec.run import RunState
 from memvec.summary import RunSummary, read_summary, write_summary
@@ -65,6 +65,7 @@ def predict(cfg: DictConfig) -> RunSummary:
                 log.info("the run in %s is complete already; nothing to do", folder.root)
                 folder.release(remove_journal=True)  # killed between the manifest and the end
                 return read_summary(folder)
+            forget_ranks(folder.journal)  # an attempt that was killed may have left its numbers
             with stopwatch.stage("prepare"):
                 datamodule.prepare_data()
             if state is RunState.UNFINISHED:

@@ -8,7 +8,7 @@ stand behind.
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import TQDMProgressBar
@@ -25,10 +25,10 @@ class TokenProgressBar(TQDMProgressBar):
         self._entries = 0
 
     def init_predict_tqdm(self) -> Tqdm:
-        """Makes the bar; its total is set when the batches are planned."""
+        """Makes the bar; its total is known, since the batches are planned."""
         return Tqdm(
             desc=self.predict_description,
-            total=0,
+            total=cast(Any, self.trainer).datamodule.sampler.padded_tokens,  # the plan of this rank's batches
             disable=self.is_disabled,
             leave=True,
             dynamic_ncols=True,
@@ -37,14 +37,13 @@ class TokenProgressBar(TQDMProgressBar):
             bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} tokens [{elapsed}<{remaining}{postfix}]",
         )
 
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Takes the total from the plan of this rank's batches."""
-        super().on_predict_start(trainer, pl_module)
-        self._entries = 0
-        self.predict_progress_bar.reset(total=trainer.datamodule.sampler.padded_tokens)  # type: ignore[attr-defined]
-
-    def on_predict_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *arguments: Any) -> None:
-        """Does nothing: the base class would set the total to the number of batches."""
+    def on_predict_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Starts the clock at the first batch, behind the probe; the base class would count batches."""
+        if batch_idx == 0:
+            self._entries = 0
+            self.predict_progress_bar.reset()
 
     def on_predict_batch_end(
         self,

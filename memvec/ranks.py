@@ -40,14 +40,14 @@ def rank_errors(folder: RunFolder) -> Iterator[None]:
     try:
         yield
     except Interrupted as error:
-        error.args = (f"{error}; what was computed is kept in {folder.root}: the same command goes on from there",)
+        error.args = (f"{error}; what was computed is kept: the same command with output_dir={folder.root} goes on",)
         raise
     except RuntimeError as error:  # torch.distributed's and the DataLoader's errors are RuntimeErrors
         if not any(message in str(error) for message in LOST_PROCESS):
             raise
         raise RankError(
-            f"a process of this run ended: {one_line(error)}; what was computed is kept in {folder.root}: "
-            "the same command goes on from there"
+            f"a process of this run ended: {one_line(error)}; what was computed is kept: "
+            f"the same command with output_dir={folder.root} goes on"
         ) from error
 
 

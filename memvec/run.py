@@ -49,7 +49,7 @@ class RunFolder:
     """
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root).expanduser().absolute()
+        self.root = Path(root).expanduser().resolve()
         self.vectors = self.root / "vectors"
         self.rejected = self.root / "rejected.jsonl"
         self.metrics = self.root / "metrics.json"

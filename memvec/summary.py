@@ -40,6 +40,8 @@ class RunSummary:
         rejected = f"{counts.rejected:,}" + (f" (why: {self.folder.rejected})" if counts.rejected else "")
         tokens, entries = self.metrics["tokens_per_second"], self.metrics["entries_per_second"]
         speed = f"{tokens:,.0f} ({entries:,.1f} entries/s; {self.manifest['notes']['path']})"
+        if self.metrics["computed_entries"] < counts.unique:
+            speed += f", over the {self.metrics['computed_entries']:,} computed since the run went on"
         return [
             f"entries    {counts.entries:,} ({counts.unique:,} different) of {counts.dimension} numbers each",
             f"rejected   {rejected}",

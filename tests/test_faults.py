@@ -140,7 +140,9 @@ def test_a_signal_flushes_says_how_to_go_on_and_sets_the_exit_code(
 
     assert ended_with == code, said
     assert "Traceback" not in said
-    assert f"memvec: stopped by {signal.Signals(number).name}; what was computed is kept in {output_dir}" in said
+    assert "memvec: finishing the batch in hand; a second signal stops at once" in said
+    assert f"memvec: stopped by {signal.Signals(number).name}; what was computed is kept" in said
+    assert f"output_dir={output_dir} goes on" in said
     assert not any(is_alive(child) for child in started)
     # Everything computed was flushed, the last frames too, which are not full.
     assert rows_written(output_dir) % 4 == 0
@@ -356,6 +358,8 @@ def test_killed_while_finalising_a_run_finishes_the_next_time(
     wait_until((output_dir / "vectors").exists, process)
     kill_group(process)
     assert_same(resumed(many, output_dir, llama, *ONE_RANK), expected)
+    # Everything was computed before: the numbers of the killed attempt are not this one's.
+    assert json.loads((output_dir / "metrics.json").read_text())["computed_entries"] == 0
     assert sorted(path.name for path in output_dir.iterdir() if not path.name.startswith(".")) == [
         "logs",
         "manifest.json",

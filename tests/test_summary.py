@@ -18,7 +18,12 @@ from memvec.writer.finalize import Counts
 
 COUNTS = Counts(entries=12_345, rejected=0, truncated=1_000, unique=12_000, dimension=576)
 NOTES = {"prefix_tokens": 7, "path": "batched, shared prefix computed once"}
-METRICS: dict[str, Any] = {"tokens_per_second": 98_765.4, "entries_per_second": 1_234.56, "seconds": {"predict": 10.0}}
+METRICS: dict[str, Any] = {
+    "tokens_per_second": 98_765.4,
+    "entries_per_second": 1_234.56,
+    "computed_entries": 12_000,
+    "seconds": {"predict": 10.0},
+}
 
 
 def write(root: Path, counts: Counts = COUNTS) -> RunSummary:
@@ -36,6 +41,12 @@ def test_the_closing_summary_is_five_lines_of_counts_speed_and_place(tmp_path: P
         "tokens/s   98,765 (1,234.6 entries/s; batched, shared prefix computed once)",
         f"vectors    {tmp_path / 'vectors'}",
     ]
+
+
+def test_the_speed_of_a_run_that_went_on_says_what_it_was_measured_over(tmp_path: Path) -> None:
+    summary = write(tmp_path)
+    resumed = RunSummary(summary.folder, summary.manifest, {**METRICS, "computed_entries": 2})
+    assert resumed.lines()[3].endswith(", over the 2 computed since the run went on")
 
 
 def test_rejected_rows_point_to_the_file_that_names_them(tmp_path: Path) -> None:

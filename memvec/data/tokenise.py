@@ -8,8 +8,11 @@ writing to disk costs no Python object a row.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset
@@ -19,6 +22,8 @@ from memvec.data.prompt import PromptEncoder
 from memvec.schema import DIGEST, INPUT_IDS, LENGTH, PROMPT_FEATURES, SHARED, TEXT, TRUNCATED
 
 ROWS_PER_MAP = 4096
+# Tokenising so few takes a second or two, and a bar says no more than the silence.
+ROWS_WITHOUT_BAR = 50_000
 
 
 def tokenise(entries_path: Path, prompts_path: Path, encoder: PromptEncoder) -> Dataset:
@@ -45,16 +50,29 @@ def tokenise(entries_path: Path, prompts_path: Path, encoder: PromptEncoder) -> 
         return pa.table(columns, schema=PROMPT_FEATURES.arrow_schema)
 
     entries = Dataset.from_file(str(entries_path)).select_columns([TEXT])
-    return entries.with_format("arrow").map(
-        encode_table,
-        batched=True,
-        batch_size=ROWS_PER_MAP,
-        features=PROMPT_FEATURES,
-        cache_file_name=str(prompts_path),
-        # Given, since the library's own misses changes in what the function calls; the run's fingerprint has them.
-        new_fingerprint=prompts_path.stem,
-        desc="tokenise",
-    )
+    with nullcontext() if len(entries) > ROWS_WITHOUT_BAR else without_progress_bars():
+        return entries.with_format("arrow").map(
+            encode_table,
+            batched=True,
+            batch_size=ROWS_PER_MAP,
+            features=PROMPT_FEATURES,
+            cache_file_name=str(prompts_path),
+            # Given, since the library's own misses changes in what the function calls; the run's fingerprint has them.
+            new_fingerprint=prompts_path.stem,
+            desc="tokenise",
+        )
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Keeps `datasets` from drawing progress bars."""
+    enabled = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if enabled:
+            datasets.enable_progress_bars()
 
 
 def prompt_digests(prompts: Dataset) -> NDArray[np.uint64]:
