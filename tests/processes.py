@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -18,6 +20,21 @@ from memvec.run import RunFolder
 from memvec.writer.journal import read_journal
 
 SECONDS_TO_START = 120
+WORDS = "she likes tea coffee moved to Lisbon works at the bank bakery cat dog 喜欢 喝茶 上海 周末 in 2021".split()  # noqa: SIM905
+
+
+def random_texts(rows: int) -> list[str]:
+    """Returns different texts of 3 to 21 words, the same at every call."""
+    choose = random.Random(0)
+    return [" ".join(choose.choices(WORDS, k=choose.randint(2, 20))) + f" {row}" for row in range(rows)]
+
+
+def write_texts(path: Path, rows: int) -> Path:
+    """Writes random texts with ids as JSON lines."""
+    with path.open("w", encoding="utf-8") as stream:
+        for row, text in enumerate(random_texts(rows)):
+            stream.write(json.dumps({"id": f"m/{row}", "text": text}) + "\n")
+    return path
 
 
 def arguments(data_path: Path, output_dir: Path, model: Path, *overrides: str) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import signal
 import threading
@@ -28,51 +27,22 @@ from tests.processes import (
     is_alive,
     journal_bytes,
     kill_group,
+    random_texts,
     rows_written,
     start,
     wait_until,
+    write_texts,
 )
 
-WORDS = [
-    "she",
-    "likes",
-    "tea",
-    "coffee",
-    "moved",
-    "to",
-    "Lisbon",
-    "Berlin",
-    "works",
-    "at",
-    "the",
-    "bank",
-    "bakery",
-    "cat",
-    "dog",
-    "sister",
-    "喜欢",
-    "喝茶",
-    "上海",
-    "周末",
-]
 ROWS = 12_000
-FLUSH_EVERY = 50
 TWO_RANKS = ("trainer.devices=2", "trainer.strategy=ddp")
 ONE_RANK = ("trainer.devices=1",)
-
-
-def random_texts(rows: int) -> list[str]:
-    choose = random.Random(0)
-    return [" ".join(choose.choices(WORDS, k=choose.randint(2, 20))) + f" {row}" for row in range(rows)]
 
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file with so many rows that a run over it takes a few seconds."""
-    path = tmp_path_factory.mktemp("input") / "many.jsonl"
-    texts = random_texts(ROWS)
-    path.write_text("".join(json.dumps({"id": f"m/{n}", "text": text}) + "\n" for n, text in enumerate(texts)))
-    return path
+    return write_texts(tmp_path_factory.mktemp("input") / "many.jsonl", ROWS)
 
 
 @pytest.fixture(scope="module")

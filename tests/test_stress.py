@@ -17,39 +17,10 @@ from pathlib import Path
 import pytest
 
 import memvec
-from tests.processes import arguments, assert_same, finish, kill_group, rows_written, start
+from tests.processes import arguments, assert_same, finish, kill_group, rows_written, start, write_texts
 
 ROWS = 4_000
 LONGEST_SECONDS = 12
-WORDS = [
-    "she",
-    "likes",
-    "tea",
-    "coffee",
-    "moved",
-    "to",
-    "Lisbon",
-    "works",
-    "at",
-    "the",
-    "bank",
-    "bakery",
-    "喜欢",
-    "喝茶",
-    "上海",
-    "周末",
-    "in",
-    "2021",
-]
-
-
-def write_texts(path: Path, rows: int) -> Path:
-    choose = random.Random(1)
-    with path.open("w", encoding="utf-8") as stream:
-        for row in range(rows):
-            text = " ".join(choose.choices(WORDS, k=choose.randint(2, 20))) + f" {row}"
-            stream.write(json.dumps({"id": f"m/{row}", "text": text}) + "\n")
-    return path
 
 
 def kill_until_finished(
