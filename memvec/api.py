@@ -7,7 +7,6 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import torch
@@ -17,7 +16,6 @@ from memvec.config import compose
 from memvec.data.dataset import reject_reason
 from memvec.data.tokenise import without_progress_bars
 from memvec.errors import ConfigError, InputError, RunFolderError
-from memvec.files import read_json
 from memvec.run import RunFolder
 from memvec.schema import VECTOR
 
@@ -132,9 +130,3 @@ def read_vectors(output_dir: str | Path) -> torch.Tensor:
     tables = [pq.read_table(path, columns=[VECTOR]).column(VECTOR).combine_chunks() for path in files]
     dimension = tables[0].type.list_size
     return torch.cat([torch.tensor(table.flatten().to_numpy()).view(-1, dimension) for table in tables])
-
-
-def manifest(output_dir: str | Path) -> dict[str, Any]:
-    """Returns the manifest of a finished run."""
-    content: dict[str, Any] = read_json(RunFolder(output_dir).manifest)
-    return content

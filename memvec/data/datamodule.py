@@ -29,14 +29,14 @@ from transformers import PreTrainedTokenizerFast
 
 from memvec.config import at_least, at_least_or_none, one_of
 from memvec.data.collator import Batch, PaddingCollator, PromptRows
-from memvec.data.dataset import EntriesSummary, write_entries
+from memvec.data.dataset import write_entries
 from memvec.data.digest import first_occurrence
 from memvec.data.prompt import Prompt, PromptEncoder
 from memvec.data.sampler import LengthGroupedBatchSampler, Rows, best_prefix_length, rows_with_prefix
 from memvec.data.source import Source, find_sources
 from memvec.data.tokenise import prompt_digests, tokenise
 from memvec.errors import ConfigError
-from memvec.files import atomic_file, read_json, write_json
+from memvec.files import atomic_file, write_json
 from memvec.model.module import HiddenStateModule
 from memvec.run import RunFolder
 from memvec.schema import LENGTH, SHARED
@@ -215,10 +215,6 @@ class MemoryDataModule(pl.LightningDataModule):
             limit=self.limit,
         )
         write_json(self.folder.input_summary, asdict(summary))
-
-    def read_summary(self) -> EntriesSummary:
-        """Returns what reading the input came to; `prepare_data` has run."""
-        return EntriesSummary(**read_json(self.folder.input_summary))
 
     def _save(self, path: Any, rows: NDArray[np.int64]) -> None:
         with atomic_file(path) as partial, partial.open("wb") as stream:

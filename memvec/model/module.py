@@ -66,7 +66,6 @@ class HiddenStateModule(pl.LightningModule):
         use_safetensors: bool = True,
     ) -> None:
         super().__init__()
-        self.name_or_path = name_or_path
         self.location = loading.locate_model(name_or_path)
         self.layer = at_least("model.layer", layer, -(10**6))
         self.revision = revision

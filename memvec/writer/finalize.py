@@ -9,7 +9,6 @@ there already is left: finalising can be killed at any instruction and done agai
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,9 +179,3 @@ class _Vectors:
 def _leaves(schema: pa.Schema) -> list[str]:
     """Names the columns as Parquet does, where a list column is named by its values."""
     return [f"{field.name}.list.element" if field.name == VECTOR else field.name for field in schema]
-
-
-def read_rejected(path: Path) -> list[dict[str, object]]:
-    """Reads `rejected.jsonl`."""
-    with path.open(encoding="utf-8") as stream:
-        return [json.loads(line) for line in stream]

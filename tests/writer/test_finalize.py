@@ -17,12 +17,18 @@ from memvec.build import build_datamodule, build_model, run_folder
 from memvec.errors import WriterError
 from memvec.run import RunFolder
 from memvec.writer import finalize
-from memvec.writer.finalize import Finalizer, read_rejected
+from memvec.writer.finalize import Finalizer
 from memvec.writer.journal import JournalWriter
 
 D = 4
 ROWS: list[dict[str, Any]] = [{"id": f"m/{n}", "text": f"text {n % 20}"} for n in range(25)]  # five are there twice
 BAD = {"id": "bad", "text": None}
+
+
+def read_rejected(path: Path) -> list[dict[str, object]]:
+    """Reads `rejected.jsonl`."""
+    with path.open(encoding="utf-8") as stream:
+        return [json.loads(line) for line in stream]
 
 
 def vector_of(row: int) -> list[float]:

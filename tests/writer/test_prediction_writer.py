@@ -134,24 +134,25 @@ def test_a_row_that_stays_without_a_finite_vector_is_rejected_and_the_run_goes_o
     assert "NaN or infinity, in float32 too" in rejection["reason"]
 
 
-def test_a_run_whose_first_hundred_vectors_are_all_bad_stops(
-    write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig], tmp_path: Path
-) -> None:
+@pytest.fixture
+def broken_model(tmp_path: Path) -> Path:
     """A model file with a NaN among its weights: every vector is NaN."""
     folder = save_model(tmp_path / "broken")
     weights = load_file(folder / "model.safetensors")
     weights["model.norm.weight"][0] = torch.nan
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_a_run_whose_first_hundred_vectors_are_all_bad_stops(
+    write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig], broken_model: Path
+) -> None:
     with pytest.raises(WriterError, match=r"the first .* vectors all hold NaN or infinity"):
-        memvec.predict(tiny_config(write_jsonl(PLAIN), model=folder))
+        memvec.predict(tiny_config(write_jsonl(PLAIN), model=broken_model))
 
 
 def test_fewer_rows_that_are_all_bad_leave_no_result(
-    write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig], tmp_path: Path
+    write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig], broken_model: Path
 ) -> None:
-    folder = save_model(tmp_path / "broken")
-    weights = load_file(folder / "model.safetensors")
-    weights["model.norm.weight"][0] = torch.nan
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(WriterError, match="no entry has a vector"):
-        memvec.predict(tiny_config(write_jsonl(TEXTS), model=folder))
+        memvec.predict(tiny_config(write_jsonl(TEXTS), model=broken_model))
