@@ -44,8 +44,10 @@ from memvec.writer.journal import read_journal
 
 TOKENS_ON_CPU = 1024
 TOKENS_ON_ACCELERATOR = 32_768
-# With fewer batches than this, measuring which kernels are fastest takes longer than the fastest save.
-BATCHES_TO_MEASURE = 40
+# With fewer tokens to compute than this, measuring which kernels are fastest takes longer than the fastest save.
+TOKENS_TO_PAY = 16_384
+# Enough to tell kernels apart, few enough to try several within a second or two.
+TOKENS_TO_MEASURE = 256
 
 log = logging.getLogger(__name__)
 
@@ -180,13 +182,19 @@ class MemoryDataModule(pl.LightningDataModule):
             pin_memory=self._on_accelerator(),
         )
 
+    @property
+    def pays_measuring(self) -> bool:
+        """Whether this rank has enough to compute for a measurement of a second or two to pay."""
+        return self.sampler is not None and self.sampler.padded_tokens >= TOKENS_TO_PAY
+
     def typical_batch(self) -> Batch | None:
-        """Returns half of the batch in the middle of this rank's plan, to measure on; None where it would not pay."""
+        """Returns a few rows of the batch in the middle of this rank's plan, to measure on; None where it has none."""
         batches = self.sampler.batches if self.sampler is not None else []
-        if len(batches) < BATCHES_TO_MEASURE:
+        if not batches:
             return None
         rows = batches[len(batches) // 2]
-        return self._collate(self._prompt_rows.__getitems__(rows[: (len(rows) + 1) // 2]))
+        most = max(1, TOKENS_TO_MEASURE // max(1, int(self.lengths[rows].max())))
+        return self._collate(self._prompt_rows.__getitems__(rows[:most]))
 
     def probe_batches(self) -> list[Batch]:
         """Returns a few rows to try the model on, the same on every rank."""

@@ -22,10 +22,17 @@ from memvec.data.collator import Batch
 from memvec.model import backbone as loading
 from memvec.model.compilation import compile_regions
 from memvec.model.memory import compute_in_parts
+from memvec.model.packing import unpack
 from memvec.model.parity import TOLERANCE, Path, choose_path
 from memvec.model.pooling import last_token
 from memvec.model.prefix import SharedPrefix, compute_prefix
-from memvec.model.tuning import candidates, choose_kernels, get_products, set_products
+from memvec.model.tuning import (
+    attention_choices,
+    choose_kernels,
+    get_products,
+    product_choices,
+    set_products,
+)
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +162,7 @@ class HiddenStateModule(pl.LightningModule):
             batch = move_data_to_device(typical, self.device)
             if self.compile_wanted:
                 self.compiled = compile_regions(self._backbone().decoder, lambda: self._run(self.path, batch))
-            if self.tune == "auto":
+            if self.tune == "auto" and datamodule.pays_measuring:
                 self._choose_kernels(batch)
         if self.probe == "auto":
             self._choose_path([move_data_to_device(batch, self.device) for batch in datamodule.probe_batches()])
@@ -165,16 +172,18 @@ class HiddenStateModule(pl.LightningModule):
         set_products(self._products_before)
 
     def _choose_kernels(self, batch: Batch) -> None:
-        decoder = self._backbone().decoder
-        choices = candidates(decoder.config._attn_implementation, dtype=decoder.dtype, device=self.device)
+        decoder, dtype = self._backbone().decoder, self._precision()
+        products = product_choices(decoder, computed_in=dtype, device=self.device)
+        attentions = attention_choices(decoder.config._attn_implementation, device=self.device)
         if self.attn_implementation is not None:  # the user has chosen
-            choices = [choice for choice in choices if choice.attention == self.attn_implementation]
-        if len(choices) > 1:
+            attentions = [self.attn_implementation]
+        if len(products) * len(attentions) > 1:
             kernels, self.kernel_milliseconds = choose_kernels(
-                decoder, lambda: self._run(self.path, batch), choices, dtype=self._precision()
+                decoder, lambda: self._run(self.path, batch), products=products, attentions=attentions, dtype=dtype
             )
             self.kernels = str(kernels)
-            log.info("model.tune: %s (milliseconds a batch: %s)", kernels, self.kernel_milliseconds)
+            measured = ", ".join(f"{name} {value:.0f}" for name, value in self.kernel_milliseconds.items())
+            log.info("model.tune: %s (milliseconds for %d rows: %s)", kernels, len(batch["length"]), measured)
 
     def _choose_path(self, probes: list[Batch]) -> None:
         def compute(path: Path) -> torch.Tensor:
@@ -232,7 +241,9 @@ class HiddenStateModule(pl.LightningModule):
         Returns:
             `[D]` float32 on the CPU.
         """
-        backbone = self._backbone().float()
+        backbone = self._backbone()
+        unpack(backbone)
+        backbone.float()
         length = torch.tensor([len(input_ids)], device=self.device)
         return last_token(backbone(input_ids[None].to(self.device)), length)[0].cpu()
 

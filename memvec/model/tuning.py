@@ -1,33 +1,39 @@
 """Chooses the fastest kernels this processor has, by measuring them on real rows.
 
-In: a decoder and a function that runs one real batch through it. Out: the decoder set to the fastest combination of
+In: a decoder and a function that runs a few real rows through it. Out: the decoder set to the fastest combination of
 
-- the attention implementation (`sdpa` or `eager`: on short rows either may win, by up to 1.4 times);
-- on a CPU in float32, the route of matrix products (MKL, or oneDNN by torch's `fp32_precision`: up to 2.4 times).
+- on a CPU, the products: torch's default (MKL in float32), oneDNN by torch's `fp32_precision`, or oneDNN on packed
+  weights (`memvec.model.packing`); up to 2.4 times apart;
+- the attention implementation (`sdpa` or `eager`: on short rows either may win, by up to 1.4 times).
 
 Why measure: which of them is faster differs by processor, dtype and row length, in opposite directions. Why the error
-is checked too: the oneDNN route allows bfloat16 products, which a processor without bfloat16 tiles computes in exact
-float32 and one with them (AMX) does not. A choice whose vectors differ from the default's by more than rounding is not
-taken, however fast.
+is checked too: `fp32_precision` allows bfloat16 products, which a processor without bfloat16 tiles computes in exact
+float32 and one with them (AMX) does not; and a block that only looks like what it is packed as gives other vectors. A
+choice whose vectors differ from the default's by more than rounding is not taken, however fast.
+
+The products are chosen first, then the attention with those products: the two hardly depend on each other, and a
+measurement has to cost less than it gains.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import product
-from statistics import median
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedModel
 
+from memvec.data.reader import one_line
+from memvec.model.packing import can_pack, is_packed, pack, unpack
 from memvec.model.parity import relative_error
 
-REPEATS = 3
-# Less gain than this is noise, and the default stays.
+CALLS = 3
+# Less gain than this is noise, and what was chosen before stays.
 SMALLEST_GAIN = 1.03
+# A choice that is this much slower the first time is not worth measuring.
+HOPELESS = 1.5
 ROUNDING = {torch.float64: 1e-12, torch.float32: 5e-6, torch.float16: 0.02, torch.bfloat16: 0.05}
 
 log = logging.getLogger(__name__)
@@ -39,37 +45,52 @@ class Kernels:
 
     Args:
         attention: transformers' name of the attention implementation.
-        products: torch's `fp32_precision` of oneDNN matrix products: `none` is torch's default route (MKL), `bf16`
-            hands float32 products to oneDNN.
+        products: `default` is torch's route; `oneDNN` hands float32 products to oneDNN; `packed` has oneDNN multiply
+            packed weights.
     """
 
     attention: str
-    products: str = "none"
+    products: str = "default"
 
     def __str__(self) -> str:
-        return f"{self.attention} attention, {'oneDNN' if self.products == 'bf16' else 'default'} products"
+        return f"{self.attention} attention, {self.products} products"
 
 
-def candidates(default: str, *, dtype: torch.dtype, device: torch.device) -> list[Kernels]:
-    """Returns the combinations worth measuring, the default first.
+def product_choices(decoder: PreTrainedModel, *, computed_in: torch.dtype, device: torch.device) -> list[str]:
+    """Returns the products worth measuring, the default first.
 
     Args:
-        default: The attention implementation the model was loaded with.
-        dtype: Of the weights.
-        device: On a GPU nothing is measured: its SDPA is the fast one for every shape here.
+        decoder: The decoder, its weights not packed.
+        computed_in: Dtype of the computation; another than the weights' means autocast, which packed products ignore.
+        device: On a GPU there is nothing to choose.
     """
-    if device.type != "cpu":
-        return [Kernels(default)]
-    attentions = [default, *({"sdpa", "eager"} - {default})] if default in ("sdpa", "eager") else [default]
-    routes = ["none", "bf16"] if dtype == torch.float32 and torch.backends.mkldnn.enabled else ["none"]
-    return [Kernels(attention, route) for attention, route in product(attentions, routes)]
+    dtype = decoder.dtype
+    if device.type != "cpu" or dtype != computed_in or not torch.backends.mkldnn.enabled:
+        return ["default"]
+    if can_pack(decoder, dtype=dtype, device=device):
+        return ["default", "packed"]  # packed products are oneDNN's, without what makes `oneDNN` slower and less exact
+    return ["default", "oneDNN"] if dtype == torch.float32 else ["default"]
+
+
+def attention_choices(default: str, *, device: torch.device) -> list[str]:
+    """Returns the attention implementations worth measuring, the default first.
+
+    Args:
+        default: What the model was loaded with.
+        device: On a GPU SDPA is the fast one for every shape here.
+    """
+    if device.type != "cpu" or default not in ("sdpa", "eager"):
+        return [default]
+    return [default, *({"sdpa", "eager"} - {default})]
 
 
 def use_kernels(decoder: PreTrainedModel, kernels: Kernels) -> None:
     """Sets the decoder, and torch for this process, to a combination."""
     if decoder.config._attn_implementation != kernels.attention:
         decoder.set_attn_implementation(kernels.attention)
-    set_products(kernels.products)
+    set_products("bf16" if kernels.products == "oneDNN" else "none")
+    if is_packed(decoder) != (kernels.products == "packed"):
+        (pack if kernels.products == "packed" else unpack)(decoder)
 
 
 def get_products() -> str:
@@ -78,45 +99,62 @@ def get_products() -> str:
 
 
 def set_products(route: str) -> None:
-    """Sets the route of float32 matrix products on the CPU, for the whole process."""
+    """Sets the route of float32 matrix products on the CPU, for the whole process; `none` is torch's default."""
     torch.backends.mkldnn.matmul.fp32_precision = route  # type: ignore[attr-defined]
 
 
 def choose_kernels(
-    decoder: PreTrainedModel, compute: Callable[[], torch.Tensor], choices: list[Kernels], *, dtype: torch.dtype
+    decoder: PreTrainedModel,
+    compute: Callable[[], torch.Tensor],
+    *,
+    products: Sequence[str],
+    attentions: Sequence[str],
+    dtype: torch.dtype,
 ) -> tuple[Kernels, dict[str, float]]:
-    """Measures every choice and leaves the decoder set to the best.
+    """Measures and leaves the decoder set to the best.
 
     Args:
         decoder: The decoder to set.
-        compute: Runs one real batch and returns its vectors, `[B, D]`.
-        choices: Combinations, the default first.
+        compute: Runs a few real rows and returns their vectors, `[B, D]`.
+        products: As `product_choices` gives them.
+        attentions: As `attention_choices` gives them.
         dtype: Of the computation; decides how far vectors may differ.
 
     Returns:
-        The choice, and the median milliseconds of every choice that could be used.
+        The choice, and the milliseconds of every choice that gives the same vectors.
     """
-    exact: list[Kernels] = []
-    reference: torch.Tensor | None = None
-    for choice in choices:
-        use_kernels(decoder, choice)
-        vectors = compute()  # also warms the kernels up
-        reference = vectors if reference is None else reference
-        error = relative_error(vectors, reference)
-        if error <= ROUNDING[dtype]:
-            exact.append(choice)
-        else:
-            log.info("%s: not used, its vectors differ by %.2g", choice, error)
-    seconds: dict[Kernels, list[float]] = {choice: [] for choice in exact}
-    for _ in range(REPEATS):  # interleaved, so that a busy moment of the machine hits all of them
-        for choice in exact:
-            use_kernels(decoder, choice)
-            start = time.perf_counter()
-            compute()
-            seconds[choice].append(time.perf_counter() - start)
-    medians = {choice: median(times) for choice, times in seconds.items()}
-    best = min(exact, key=medians.__getitem__)
-    if medians[exact[0]] < SMALLEST_GAIN * medians[best]:
-        best = exact[0]
+    best = Kernels(attentions[0], products[0])
     use_kernels(decoder, best)
-    return best, {str(choice): round(1000 * value, 2) for choice, value in medians.items()}
+    seconds, reference = _measure(compute, give_up_after=None)
+    measured = {best: seconds}
+    for field, values in (("products", products[1:]), ("attention", attentions[1:])):
+        for choice in [replace(best, **{field: value}) for value in values]:
+            try:
+                use_kernels(decoder, choice)
+                seconds, vectors = _measure(compute, give_up_after=HOPELESS * measured[best])
+            except (RuntimeError, AttributeError, NotImplementedError) as failure:  # a model may look into its layers
+                log.info("%s: cannot be used (%s)", choice, one_line(failure))
+                continue
+            if (error := relative_error(vectors, reference)) > ROUNDING[dtype]:
+                log.info("%s: not used, its vectors differ by %.2g", choice, error)
+                continue
+            measured[choice] = seconds
+            if measured[best] >= SMALLEST_GAIN * seconds:
+                best = choice
+    use_kernels(decoder, best)
+    return best, {str(choice): round(1000 * value, 2) for choice, value in measured.items()}
+
+
+def _measure(compute: Callable[[], torch.Tensor], *, give_up_after: float | None) -> tuple[float, torch.Tensor]:
+    """Returns the fewest seconds of a few calls, and the vectors; one call if that took longer than `give_up_after`.
+
+    The fewest, since the first call also warms up and another process can only make a call slower.
+    """
+    fewest = float("inf")
+    for _ in range(CALLS):
+        start = time.perf_counter()
+        vectors = compute()
+        fewest = min(fewest, time.perf_counter() - start)
+        if give_up_after is not None and fewest > give_up_after:
+            break
+    return fewest, vectors

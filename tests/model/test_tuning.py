@@ -12,10 +12,19 @@ from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
 import memvec
-from memvec.model.tuning import Kernels, candidates, choose_kernels, get_products, set_products, use_kernels
+from memvec.model.packing import is_packed
+from memvec.model.tuning import (
+    Kernels,
+    attention_choices,
+    choose_kernels,
+    get_products,
+    product_choices,
+    set_products,
+    use_kernels,
+)
 from tests.models import build_model
 
-TEXTS = [f"she moved to town number {n} and likes it" for n in range(120)]
+TEXTS = [f"she moved to town number {n} and likes it" for n in range(1200)]
 
 
 @pytest.fixture(autouse=True)
@@ -30,56 +39,73 @@ def decoder() -> PreTrainedModel:
     return build_model("llama").get_decoder()
 
 
-def test_float32_on_a_cpu_has_both_attentions_and_both_routes_the_default_first() -> None:
-    choices = candidates("sdpa", dtype=torch.float32, device=torch.device("cpu"))
-    assert choices[0] == Kernels("sdpa", "none")
-    assert {choice.attention for choice in choices} == {"sdpa", "eager"}
-    assert {choice.products for choice in choices} == {"none", "bf16"}
+def test_on_a_cpu_there_are_two_attentions_and_two_products_the_default_first(decoder: PreTrainedModel) -> None:
+    cpu = torch.device("cpu")
+    assert attention_choices("sdpa", device=cpu) == ["sdpa", "eager"]
+    assert attention_choices("eager", device=cpu) == ["eager", "sdpa"]
+    products = product_choices(decoder, computed_in=torch.float32, device=cpu)
+    assert products[0] == "default"
+    assert len(products) == 2
 
 
-def test_half_precision_has_no_float32_route() -> None:
-    choices = candidates("eager", dtype=torch.bfloat16, device=torch.device("cpu"))
-    assert {choice.products for choice in choices} == {"none"}
-    assert choices[0].attention == "eager"
+def test_layers_that_cannot_be_packed_still_have_a_second_route() -> None:
+    gpt2 = build_model("gpt2").get_decoder()  # its layers are transformers' Conv1D
+    assert product_choices(gpt2, computed_in=torch.float32, device=torch.device("cpu")) == ["default", "oneDNN"]
 
 
-def test_on_a_gpu_and_with_other_kernels_nothing_is_measured() -> None:
-    assert len(candidates("sdpa", dtype=torch.float32, device=torch.device("cuda"))) == 1
-    other = candidates("flash_attention_2", dtype=torch.bfloat16, device=torch.device("cpu"))
-    assert [choice.attention for choice in other] == ["flash_attention_2"]
+def test_autocast_gpus_and_other_attention_kernels_leave_nothing_to_choose(decoder: PreTrainedModel) -> None:
+    assert product_choices(decoder, computed_in=torch.bfloat16, device=torch.device("cpu")) == ["default"]
+    assert product_choices(decoder, computed_in=torch.float32, device=torch.device("cuda")) == ["default"]
+    assert attention_choices("sdpa", device=torch.device("cuda")) == ["sdpa"]
+    assert attention_choices("flash_attention_2", device=torch.device("cpu")) == ["flash_attention_2"]
 
 
-def test_the_faster_choice_is_taken_and_set(decoder: PreTrainedModel) -> None:
+def choose(decoder: PreTrainedModel, compute: Callable[[], torch.Tensor]) -> tuple[Kernels, dict[str, float]]:
+    return choose_kernels(
+        decoder,
+        compute,
+        products=["default", "packed"],
+        attentions=["sdpa", "eager"],
+        dtype=torch.float32,
+    )
+
+
+def test_the_fastest_choice_is_taken_and_set(decoder: PreTrainedModel) -> None:
     def compute() -> torch.Tensor:
-        if decoder.config._attn_implementation == "sdpa":
-            time.sleep(0.05)
+        time.sleep(0.02 * (decoder.config._attn_implementation == "sdpa") + 0.02 * (not is_packed(decoder)))
         return torch.ones(2, 3)
 
-    best, milliseconds = choose_kernels(decoder, compute, [Kernels("sdpa"), Kernels("eager")], dtype=torch.float32)
-    assert best == Kernels("eager")
+    best, milliseconds = choose(decoder, compute)
+    assert best == Kernels("eager", "packed")
     assert decoder.config._attn_implementation == "eager"
-    assert set(milliseconds) == {str(Kernels("sdpa")), str(Kernels("eager"))}
+    assert is_packed(decoder)
+    assert set(milliseconds) == {str(Kernels("sdpa")), str(Kernels("sdpa", "packed")), str(best)}
 
 
-def test_a_faster_choice_whose_vectors_differ_is_not_taken(decoder: PreTrainedModel) -> None:
+@pytest.mark.parametrize("fault", ["differs", "fails"])
+def test_a_faster_choice_that_differs_or_fails_is_not_taken(decoder: PreTrainedModel, fault: str) -> None:
     def compute() -> torch.Tensor:
-        if decoder.config._attn_implementation == "sdpa":
+        if decoder.config._attn_implementation == "sdpa" and not is_packed(decoder):
             time.sleep(0.02)
             return torch.ones(2, 3)
+        if fault == "fails":
+            raise AttributeError("'PackedLinear' object has no attribute 'weight'")
         return torch.full((2, 3), 1.001)
 
-    best, milliseconds = choose_kernels(decoder, compute, [Kernels("sdpa"), Kernels("eager")], dtype=torch.float32)
+    best, milliseconds = choose(decoder, compute)
     assert best == Kernels("sdpa")
     assert decoder.config._attn_implementation == "sdpa"
+    assert not is_packed(decoder)
     assert list(milliseconds) == [str(Kernels("sdpa"))]
 
 
-@pytest.mark.parametrize("kernels", candidates("sdpa", dtype=torch.float32, device=torch.device("cpu")), ids=str)
-def test_every_choice_gives_the_same_vectors(kernels: Kernels, decoder: PreTrainedModel) -> None:
+@pytest.mark.parametrize("products", ["default", "oneDNN", "packed"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_every_choice_gives_the_same_vectors(attention: str, products: str, decoder: PreTrainedModel) -> None:
     input_ids = torch.randint(3, 400, (4, 50), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = decoder(input_ids=input_ids).last_hidden_state
-        use_kernels(decoder, kernels)
+        use_kernels(decoder, Kernels(attention, products))
         torch.testing.assert_close(decoder(input_ids=input_ids).last_hidden_state, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -87,9 +113,9 @@ def test_a_run_notes_its_choice_and_puts_the_process_back(
     write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
 ) -> None:
     before = get_products()
-    off = tiny_config(write_jsonl(TEXTS), "data.batch_size=2", "model.tune=off", output="off")
+    off = tiny_config(write_jsonl(TEXTS), "model.tune=off", output="off")
     assert memvec.predict(off).manifest["notes"]["kernel_milliseconds"] == {}
-    tuned = tiny_config(write_jsonl(TEXTS), "data.batch_size=2", output="tuned")
+    tuned = tiny_config(write_jsonl(TEXTS), output="tuned")
     notes = memvec.predict(tuned).manifest["notes"]
     assert notes["kernels"] in notes["kernel_milliseconds"]
     assert get_products() == before
@@ -101,7 +127,7 @@ def test_a_run_notes_its_choice_and_puts_the_process_back(
 def test_an_attention_the_user_chose_stays(
     write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
 ) -> None:
-    cfg = tiny_config(write_jsonl(TEXTS), "data.batch_size=2", "model.attn_implementation=eager")
+    cfg = tiny_config(write_jsonl(TEXTS), "model.attn_implementation=eager")
     notes = memvec.predict(cfg).manifest["notes"]
     assert notes["kernel_milliseconds"]
     assert all(name.startswith("eager attention") for name in notes["kernel_milliseconds"])
