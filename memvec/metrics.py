@@ -80,6 +80,7 @@ class RankMetrics(pl.Callback):
             "tokens": trainer.datamodule.count_tokens(sampler),  # type: ignore[attr-defined]
             "computed_tokens": sampler.total_tokens,
             "padded_tokens": sampler.padded_tokens,
+            "max_tokens": sampler.max_tokens,
             "peak_memory_bytes": peak_memory_bytes(trainer.strategy.root_device),
         }
         write_json(self.journal / f"metrics-rank-{trainer.global_rank:05d}.json", numbers)
@@ -113,6 +114,7 @@ def combine_ranks(journal: Path) -> dict[str, Any]:
         "padding_share": 1 - total("computed_tokens") / total("padded_tokens") if total("padded_tokens") else 0.0,
         "computed_entries": total("entries"),
         "computed_tokens": total("computed_tokens"),
+        "max_tokens": ranks[0]["max_tokens"] if ranks else None,
         "ranks": len(ranks),
         "predict_seconds": seconds,
         "peak_memory_bytes": max((rank["peak_memory_bytes"] for rank in ranks), default=0),

@@ -57,7 +57,7 @@ def _row(job: RunFolder) -> dict[str, Any]:
     settings = {
         "job": job.root.name,
         "batch_size": config["data"]["batch_size"],
-        "max_tokens": config["data"]["max_tokens"] or "by device",
+        "max_tokens": metrics["max_tokens"],
         "precision": config["trainer"]["precision"],
         "devices": config["trainer"]["devices"],
     }

@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
 from memvec.config import at_least, at_least_or_none, one_of
+from memvec.data.budget import BUDGETS_ON_ACCELERATOR, BUDGETS_ON_CPU, choose_budget, typical_rows
 from memvec.data.collator import Batch, PaddingCollator, PromptRows
 from memvec.data.dataset import write_entries
 from memvec.data.digest import first_occurrence
@@ -48,6 +49,7 @@ TOKENS_ON_ACCELERATOR = 32_768
 TOKENS_TO_PAY = 16_384
 # Enough to tell kernels apart, few enough to try several within a second or two.
 TOKENS_TO_MEASURE = 256
+ROWS_TO_CHOOSE_FROM = 65_536
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +70,8 @@ class MemoryDataModule(pl.LightningDataModule):
         on_error: Whether a row that cannot be used is named in `rejected.jsonl` (`reject`) or ends the run (`fail`).
         limit: Read at most this many rows.
         batch_size: Most entries in a batch.
-        max_tokens: Most tokens in a batch, padding included, shared prefix not; None chooses by the device.
+        max_tokens: Most tokens in a batch, padding included, shared prefix not; None chooses by the device, `auto`
+            tries several on real rows.
         max_length: Most tokens in one prompt; None is the model's own limit.
         num_workers: Processes that build batches; 0 builds them in the predicting process, which rarely waits for them.
 
@@ -91,7 +94,7 @@ class MemoryDataModule(pl.LightningDataModule):
         on_error: Literal["reject", "fail"] = "reject",
         limit: int | None = None,
         batch_size: int = 1024,
-        max_tokens: int | None = None,
+        max_tokens: int | Literal["auto"] | None = None,
         max_length: int | None = None,
         num_workers: int = 0,
     ) -> None:
@@ -105,7 +108,9 @@ class MemoryDataModule(pl.LightningDataModule):
         self.on_error: Literal["reject", "fail"] = one_of("data.on_error", on_error, ("reject", "fail"))
         self.limit = at_least_or_none("data.limit", limit, 1)
         self.batch_size = at_least("data.batch_size", batch_size, 1)
-        self.max_tokens = at_least_or_none("data.max_tokens", max_tokens, 1)
+        if isinstance(max_tokens, str) and max_tokens != "auto":
+            raise ConfigError(f"data.max_tokens={max_tokens}: allowed: auto, null, an integer of at least 1")
+        self.max_tokens = max_tokens if max_tokens == "auto" else at_least_or_none("data.max_tokens", max_tokens, 1)
         self.num_workers = at_least("data.num_workers", num_workers, 0)
         max_length = at_least_or_none("data.max_length", max_length, 1)
         if max_length is not None and model_limit is not None and max_length > model_limit:
@@ -163,15 +168,17 @@ class MemoryDataModule(pl.LightningDataModule):
         shares = rows_with_prefix(lengths, self.shared, prefix_length)  # [N]
         with_prefix, without = rows[shares[rows]], rows[~shares[rows]]
         self._probe_rows = _probe_rows(with_prefix, without, lengths)
+        self._prompt_rows = PromptRows(self.prompts)
+        self._collate = PaddingCollator(pad_token_id=self.pad_token_id, prefix_rows=shares, prefix_length=prefix_length)
+        groups = [(with_prefix, lengths[with_prefix] - prefix_length), (without, lengths[without])]
+        self._largest_group = max(groups, key=lambda group: len(group[0]))
         self.sampler = LengthGroupedBatchSampler(
-            [(with_prefix, lengths[with_prefix] - prefix_length), (without, lengths[without])],
+            groups,
             batch_size=self.batch_size,
-            max_tokens=self.max_tokens or self._default_max_tokens(),
+            max_tokens=self._budget(module),
             rank=self._share()[0],
             world_size=self._share()[1],
         )
-        self._prompt_rows = PromptRows(self.prompts)
-        self._collate = PaddingCollator(pad_token_id=self.pad_token_id, prefix_rows=shares, prefix_length=prefix_length)
         # torch types these for single rows and lists; it takes `__getitems__` and any iterable of batches all the same.
         dataset, batch_sampler, collate = cast(tuple[Any, Any, Any], (self._prompt_rows, self.sampler, self._collate))
         return DataLoader(
@@ -187,14 +194,14 @@ class MemoryDataModule(pl.LightningDataModule):
         """Whether this rank has enough to compute for a measurement of a second or two to pay."""
         return self.sampler is not None and self.sampler.padded_tokens >= TOKENS_TO_PAY
 
-    def typical_batch(self) -> Batch | None:
-        """Returns a few rows of the batch in the middle of this rank's plan, to measure on; None where it has none."""
-        batches = self.sampler.batches if self.sampler is not None else []
-        if not batches:
+    def typical_batch(self, *, tokens: int = TOKENS_TO_MEASURE) -> Batch | None:
+        """Returns rows of typical length to measure on, about `tokens` tokens of them; None where there are no rows."""
+        # A sample of the rows is typical enough, and sorting ten million takes a second.
+        rows, costs = self._largest_group
+        if len(rows) == 0:
             return None
-        rows = batches[len(batches) // 2]
-        most = max(1, TOKENS_TO_MEASURE // max(1, int(self.lengths[rows].max())))
-        return self._collate(self._prompt_rows.__getitems__(rows[:most]))
+        every = 1 + len(rows) // ROWS_TO_CHOOSE_FROM
+        return self._collate(self._prompt_rows.__getitems__(rows[::every][typical_rows(costs[::every], tokens=tokens)]))
 
     def probe_batches(self) -> list[Batch]:
         """Returns a few rows to try the model on, the same on every rank."""
@@ -239,8 +246,25 @@ class MemoryDataModule(pl.LightningDataModule):
     def _on_accelerator(self) -> bool:
         return self._trainer().strategy.root_device.type == "cuda"
 
-    def _default_max_tokens(self) -> int:
-        return TOKENS_ON_ACCELERATOR if self._on_accelerator() else TOKENS_ON_CPU
+    def _budget(self, module: HiddenStateModule) -> int:
+        """Returns the most tokens in a batch: as configured, found by trying, or the device's default."""
+        if isinstance(self.max_tokens, int):
+            return self.max_tokens
+        default = TOKENS_ON_ACCELERATOR if self._on_accelerator() else TOKENS_ON_CPU
+        if self.max_tokens is None or len(self._largest_group[0]) == 0:
+            return default
+
+        def seconds(tokens: int) -> float | None:
+            batch = self.typical_batch(tokens=tokens)
+            return module.seconds_per_token(batch) if batch is not None else None
+
+        budgets = BUDGETS_ON_ACCELERATOR if self._on_accelerator() else BUDGETS_ON_CPU
+        found, rates = choose_budget(seconds, budgets)
+        # Every rank tries, since all have to be busy for the trial to be real; the first one's answer counts for all.
+        budget: int = self._trainer().strategy.broadcast(found)
+        tried = ", ".join(f"{tokens} {rate:,.0f}" if rate else f"{tokens} too large" for tokens, rate in rates.items())
+        log.info("data.max_tokens=auto: %d (tokens/s by budget: %s)", budget, tried)
+        return budget
 
     def _trainer(self) -> pl.Trainer:
         if self.trainer is None:

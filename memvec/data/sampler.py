@@ -150,6 +150,7 @@ class LengthGroupedBatchSampler:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        self.max_tokens = max_tokens
         self.batches: list[Rows] = []
         self.total_tokens = 0
         self.padded_tokens = 0

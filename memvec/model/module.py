@@ -21,7 +21,7 @@ from memvec.config import at_least, one_of
 from memvec.data.collator import Batch
 from memvec.model import backbone as loading
 from memvec.model.compilation import compile_regions
-from memvec.model.memory import compute_in_parts
+from memvec.model.memory import compute_in_parts, is_out_of_memory
 from memvec.model.packing import unpack
 from memvec.model.parity import TOLERANCE, Path, choose_path
 from memvec.model.pooling import last_token
@@ -30,6 +30,7 @@ from memvec.model.tuning import (
     attention_choices,
     choose_kernels,
     get_products,
+    measure,
     product_choices,
     set_products,
 )
@@ -154,6 +155,26 @@ class HiddenStateModule(pl.LightningModule):
         self.prefix, self.path = prefix, Path.SHARED_PREFIX
         log.info("the prompts share their first %d tokens, which are computed once", len(prefix))
         return len(prefix)
+
+    def seconds_per_token(self, batch: Batch) -> float | None:
+        """Returns how long a token of a batch takes, padding counted, the shared prefix not.
+
+        Returns:
+            Seconds; None where the batch does not fit into memory.
+        """
+        batch = move_data_to_device(batch, self.device)
+        prefix_length = batch["prefix_length"] if self.path is Path.SHARED_PREFIX else 0
+        rows, width = batch["input_ids"].shape
+        try:
+            with self.trainer.precision_plugin.predict_step_context():
+                fewest, _ = measure(
+                    lambda: self._vectors(batch["input_ids"], batch["length"], prefix_length).cpu(), calls=2
+                )
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+        return fewest / (rows * (width - prefix_length))
 
     def on_predict_start(self) -> None:
         """Makes the model fast on this machine, then probes whether the fast path can be trusted; on real rows."""

@@ -125,13 +125,13 @@ def choose_kernels(
     """
     best = Kernels(attentions[0], products[0])
     use_kernels(decoder, best)
-    seconds, reference = _measure(compute, give_up_after=None)
+    seconds, reference = measure(compute)
     measured = {best: seconds}
     for field, values in (("products", products[1:]), ("attention", attentions[1:])):
         for choice in [replace(best, **{field: value}) for value in values]:
             try:
                 use_kernels(decoder, choice)
-                seconds, vectors = _measure(compute, give_up_after=HOPELESS * measured[best])
+                seconds, vectors = measure(compute, give_up_after=HOPELESS * measured[best])
             except (RuntimeError, AttributeError, NotImplementedError) as failure:  # a model may look into its layers
                 log.info("%s: cannot be used (%s)", choice, one_line(failure))
                 continue
@@ -145,16 +145,25 @@ def choose_kernels(
     return best, {str(choice): round(1000 * value, 2) for choice, value in measured.items()}
 
 
-def _measure(compute: Callable[[], torch.Tensor], *, give_up_after: float | None) -> tuple[float, torch.Tensor]:
-    """Returns the fewest seconds of a few calls, and the vectors; one call if that took longer than `give_up_after`.
+def measure(
+    compute: Callable[[], torch.Tensor], *, calls: int = CALLS, give_up_after: float | None = None
+) -> tuple[float, torch.Tensor]:
+    """Times a computation.
 
-    The fewest, since the first call also warms up and another process can only make a call slower.
+    Args:
+        compute: What to time; its result is in host memory, so that a GPU has finished it.
+        calls: How often; the fewest seconds count, since the first call also warms up and another process can only make
+            a call slower.
+        give_up_after: Seconds; after a call that took longer there is no other.
+
+    Returns:
+        The fewest seconds of a call, and the last result.
     """
     fewest = float("inf")
-    for _ in range(CALLS):
+    for _ in range(calls):
         start = time.perf_counter()
-        vectors = compute()
+        result = compute()
         fewest = min(fewest, time.perf_counter() - start)
         if give_up_after is not None and fewest > give_up_after:
             break
-    return fewest, vectors
+    return fewest, result

@@ -113,19 +113,20 @@ def padded(task: Task, *, batch_size: int = 8) -> Run:
     return run
 
 
-def sentence_transformers(task: Task) -> Run:
-    """The library's own way to embed with a causal model; sorts by length itself. The best of several batch sizes."""
+def sentence_transformers(task: Task, *, chat_template: bool) -> Run:
+    """The library's own way to embed with a causal model; sorts by length itself. The best of several batch sizes.
+
+    Args:
+        task: What to run.
+        chat_template: Whether it puts every prompt into the tokenizer's chat template, which it does when told nothing;
+            the vectors are then those of other, longer prompts.
+    """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
-    # Told nothing, the library puts every text into the chat template of a tokenizer that has one.
     plain = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
-    transformer = Transformer(
-        task.model,
-        model_kwargs={"dtype": task.dtype},
-        modality_config=plain,
-        module_output_name="token_embeddings",
-    )
+    told = {} if chat_template else {"modality_config": plain, "module_output_name": "token_embeddings"}
+    transformer = Transformer(task.model, model_kwargs={"dtype": task.dtype}, **told)
     pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="lasttoken")
     model = SentenceTransformer(modules=[transformer, pooling], device=task.device)
     if model.tokenizer.pad_token is None:
@@ -143,13 +144,13 @@ def sentence_transformers(task: Task) -> Run:
     return partial(encode, batch_size=fastest(task, sizes, encode))
 
 
-def memvec(task: Task) -> Run:
+def memvec(task: Task, *, name: str = "memvec", overrides: Sequence[str] = ()) -> Run:
     """`memvec.predict` as a user runs it; the seconds are those of its predict stage, from its own metrics.json."""
     from memvec import compose, predict
     from memvec.api import read_vectors
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # as conf/predict.yaml does for the command line
-    folder, data = task.scratch / "memvec", task.scratch / "memvec.jsonl"
+    folder, data = task.scratch / name, task.scratch / f"{name}.jsonl"
     settings = {
         "data.path": data,
         "data.id_column": "null",
@@ -161,7 +162,7 @@ def memvec(task: Task) -> Run:
         "trainer.precision": task.precision,
         "trainer.enable_progress_bar": "false",
     }
-    overrides = [*(f"{name}={value}" for name, value in settings.items()), *task.overrides]
+    overrides = [*(f"{name}={value}" for name, value in settings.items()), *overrides, *task.overrides]
 
     def run(texts: Sequence[str]) -> Turn:
         with data.open("w", encoding="utf-8") as stream:
@@ -179,9 +180,19 @@ CONTESTANTS = {
     "reference": Contestant("one at a time, full model, all hidden states", reference, on_subset=True),
     "padded": Contestant("batches of 8 in given order, full model", padded),
     "sentence-transformers": Contestant(
-        "sentence-transformers, last-token pooling", sentence_transformers, ("sentence_transformers",)
+        "sentence-transformers, last-token pooling, told not to use the chat template",
+        partial(sentence_transformers, chat_template=False),
+        ("sentence_transformers",),
+    ),
+    "sentence-transformers-as-it-comes": Contestant(
+        "sentence-transformers, last-token pooling, as it comes",
+        partial(sentence_transformers, chat_template=True),
+        ("sentence_transformers",),
     ),
     "openvino": Contestant("OpenVINO, length-sorted batches, backbone", openvino, ("openvino",), devices=("cpu",)),
+    "memvec-compiled": Contestant(
+        "memvec, model.compile=true", partial(memvec, name="memvec-compiled", overrides=["model.compile=true"])
+    ),
     "memvec": Contestant("memvec", memvec),
 }
 

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from omegaconf import DictConfig
 
 import memvec
+from memvec.data.budget import BUDGETS_ON_CPU
 from memvec.data.sampler import LengthGroupedBatchSampler, best_prefix_length, rows_with_prefix
 from memvec.errors import ConfigError
 
@@ -71,6 +73,7 @@ def test_the_defaults_leave_less_than_two_percent_padding() -> None:
         ("data.batch_size=0", "data.batch_size=0: allowed: an integer of at least 1"),
         ("data.batch_size=many", "data.batch_size=many"),
         ("data.max_tokens=-1", "data.max_tokens=-1"),
+        ("data.max_tokens=most", "data.max_tokens=most: allowed: auto, null, an integer of at least 1"),
         ("data.limit=0", "data.limit=0"),
         ("data.num_workers=-1", "data.num_workers=-1"),
         ("data.on_error=ignore", "data.on_error=ignore: allowed: reject, fail"),
@@ -85,3 +88,18 @@ def test_an_option_that_makes_no_sense_is_refused_before_anything_is_written(
     with pytest.raises(ConfigError, match=named):
         memvec.predict(cfg)
     assert not Path(cfg.output_dir).exists()
+
+
+def test_the_budget_is_found_by_trying_and_both_log_and_metrics_say_it(
+    write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig], caplog: pytest.LogCaptureFixture
+) -> None:
+    data = write_jsonl([f"tea number {n}" for n in range(60)])
+    found, default = tiny_config(data, "data.max_tokens=auto", output="auto"), tiny_config(data, output="default")
+    with caplog.at_level("INFO", logger="memvec"):
+        memvec.predict(found)
+    memvec.predict(default)
+    assert metrics(found)["max_tokens"] in BUDGETS_ON_CPU
+    assert metrics(default)["max_tokens"] == 1024
+    assert f"data.max_tokens=auto: {metrics(found)['max_tokens']} (tokens/s by budget: 256 " in caplog.text
+    vectors = (memvec.load(cfg.output_dir)["vector"][:] for cfg in (found, default))
+    torch.testing.assert_close(*vectors, rtol=1e-4, atol=1e-5)
