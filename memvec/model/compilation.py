@@ -1,6 +1,7 @@
 """Compiles the parts of a decoder that hold no cache.
 
-In: a decoder. Out: the same decoder, its norms and feed-forward blocks compiled with dynamic shapes.
+In: a decoder. Out: the same decoder, its norms and feed-forward blocks compiled with dynamic shapes. Blocks that are
+packed (`memvec.model.packing`) are fused already and stay as they are.
 
 How: `torch.compile` region by region. All layers share one compiled norm and one compiled block, so it costs seconds
 where the whole model costs minutes; and what holds the cache stays outside, since there every layer would be compiled
@@ -10,18 +11,20 @@ anew until the recompile limit stops it. Where no compiler is installed the deco
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from memvec.data.reader import one_line
+from memvec.model.packing import PackedGatedBlock
 
 FEED_FORWARD = ("mlp", "feed_forward")
 log = logging.getLogger(__name__)
 
 
-def compile_regions(decoder: PreTrainedModel, compute: Callable[[], object]) -> bool:
+def compile_regions(decoder: PreTrainedModel, compute: Callable[[], object]) -> float | None:
     """Compiles norms and feed-forward blocks in place.
 
     Args:
@@ -29,8 +32,9 @@ def compile_regions(decoder: PreTrainedModel, compute: Callable[[], object]) -> 
         compute: Runs one real batch, which is when the compiler works and can fail.
 
     Returns:
-        Whether the decoder is compiled now.
+        The seconds it took; None where there is no compiler that works.
     """
+    start = time.perf_counter()
     regions = [module for name, module in decoder.named_modules() if _is_region(name, module)]
     for region in regions:
         region.compile(dynamic=True)
@@ -40,10 +44,13 @@ def compile_regions(decoder: PreTrainedModel, compute: Callable[[], object]) -> 
         for region in regions:
             region._compiled_call_impl = None
         log.warning("model.compile: the compiler cannot be used (%s); going on without it", one_line(error))
-        return False
-    log.info("model.compile: %d norms and feed-forward blocks are compiled", len(regions))
-    return True
+        return None
+    seconds = time.perf_counter() - start
+    log.info("model.compile: %d norms and feed-forward blocks are compiled, in %.0f s", len(regions), seconds)
+    return seconds
 
 
 def _is_region(name: str, module: nn.Module) -> bool:
+    if isinstance(module, PackedGatedBlock):
+        return False
     return name.rpartition(".")[2] in FEED_FORWARD or type(module).__name__.endswith("Norm")

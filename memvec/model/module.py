@@ -27,12 +27,15 @@ from memvec.model.parity import TOLERANCE, Path, choose_path
 from memvec.model.pooling import last_token
 from memvec.model.prefix import SharedPrefix, compute_prefix
 from memvec.model.tuning import (
+    LENGTHS_ALIKE,
+    Kernels,
     attention_choices,
     choose_kernels,
     get_products,
     measure,
     product_choices,
     set_products,
+    use_attention,
 )
 
 log = logging.getLogger(__name__)
@@ -80,7 +83,7 @@ class HiddenStateModule(pl.LightningModule):
         self.prefix_cache = one_of("model.prefix_cache", prefix_cache, ("auto", "off"))
         self.tune = one_of("model.tune", tune, ("auto", "off"))
         self.compile_wanted = one_of("model.compile", compile, (True, False))
-        self.compiled = False
+        self.compile_seconds: float | None = None
         self.probe = one_of("model.probe", probe, ("auto", "off"))
         self.attn_implementation = attn_implementation
         self.trust_remote_code = trust_remote_code
@@ -90,7 +93,9 @@ class HiddenStateModule(pl.LightningModule):
         self.path = Path.BATCHED
         self.probe_errors: dict[str, float] = {}
         self._products_before = get_products()
-        self.kernels = "default"
+        self.kernels: Kernels | None = None
+        self.attention_for_long_rows = ""
+        self.longest_short_row = 0
         self.kernel_milliseconds: dict[str, float] = {}
         self.rejections: dict[int, str] = {}
 
@@ -181,10 +186,10 @@ class HiddenStateModule(pl.LightningModule):
         datamodule = cast(Any, self.trainer).datamodule
         if (typical := datamodule.typical_batch()) is not None:
             batch = move_data_to_device(typical, self.device)
-            if self.compile_wanted:
-                self.compiled = compile_regions(self._backbone().decoder, lambda: self._run(self.path, batch))
             if self.tune == "auto" and datamodule.pays_measuring:
                 self._choose_kernels(batch)
+            if self.compile_wanted:  # what the chosen kernels left to compile
+                self.compile_seconds = compile_regions(self._backbone().decoder, lambda: self._run(self.path, batch))
         if self.probe == "auto":
             self._choose_path([move_data_to_device(batch, self.device) for batch in datamodule.probe_batches()])
 
@@ -199,12 +204,13 @@ class HiddenStateModule(pl.LightningModule):
         if self.attn_implementation is not None:  # the user has chosen
             attentions = [self.attn_implementation]
         if len(products) * len(attentions) > 1:
-            kernels, self.kernel_milliseconds = choose_kernels(
+            self.kernels, self.kernel_milliseconds = choose_kernels(
                 decoder, lambda: self._run(self.path, batch), products=products, attentions=attentions, dtype=dtype
             )
-            self.kernels = str(kernels)
+            self.attention_for_long_rows = attentions[0]
+            self.longest_short_row = LENGTHS_ALIKE * batch["input_ids"].shape[1]
             measured = ", ".join(f"{name} {value:.0f}" for name, value in self.kernel_milliseconds.items())
-            log.info("model.tune: %s (milliseconds for %d rows: %s)", kernels, len(batch["length"]), measured)
+            log.info("model.tune: %s (milliseconds for %d rows: %s)", self.kernels, len(batch["length"]), measured)
 
     def _choose_path(self, probes: list[Batch]) -> None:
         def compute(path: Path) -> torch.Tensor:
@@ -236,9 +242,9 @@ class HiddenStateModule(pl.LightningModule):
         return {
             "path": self.path.value,
             "probe_relative_error": self.probe_errors,
-            "kernels": self.kernels,
+            "kernels": str(self.kernels) if self.kernels is not None else "default",
             "kernel_milliseconds": self.kernel_milliseconds,
-            "compiled": self.compiled,
+            "compile_seconds": self.compile_seconds,
             "prefix_tokens": len(self.prefix) if self.prefix is not None and self.path is Path.SHARED_PREFIX else 0,
         }
 
@@ -283,6 +289,9 @@ class HiddenStateModule(pl.LightningModule):
         return compute_in_parts(compute, rows=rows, most=most, dimension=self.dimension)
 
     def _vectors(self, input_ids: torch.Tensor, length: torch.Tensor, prefix_length: int) -> torch.Tensor:
+        if self.kernels is not None:
+            short = input_ids.shape[1] <= self.longest_short_row
+            use_attention(self._backbone().decoder, self.kernels.attention if short else self.attention_for_long_rows)
         if prefix_length and self.prefix is not None:
             cache = self.prefix.expand(len(input_ids))
             hidden = self._backbone()(input_ids[:, prefix_length:], cache=cache)  # [B, T, D] -> [B, T - P, D]

@@ -11,6 +11,10 @@ is checked too: `fp32_precision` allows bfloat16 products, which a processor wit
 float32 and one with them (AMX) does not; and a block that only looks like what it is packed as gives other vectors. A
 choice whose vectors differ from the default's by more than rounding is not taken, however fast.
 
+`eager` attention keeps a number for every pair of tokens, so what is fastest on short rows is by far the slowest on
+long ones: the choice holds for rows up to `LENGTHS_ALIKE` times as long as those it was measured on, and longer ones
+take the model's default.
+
 The products are chosen first, then the attention with those products: the two hardly depend on each other, and a
 measurement has to cost less than it gains.
 """
@@ -30,10 +34,12 @@ from memvec.model.packing import can_pack, is_packed, pack, unpack
 from memvec.model.parity import relative_error
 
 CALLS = 3
+LONG_ENOUGH = 0.75  # seconds
 # Less gain than this is noise, and what was chosen before stays.
 SMALLEST_GAIN = 1.03
 # A choice that is this much slower the first time is not worth measuring.
 HOPELESS = 1.5
+LENGTHS_ALIKE = 2
 ROUNDING = {torch.float64: 1e-12, torch.float32: 5e-6, torch.float16: 0.02, torch.bfloat16: 0.05}
 
 log = logging.getLogger(__name__)
@@ -86,11 +92,16 @@ def attention_choices(default: str, *, device: torch.device) -> list[str]:
 
 def use_kernels(decoder: PreTrainedModel, kernels: Kernels) -> None:
     """Sets the decoder, and torch for this process, to a combination."""
-    if decoder.config._attn_implementation != kernels.attention:
-        decoder.set_attn_implementation(kernels.attention)
+    use_attention(decoder, kernels.attention)
     set_products("bf16" if kernels.products == "oneDNN" else "none")
     if is_packed(decoder) != (kernels.products == "packed"):
         (pack if kernels.products == "packed" else unpack)(decoder)
+
+
+def use_attention(decoder: PreTrainedModel, attention: str) -> None:
+    """Sets the decoder to an attention implementation."""
+    if decoder.config._attn_implementation != attention:
+        decoder.set_attn_implementation(attention)
 
 
 def get_products() -> str:
@@ -154,16 +165,18 @@ def measure(
         compute: What to time; its result is in host memory, so that a GPU has finished it.
         calls: How often; the fewest seconds count, since the first call also warms up and another process can only make
             a call slower.
-        give_up_after: Seconds; after a call that took longer there is no other.
+        give_up_after: Seconds; after a call that took longer there is no other. Nor is there when all took
+            `LONG_ENOUGH` together: what takes long is measured well by one call.
 
     Returns:
         The fewest seconds of a call, and the last result.
     """
-    fewest = float("inf")
+    fewest, spent = float("inf"), 0.0
     for _ in range(calls):
         start = time.perf_counter()
         result = compute()
-        fewest = min(fewest, time.perf_counter() - start)
-        if give_up_after is not None and fewest > give_up_after:
+        seconds = time.perf_counter() - start
+        fewest, spent = min(fewest, seconds), spent + seconds
+        if spent > LONG_ENOUGH or (give_up_after is not None and fewest > give_up_after):
             break
     return fewest, result

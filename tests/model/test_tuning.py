@@ -12,6 +12,9 @@ from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
 import memvec
+from memvec.data.collator import Batch
+from memvec.model.backbone import load_backbone
+from memvec.model.module import HiddenStateModule
 from memvec.model.packing import is_packed
 from memvec.model.tuning import (
     Kernels,
@@ -131,3 +134,20 @@ def test_an_attention_the_user_chose_stays(
     notes = memvec.predict(cfg).manifest["notes"]
     assert notes["kernel_milliseconds"]
     assert all(name.startswith("eager attention") for name in notes["kernel_milliseconds"])
+
+
+def test_rows_much_longer_than_those_it_was_measured_on_take_the_default_attention(llama: Path) -> None:
+    module = HiddenStateModule(str(llama))
+    module.backbone = load_backbone(str(llama), dtype=torch.float32)
+    module.kernels, module.attention_for_long_rows, module.longest_short_row = Kernels("eager"), "sdpa", 20
+    used = []
+    for width in (40, 20, 21, 3):
+        batch = Batch(
+            index=torch.arange(2),
+            input_ids=torch.full((2, width), 7),
+            length=torch.tensor([width, width - 1]),
+            prefix_length=0,
+        )
+        module.predict_step(batch)
+        used.append(module.backbone.decoder.config._attn_implementation)
+    assert used == ["sdpa", "eager", "sdpa", "eager"]
