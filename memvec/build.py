@@ -9,6 +9,7 @@ run's folder) is added here. Whatever a group cannot be built from is a `ConfigE
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,6 +75,7 @@ def build_writer(cfg: DictConfig, folder: RunFolder) -> VectorWriter:
 
 def build_trainer(cfg: DictConfig, writer: VectorWriter, folder: RunFolder) -> pl.Trainer:
     """Returns the Trainer with memvec's callbacks."""
+    _grow_allocations_in_place()
     # In this order: the metrics stop their clock when the writer is done, and a signal is heeded after both.
     callbacks: list[pl.Callback] = [RankLog(folder.logs), writer, RankMetrics(folder.journal), StopOnSignal()]
     if cfg.trainer.get("enable_progress_bar", True):
@@ -87,6 +89,16 @@ def build_trainer(cfg: DictConfig, writer: VectorWriter, folder: RunFolder) -> p
             profiler=_profiler(folder) if one_of("profile", cfg.profile, (True, False)) else None,
         )
     return trainer
+
+
+def _grow_allocations_in_place() -> None:
+    """Has a GPU's allocator extend its segments, where the user has not said how; the ranks to be started inherit it.
+
+    Every batch has another shape: fixed segments would fit none of the later ones, and memory would be full of holes.
+    torch reads the variable before its first allocation (docs.pytorch.org/docs/stable/notes/cuda.html).
+    """
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & set(os.environ):
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 @contextmanager

@@ -168,9 +168,10 @@ def memvec(task: Task, *, name: str = "memvec", overrides: Sequence[str] = ()) -
         with data.open("w", encoding="utf-8") as stream:
             stream.writelines(json.dumps({"text": text}) + "\n" for text in texts)
         shutil.rmtree(folder, ignore_errors=True)
-        metrics = predict(compose(overrides)).metrics
+        summary = predict(compose(overrides))
+        metrics, compile_seconds = summary.metrics, summary.manifest["notes"]["compile_seconds"]
         vectors = read_vectors(folder).numpy()
-        details = {"metrics": metrics, "overrides": list(task.overrides)}
+        details = {"metrics": metrics, "compile_seconds": compile_seconds, "overrides": list(task.overrides)}
         return Turn(vectors, metrics["predict_seconds"], metrics["padding_share"], details)
 
     return run

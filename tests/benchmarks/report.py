@@ -140,9 +140,14 @@ def table(results: Results) -> str:
     ]
     memvec = results["contestants"].get("memvec")
     stages = memvec["details"]["metrics"]["seconds"] if memvec is not None else {}
-    whole = [f"memvec's whole run, s: {', '.join(f'{name} {seconds:.2f}' for name, seconds in stages.items())}"]
+    whole = [f"memvec's whole run, s: {', '.join(f'{name} {seconds:.2f}' for name, seconds in stages.items())}"] * bool(
+        stages
+    )
+    compiled = results["contestants"].get("memvec-compiled")
+    if compiled is not None and (seconds := compiled["details"]["compile_seconds"]) is not None:
+        whole.append(f"compiling took {seconds:.1f} of {compiled['seconds'][-1]:.1f} s")
     skipped = [f"{name}: skipped, {reason}" for name, reason in results["skipped"].items()]
-    return "\n".join([*head, "", *lines, *(whole if stages else []), *skipped])
+    return "\n".join([*head, "", *lines, *whole, *skipped])
 
 
 def write(results: Results, folder: Path) -> list[Path]:
