@@ -13,6 +13,8 @@ A vector that holds NaN or infinity never reaches the journal: its row waits unt
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import multiprocessing.util
 import queue
 import threading
 from collections.abc import Callable
@@ -75,6 +77,9 @@ class VectorWriter(BasePredictionWriter):
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Opens this process's journal file."""
         self._thread = _FlushThread(self._open_journal(trainer.global_rank), flush_every=self.flush_every)
+        if multiprocessing.parent_process() is not None:
+            # In a process that it spawned, Lightning calls no `on_exception`; this is called when the process ends.
+            multiprocessing.util.Finalize(None, self._thread.salvage, exitpriority=0)
 
     def write_on_batch_end(
         self,
