@@ -109,13 +109,18 @@ def cut_batches(costs: NDArray[np.integer], *, batch_size: int, max_tokens: int 
         `[batches + 1]` int64: batch b holds rows `result[b]` to `result[b + 1] - 1`.
     """
     rising = costs[::-1]
-    boundaries = [0]
-    while boundaries[-1] < len(costs):
-        longest = int(costs[boundaries[-1]])
+    boundaries = [np.zeros(1, dtype=np.int64)]
+    start = 0
+    while start < len(costs):
+        longest = int(costs[start])
         rows = batch_size if max_tokens is None else min(batch_size, max(1, max_tokens // longest))
-        long_enough = len(costs) - int(np.searchsorted(rising, SHORTEST_IN_BATCH * longest))
-        boundaries.append(min(boundaries[-1] + rows, long_enough))
-    return np.asarray(boundaries, dtype=np.int64)
+        equal, similar = len(costs) - np.searchsorted(rising, [longest, SHORTEST_IN_BATCH * longest])
+        if equal - start >= rows:  # all batches that this one length fills, at once
+            boundaries.append(np.arange(start + rows, equal + 1, rows))
+        else:
+            boundaries.append(np.asarray([min(start + rows, similar)]))
+        start = int(boundaries[-1][-1])
+    return np.concatenate(boundaries)
 
 
 def padded_tokens(costs: NDArray[np.integer], boundaries: Rows) -> int:
