@@ -27,6 +27,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
+from memvec import lockstep
 from memvec.errors import Interrupted
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -102,11 +103,11 @@ class StopOnSignal(pl.Callback):
         if trainer.received_sigterm:
             self._received = signal.SIGTERM
             self._pass_on(signal.SIGTERM)
-        self._stop_if_received()
+        self._stop_if_received(trainer)
 
     def on_predict_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *arguments: Any) -> None:
         """Ends the run where a signal came during the batch."""
-        self._stop_if_received()
+        self._stop_if_received(trainer)
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Puts the handlers back that were there before."""
@@ -136,12 +137,15 @@ class StopOnSignal(pl.Callback):
         for process in self._processes:
             process.send_signal(number)
 
-    def _stop_if_received(self) -> None:
-        if self._received is None:
+    def _stop_if_received(self, trainer: pl.Trainer) -> None:
+        # Where weights are shared out, a process that stopped alone would leave the others waiting for it.
+        received = int(lockstep.agreed_maximum(trainer, self._received or 0))
+        if not received:
             return
+        self._received = received
         if self._must_end_with_0:
             raise SystemExit(0)
-        raise Interrupted(self._received)
+        raise Interrupted(received)
 
     def _restore(self) -> None:
         _restore(self._before)

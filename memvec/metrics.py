@@ -20,6 +20,7 @@ import lightning.pytorch as pl
 import torch
 
 from memvec.files import read_json, write_json
+from memvec.lockstep import is_first_with_its_batches
 from memvec.model.module import HiddenStateModule
 
 RANK_FILE = "metrics-rank-{rank:05d}.json"
@@ -75,12 +76,13 @@ class RankMetrics(pl.Callback):
         """Stops the clock when the last vector is in the journal: this callback stands behind the writer."""
         seconds = time.perf_counter() - self._start
         sampler = trainer.datamodule.sampler  # type: ignore[attr-defined]
+        counts = is_first_with_its_batches(trainer)  # what a tensor-parallel group computes together is counted once
         numbers = {
             "seconds": seconds,
-            "entries": sampler.rows,
-            "tokens": trainer.datamodule.count_tokens(sampler),  # type: ignore[attr-defined]
-            "computed_tokens": sampler.total_tokens,
-            "padded_tokens": sampler.padded_tokens,
+            "entries": sampler.rows * counts,
+            "tokens": trainer.datamodule.count_tokens(sampler) * counts,  # type: ignore[attr-defined]
+            "computed_tokens": sampler.total_tokens * counts,
+            "padded_tokens": sampler.padded_tokens * counts,
             "peak_memory_bytes": peak_memory_bytes(trainer.strategy.root_device),
             "notes": cast(HiddenStateModule, pl_module).notes(),
         }

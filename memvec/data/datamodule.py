@@ -27,12 +27,13 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
+from memvec import lockstep
 from memvec.config import at_least, at_least_or_none, one_of
 from memvec.data.collator import Batch, PaddingCollator, PromptRows
 from memvec.data.dataset import write_entries
 from memvec.data.digest import first_occurrence
 from memvec.data.prompt import Prompt, PromptEncoder
-from memvec.data.sampler import LengthGroupedBatchSampler, Rows, best_prefix_length, rows_with_prefix
+from memvec.data.sampler import LengthGroupedBatchSampler, Rows, best_prefix_length, plan_ranks, rows_with_prefix
 from memvec.data.source import Source, find_sources
 from memvec.data.tokenise import prompt_digests, tokenise
 from memvec.errors import ConfigError
@@ -161,12 +162,25 @@ class MemoryDataModule(pl.LightningDataModule):
         shares = rows_with_prefix(lengths, self.shared, prefix_length)  # [N]
         with_prefix, without = rows[shares[rows]], rows[~shares[rows]]
         self._probe_rows = _probe_rows(with_prefix, without, lengths)
+        groups = [(with_prefix, lengths[with_prefix] - prefix_length), (without, lengths[without])]
+        max_tokens = self.max_tokens or self._default_max_tokens()
+        rank, world_size = self._share()
+        in_step = 0
+        if lockstep.has_own_batches_in_step(self._trainer()):
+            plans = plan_ranks(
+                [costs for _, costs in groups],
+                batch_size=self.batch_size,
+                max_tokens=max_tokens,
+                world_size=world_size,
+            )
+            in_step = max(plan.batches for plan in plans)
         self.sampler = LengthGroupedBatchSampler(
-            [(with_prefix, lengths[with_prefix] - prefix_length), (without, lengths[without])],
+            groups,
             batch_size=self.batch_size,
-            max_tokens=self.max_tokens or self._default_max_tokens(),
-            rank=self._share()[0],
-            world_size=self._share()[1],
+            max_tokens=max_tokens,
+            rank=rank,
+            world_size=world_size,
+            batches_in_step=in_step,
         )
         self._prompt_rows = PromptRows(self.prompts)
         self._collate = PaddingCollator(pad_token_id=self.pad_token_id, prefix_rows=shares, prefix_length=prefix_length)
@@ -202,7 +216,7 @@ class MemoryDataModule(pl.LightningDataModule):
 
     def count_tokens(self, sampler: LengthGroupedBatchSampler) -> int:
         """Returns the tokens of the prompts in a plan, shared prefix included, padding not."""
-        return sum(int(self.lengths[rows].sum()) for rows in sampler)
+        return sum(int(self.lengths[rows].sum()) for rows in sampler.batches)
 
     def _write_entries(self) -> None:
         summary = write_entries(
