@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +18,7 @@ import lightning.pytorch as pl
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.profilers import PyTorchProfiler
 from omegaconf import DictConfig
@@ -80,13 +80,22 @@ def build_trainer(cfg: DictConfig, writer: VectorWriter, folder: RunFolder) -> p
     callbacks: list[pl.Callback] = [RankLog(folder.logs), writer, RankMetrics(folder.journal), StopOnSignal()]
     if cfg.trainer.get("enable_progress_bar", True):
         callbacks.append(TokenProgressBar())
-    with _without_tips():
+    with _without_tips(), _one_line_errors("trainer"):
+        environment = _cluster_environment()
         trainer: pl.Trainer = _build(
             "trainer",
             cfg.trainer,
             callbacks=callbacks,
             default_root_dir=str(folder.root),
+            **({} if environment is None else {"plugins": environment}),
             profiler=_profiler(folder) if one_of("profile", cfg.profile, (True, False)) else None,
+        )
+    wanted = trainer.num_devices * trainer.num_nodes
+    if environment is not None and environment.world_size() != wanted:
+        raise ConfigError(
+            f"torchrun or SLURM has started {environment.world_size()} processes, but trainer.devices="
+            f"{cfg.trainer.devices} trainer.num_nodes={cfg.trainer.num_nodes} means {wanted}; name the devices of one "
+            "machine, and the number of machines"
         )
     return trainer
 
@@ -99,6 +108,17 @@ def _grow_allocations_in_place() -> None:
     """
     if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & set(os.environ):
         os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+
+
+def _cluster_environment() -> ClusterEnvironment | None:
+    """Returns what torchrun or SLURM says of the processes it has started, or None where Lightning starts them itself.
+
+    SLURM's never requeues by itself, as Lightning's own would: that leaves a checkpoint in the run's folder and loads
+    it into whatever model runs there next, and a run of memvec goes on without one.
+    """
+    if TorchElasticEnvironment.detect():  # first, since torchrun can be used inside SLURM
+        return TorchElasticEnvironment()
+    return SLURMEnvironment(auto_requeue=False) if SLURMEnvironment.detect() else None
 
 
 @contextmanager
@@ -117,17 +137,6 @@ def _profiler(folder: RunFolder) -> PyTorchProfiler:
     """Records three batches, once the first have warmed everything up: a table, and a trace for a viewer."""
     schedule = torch.profiler.schedule(wait=2, warmup=1, active=3, repeat=1)
     return PyTorchProfiler(dirpath=folder.profile, filename="operations", row_limit=40, schedule=schedule)
-
-
-def ignore_known_warnings() -> None:
-    """Silences what Lightning warns of where it does not apply to a run that computes vectors."""
-    for message in (
-        ".*custom batch sampler .* for prediction.*",  # it returns every row, and finalising counts them
-        ".*does not have many workers.*",  # batches are built from flat arrays in less time than a worker costs
-        ".*Total length of `DataLoader` across ranks is zero.*",  # all was computed before; finalising is left
-        ".*isinstance\\(treespec, LeafSpec\\).*is deprecated.*",  # inside Lightning
-    ):
-        warnings.filterwarnings("ignore", message=message)
 
 
 def _build(group: str, cfg: DictConfig, **known: Any) -> Any:

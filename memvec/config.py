@@ -40,6 +40,29 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver(
         "memvec.either", lambda value, other: other if value is None else value, replace=True
     )
+    OmegaConf.register_new_resolver("memvec.processes", count_processes, replace=True)
+
+
+def count_processes(accelerator: str, devices: Any, num_nodes: int) -> int:
+    """Returns how many processes a run has.
+
+    Args:
+        accelerator: `trainer.accelerator`.
+        devices: `trainer.devices`: a number, `auto` (all of this machine; on a CPU one), or a list of device numbers.
+        num_nodes: `trainer.num_nodes`.
+
+    Raises:
+        ConfigError: `devices` is none of these.
+    """
+    if isinstance(devices, Sequence) and not isinstance(devices, str):
+        return len(devices) * num_nodes
+    if str(devices) in ("auto", "-1"):
+        import torch  # slow to import, and this is asked for rarely
+
+        return (1 if accelerator == "cpu" else max(1, torch.accelerator.device_count())) * num_nodes
+    if not str(devices).isdigit():
+        raise ConfigError(f"trainer.devices={devices}: allowed: a number, auto, or a list of device numbers")
+    return int(devices) * num_nodes
 
 
 def compose(overrides: Sequence[str] = (), *, config_name: str = "predict") -> DictConfig:

@@ -6,7 +6,8 @@ the signal's number (143, 130).
 How: Lightning looks at SIGTERM in its training loops only: predicting would run to its end and exit with 0. So this
 callback puts handlers of its own in place when predicting starts, after Lightning has put its own. A handler only
 remembers the signal and passes it on to the processes that Lightning's launcher started; a second signal ends all of
-them at once. A process whose parent dies gets SIGTERM from the kernel, so that no rank outlives its run.
+them at once. With `ddp_spawn` the first process computes nothing itself, and `signals_to_spawned_ranks` does the same
+there. A process whose parent dies gets SIGTERM from the kernel, so that no rank outlives its run.
 """
 
 from __future__ import annotations
@@ -17,14 +18,19 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
+from memvec import lockstep
 from memvec.errors import Interrupted
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SECONDS_TO_FLUSH = 25
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -35,6 +41,40 @@ def end_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+@contextmanager
+def signals_to_spawned_ranks(trainer: pl.Trainer) -> Iterator[None]:
+    """Passes a signal on to the ranks that Lightning spawned, and waits for them; with other launchers does nothing.
+
+    Raises:
+        Interrupted: There was a signal.
+    """
+    launcher = trainer.strategy.launcher
+    if not isinstance(launcher, _MultiProcessingLauncher) or not _is_main_thread():
+        yield
+        return
+    received: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        if received:
+            launcher.kill(signal.SIGKILL)
+            os._exit(128 + number)
+        received.append(number)
+        _say_how_to_stop()
+        launcher.kill(signal.SIGTERM)
+
+    before = {number: signal.signal(number, remember) for number in SIGNALS}
+    try:
+        yield
+    except Exception as error:  # the ranks say that they were interrupted, with a traceback in words
+        if received:
+            raise Interrupted(received[0]) from error
+        raise
+    finally:
+        _restore(before)
+    if received:
+        raise Interrupted(received[0])
+
+
 class StopOnSignal(pl.Callback):
     """Remembers a signal and ends the run after the batch in hand."""
 
@@ -43,29 +83,31 @@ class StopOnSignal(pl.Callback):
         self._before: dict[int, Any] = {}
         self._processes: list[subprocess.Popen[bytes]] = []
         self._is_started_rank = False
+        self._must_end_with_0 = False
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Puts the handlers in place; stops at once where Lightning has swallowed a signal meanwhile."""
-        if threading.current_thread() is not threading.main_thread():
-            return  # Python lets only the main thread handle signals
+        if not _is_main_thread():
+            return
         launcher = trainer.strategy.launcher
         self._processes = getattr(launcher, "procs", [])
-        # A rank that Lightning started must end with 0: it watches them, and kills this process when one does not.
-        self._is_started_rank = (
+        # A rank that Lightning started by a command must end with 0: it watches them, and kills this process when one
+        # does not.
+        self._must_end_with_0 = (
             trainer.local_rank > 0
             and isinstance(launcher, _SubprocessScriptLauncher)
             and (not launcher.cluster_environment.creates_processes_externally)
         )
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._remember)
+        self._is_started_rank = self._must_end_with_0 or isinstance(launcher, _MultiProcessingLauncher)
+        self._before = {number: signal.signal(number, self._remember) for number in SIGNALS}
         if trainer.received_sigterm:
             self._received = signal.SIGTERM
             self._pass_on(signal.SIGTERM)
-        self._stop_if_received()
+        self._stop_if_received(trainer)
 
     def on_predict_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *arguments: Any) -> None:
         """Ends the run where a signal came during the batch."""
-        self._stop_if_received()
+        self._stop_if_received(trainer)
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Puts the handlers back that were there before."""
@@ -87,7 +129,7 @@ class StopOnSignal(pl.Callback):
                 process.kill()
             os._exit(128 + number)
         if self._received is None and not self._is_started_rank:
-            os.write(2, b"\nmemvec: finishing the batch in hand; a second signal stops at once\n")
+            _say_how_to_stop()
         self._received = number
         self._pass_on(number)
 
@@ -95,14 +137,30 @@ class StopOnSignal(pl.Callback):
         for process in self._processes:
             process.send_signal(number)
 
-    def _stop_if_received(self) -> None:
-        if self._received is None:
+    def _stop_if_received(self, trainer: pl.Trainer) -> None:
+        # Where weights are shared out, a process that stopped alone would leave the others waiting for it.
+        received = int(lockstep.agreed_maximum(trainer, self._received or 0))
+        if not received:
             return
-        if self._is_started_rank:
+        self._received = received
+        if self._must_end_with_0:
             raise SystemExit(0)
-        raise Interrupted(self._received)
+        raise Interrupted(received)
 
     def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        _restore(self._before)
         self._before = {}
+
+
+def _is_main_thread() -> bool:
+    """Whether this is the thread in which Python lets signals be handled."""
+    return threading.current_thread() is threading.main_thread()
+
+
+def _say_how_to_stop() -> None:
+    os.write(2, b"\nmemvec: finishing the batch in hand; a second signal stops at once\n")
+
+
+def _restore(handlers: dict[int, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 import logging
+import sys
+import warnings
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
+import torch
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+# Whose levels a spawned rank takes over from the process that spawned it.
+LOGGERS = ("memvec", "lightning.pytorch", "lightning.fabric")
+
+log = logging.getLogger(__name__)
+
+
+def ignore_known_warnings() -> None:
+    """Silences what Lightning warns of where it does not apply to a run that computes vectors."""
+    for message in (
+        ".*custom batch sampler .* for prediction.*",  # it returns every row, and finalising counts them
+        ".*does not have many workers.*",  # batches are built from flat arrays in less time than a worker costs
+        ".*Total length of `DataLoader` across ranks is zero.*",  # all was computed before; finalising is left
+        ".*isinstance\\(treespec, LeafSpec\\).*is deprecated.*",  # inside Lightning
+    ):
+        warnings.filterwarnings("ignore", message=message)
 
 
 class RankLog(pl.Callback):
@@ -22,13 +41,16 @@ class RankLog(pl.Callback):
         self._handler: logging.Handler | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Opens the file, and keeps other ranks than the first off the terminal."""
+        """Opens the file, keeps other ranks than the first off the terminal, and says what the ranks are."""
         self.folder.mkdir(exist_ok=True)
         self._handler = logging.FileHandler(self.folder / f"rank-{trainer.global_rank:05d}.log", encoding="utf-8")
         self._handler.setFormatter(logging.Formatter(FORMAT))
         logger = logging.getLogger("memvec")
         logger.addHandler(self._handler)
         logger.propagate = trainer.is_global_zero
+        if trainer.world_size > 1:
+            device, threads = trainer.strategy.root_device, torch.get_num_threads()
+            log.info("rank %d of %d: %s, CPU threads: %d", trainer.global_rank, trainer.world_size, device, threads)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Closes the file."""
@@ -36,10 +58,27 @@ class RankLog(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Writes down, in the file alone, what ended this rank; `teardown` is not called then."""
+        if self._handler is None:  # the process that spawned the ranks
+            return
         logger = logging.getLogger("memvec")
         logger.propagate = False
         logger.error("ended by %s: %s", type(exception).__name__, exception)
         self._close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A spawned rank is told how this process logs: it would begin with Python's own settings."""
+        levels = {name: logging.getLogger(name).level for name in LOGGERS}
+        return {**self.__dict__, "_levels": levels, "_is_shown": bool(logging.getLogger().handlers)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Lets a spawned rank log as the process does that spawned it."""
+        levels, is_shown = state.pop("_levels"), state.pop("_is_shown")
+        self.__dict__.update(state)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        if is_shown:
+            logging.basicConfig(stream=sys.stdout, format="%(message)s")  # nothing where there are handlers already
+        ignore_known_warnings()
 
     def _close(self) -> None:
         logger = logging.getLogger("memvec")

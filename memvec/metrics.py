@@ -3,7 +3,7 @@
 In: the stages as they run, and the predict loop's hooks on every rank. Out: `metrics.json`.
 
 How: the process that leads the run times the stages; a callback on every rank leaves a small JSON file in the journal,
-so that the numbers of spawned and remote ranks come back the same way as those of the first.
+so that what spawned and remote ranks found out comes back the same way as what the first did.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
 
 from memvec.files import read_json, write_json
+from memvec.lockstep import is_first_with_its_batches
+from memvec.model.module import HiddenStateModule
 
-RANK_FILES = "metrics-rank-*.json"
+RANK_FILE = "metrics-rank-{rank:05d}.json"
 
 
 class Stopwatch:
@@ -74,16 +76,18 @@ class RankMetrics(pl.Callback):
         """Stops the clock when the last vector is in the journal: this callback stands behind the writer."""
         seconds = time.perf_counter() - self._start
         sampler = trainer.datamodule.sampler  # type: ignore[attr-defined]
+        counts = is_first_with_its_batches(trainer)  # what a tensor-parallel group computes together is counted once
         numbers = {
             "seconds": seconds,
-            "entries": sampler.rows,
-            "tokens": trainer.datamodule.count_tokens(sampler),  # type: ignore[attr-defined]
-            "computed_tokens": sampler.total_tokens,
-            "padded_tokens": sampler.padded_tokens,
+            "entries": sampler.rows * counts,
+            "tokens": trainer.datamodule.count_tokens(sampler) * counts,  # type: ignore[attr-defined]
+            "computed_tokens": sampler.total_tokens * counts,
+            "padded_tokens": sampler.padded_tokens * counts,
             "max_tokens": sampler.max_tokens,
             "peak_memory_bytes": peak_memory_bytes(trainer.strategy.root_device),
+            "notes": cast(HiddenStateModule, pl_module).notes(),
         }
-        write_json(self.journal / f"metrics-rank-{trainer.global_rank:05d}.json", numbers)
+        write_json(self.journal / RANK_FILE.format(rank=trainer.global_rank), numbers)
 
 
 def forget_ranks(journal: Path) -> None:
@@ -92,8 +96,18 @@ def forget_ranks(journal: Path) -> None:
     Args:
         journal: The journal's folder.
     """
-    for path in journal.glob(RANK_FILES):
+    for path in _rank_files(journal):
         path.unlink()
+
+
+def first_notes(journal: Path) -> dict[str, Any] | None:
+    """Returns what the first rank's module found out while running, or None where nothing was left to run.
+
+    Args:
+        journal: The journal's folder.
+    """
+    path = journal / RANK_FILE.format(rank=0)
+    return read_json(path)["notes"] if path.exists() else None
 
 
 def combine_ranks(journal: Path) -> dict[str, Any]:
@@ -102,7 +116,7 @@ def combine_ranks(journal: Path) -> dict[str, Any]:
     Args:
         journal: The journal's folder.
     """
-    ranks = [read_json(path) for path in sorted(journal.glob(RANK_FILES))]
+    ranks = [read_json(path) for path in _rank_files(journal)]
 
     def total(name: str) -> int:
         return sum(rank[name] for rank in ranks)
@@ -119,3 +133,7 @@ def combine_ranks(journal: Path) -> dict[str, Any]:
         "predict_seconds": seconds,
         "peak_memory_bytes": max((rank["peak_memory_bytes"] for rank in ranks), default=0),
     }
+
+
+def _rank_files(journal: Path) -> list[Path]:
+    return sorted(journal.glob(RANK_FILE.replace("{rank:05d}", "*")))

@@ -22,12 +22,13 @@ from memvec.build import (
     build_model,
     build_trainer,
     build_writer,
-    ignore_known_warnings,
     run_folder,
 )
 from memvec.cli import main
 from memvec.config import to_container
-from memvec.metrics import Stopwatch, combine_ranks, forget_ranks, stage_table
+from memvec.interrupt import signals_to_spawned_ranks
+from memvec.logs import ignore_known_warnings
+from memvec.metrics import Stopwatch, combine_ranks, first_notes, forget_ranks, stage_table
 from memvec.ranks import process_rank, rank_errors, wait_for_started_ranks
 from memvec.run import RunState
 from memvec.summary import RunSummary, read_summary, write_summary
@@ -73,7 +74,7 @@ def predict(cfg: DictConfig) -> RunSummary:
         elif folder.is_finished:
             return read_summary(folder)
 
-        with stopwatch.stage("load and predict"), rank_errors(folder):
+        with stopwatch.stage("load and predict"), rank_errors(folder), signals_to_spawned_ranks(trainer):
             trainer.predict(module, datamodule=datamodule, return_predictions=False)
             trainer.strategy.barrier("every rank's journal is complete")
 
@@ -91,7 +92,7 @@ def predict(cfg: DictConfig) -> RunSummary:
             counts=finalizer.counts,
             config=to_container(cfg),
             metrics={**combine_ranks(folder.journal), "seconds": stopwatch.seconds},
-            notes=module.notes(),
+            notes=first_notes(folder.journal) or module.notes(),
         )
         if cfg.profile:
             (folder.profile / "stages.txt").write_text(stage_table(stopwatch.seconds), encoding="utf-8")

@@ -55,6 +55,8 @@ class TokenProgressBar(TQDMProgressBar):
         dataloader_idx: int = 0,
     ) -> None:
         """Advances by the tokens that were computed; the batch's shape tells, so no device is waited for."""
+        if cast(Any, trainer).datamodule.sampler.is_filler(batch_idx):
+            return
         rows, width = batch["input_ids"].shape
         self._entries += rows
         bar = self.predict_progress_bar

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from contextlib import contextmanager
 import lightning.pytorch as pl
 import torch.distributed
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from torch.multiprocessing.spawn import ProcessException
 
 from memvec.data.reader import one_line
 from memvec.errors import Interrupted, RankError
@@ -40,24 +43,29 @@ def rank_errors(folder: RunFolder) -> Iterator[None]:
     try:
         yield
     except Interrupted as error:
-        error.args = (f"{error}; what was computed is kept: the same command with output_dir={folder.root} goes on",)
+        error.args = (f"{error}; {_go_on(folder)}",)
         raise
+    except ProcessException as error:  # a spawned rank's; its own error stands in the last line of a traceback in words
+        said = re.sub(r"^memvec\.errors\.\w+: ", "", str(error).strip().rpartition("\n")[2])
+        raise RankError(f"rank {error.error_index} ended: {said}; {_go_on(folder)}") from error
     except RuntimeError as error:  # torch.distributed's and the DataLoader's errors are RuntimeErrors
         if not any(message in str(error) for message in LOST_PROCESS):
             raise
-        raise RankError(
-            f"a process of this run ended: {one_line(error)}; what was computed is kept: "
-            f"the same command with output_dir={folder.root} goes on"
-        ) from error
+        raise RankError(f"a process of this run ended: {one_line(error)}; {_go_on(folder)}") from error
+
+
+def _go_on(folder: RunFolder) -> str:
+    return f"what was computed is kept: the same command with output_dir={folder.root} goes on"
 
 
 def wait_for_started_ranks(trainer: pl.Trainer) -> None:
-    """Waits for the processes that Lightning's launcher started, which otherwise outlive this one.
+    """Waits for the processes that Lightning's launcher started by a command, which otherwise outlive this one.
 
     Raises:
         RankError: One of them did not end well.
     """
-    processes: list[subprocess.Popen[bytes]] = getattr(trainer.strategy.launcher, "procs", [])
+    launcher = trainer.strategy.launcher
+    processes: list[subprocess.Popen[bytes]] = launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
     for local_rank, process in enumerate(processes, start=1):
         try:
             code = process.wait(timeout=SECONDS_TO_END)

@@ -27,13 +27,14 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
+from memvec import lockstep
 from memvec.config import at_least, at_least_or_none, one_of
 from memvec.data.budget import BUDGETS_ON_ACCELERATOR, BUDGETS_ON_CPU, choose_budget, typical_rows
 from memvec.data.collator import Batch, PaddingCollator, PromptRows
 from memvec.data.dataset import write_entries
 from memvec.data.digest import first_occurrence
 from memvec.data.prompt import Prompt, PromptEncoder
-from memvec.data.sampler import LengthGroupedBatchSampler, Rows, best_prefix_length, rows_with_prefix
+from memvec.data.sampler import LengthGroupedBatchSampler, Rows, best_prefix_length, plan_ranks, rows_with_prefix
 from memvec.data.source import Source, find_sources
 from memvec.data.tokenise import prompt_digests, tokenise
 from memvec.errors import ConfigError
@@ -172,12 +173,24 @@ class MemoryDataModule(pl.LightningDataModule):
         self._collate = PaddingCollator(pad_token_id=self.pad_token_id, prefix_rows=shares, prefix_length=prefix_length)
         groups = [(with_prefix, lengths[with_prefix] - prefix_length), (without, lengths[without])]
         self._largest_group = max(groups, key=lambda group: len(group[0]))
+        max_tokens = self._budget(module)
+        rank, world_size = self._share()
+        in_step = 0
+        if lockstep.has_own_batches_in_step(self._trainer()):
+            plans = plan_ranks(
+                [costs for _, costs in groups],
+                batch_size=self.batch_size,
+                max_tokens=max_tokens,
+                world_size=world_size,
+            )
+            in_step = max(plan.batches for plan in plans)
         self.sampler = LengthGroupedBatchSampler(
             groups,
             batch_size=self.batch_size,
-            max_tokens=self._budget(module),
-            rank=self._share()[0],
-            world_size=self._share()[1],
+            max_tokens=max_tokens,
+            rank=rank,
+            world_size=world_size,
+            batches_in_step=in_step,
         )
         # torch types these for single rows and lists; it takes `__getitems__` and any iterable of batches all the same.
         dataset, batch_sampler, collate = cast(tuple[Any, Any, Any], (self._prompt_rows, self.sampler, self._collate))
@@ -217,7 +230,7 @@ class MemoryDataModule(pl.LightningDataModule):
 
     def count_tokens(self, sampler: LengthGroupedBatchSampler) -> int:
         """Returns the tokens of the prompts in a plan, shared prefix included, padding not."""
-        return sum(int(self.lengths[rows].sum()) for rows in sampler)
+        return sum(int(self.lengths[rows].sum()) for rows in sampler.batches)
 
     def _write_entries(self) -> None:
         summary = write_entries(
@@ -252,6 +265,9 @@ class MemoryDataModule(pl.LightningDataModule):
             return self.max_tokens
         default = TOKENS_ON_ACCELERATOR if self._on_accelerator() else TOKENS_ON_CPU
         if self.max_tokens is None or len(self._largest_group[0]) == 0:
+            return default
+        if module.has_shared_weights:  # processes that stop trying at different budgets would wait for each other
+            log.info("data.max_tokens=auto: %d, not tried where weights are shared out", default)
             return default
 
         def seconds(tokens: int) -> float | None:

@@ -4,21 +4,26 @@ In: the cost of every row in tokens. Out: for one rank, batches of row numbers, 
 
 How: rows are sorted by cost and dealt to the ranks so that each time the least loaded rank gets the next one (longest
 processing time first; Graham 1969, https://doi.org/10.1137/0117039); then each rank cuts its own rows into batches of
-at most `batch_size` rows and `max_tokens` padded tokens. Why rows are dealt and not batches: a rank's share is then
-within one short row of every other's, where whole batches would leave a rank a batch ahead. Rows of equal cost are
-dealt together, so ten million rows over a thousand ranks take a second. Everything is a pure function of its arguments:
-every rank computes the same plan and nothing has to be sent.
+at most `batch_size` rows and `max_tokens` padded tokens, whose lengths are not too far apart. Why rows are dealt and
+not batches: a rank's share is then within one short row of every other's, where whole batches would leave a rank a
+batch ahead. Rows of equal cost are dealt together, so ten million rows over a thousand ranks take a second. Everything
+is a pure function of its arguments: every rank computes the same plan and nothing has to be sent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 Rows = NDArray[np.int64]
 
+# The shortest row of a batch, as a share of its longest: where few rows meet a large budget, a batch would otherwise
+# hold more padding than tokens, and ranks with one row of the long tail more than others would work for longer.
+SHORTEST_IN_BATCH = 0.75
 # A prefix that is less than a twentieth of a row saves less than its mask costs: rows without one take causal kernels.
 LONGEST_IN_PREFIXES = 20
 
@@ -34,20 +39,36 @@ def rank_rows(costs: NDArray[np.integer], *, rank: int, world_size: int) -> Rows
     Returns:
         Positions in `costs`, int64. Over all ranks every position comes exactly once.
     """
-    order = np.argsort(-costs.astype(np.int64), kind="stable")
+    if len(costs) == 0:
+        return np.empty(0, dtype=np.int64)
+    falling = costs.max() - costs
+    # In the smallest integer type: up to 16 bits numpy sorts by counting, ten million rows in a tenth of a second.
+    order = np.argsort(falling.astype(np.min_scalar_type(int(falling.max()))), kind="stable")
     if world_size == 1:
         return order
-    values, counts = np.unique(costs, return_counts=True)
+    _, dealt = deal_rows(costs, world_size=world_size)
+    starts = np.concatenate([[0], dealt.sum(axis=1)[:-1]]).cumsum() + dealt[:, :rank].sum(axis=1)  # [V], in `order`
+    return np.concatenate([order[at : at + count] for at, count in zip(starts, dealt[:, rank], strict=True)])
+
+
+def deal_rows(costs: NDArray[np.integer], *, world_size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Deals the rows to the ranks, the dearest first, each to the rank with the least load at that moment.
+
+    Args:
+        costs: Tokens a row costs, `[N]`, each at least 1.
+        world_size: How many ranks.
+
+    Returns:
+        The V different costs, `[V]`, falling; and how many rows of each cost each rank takes, `[V, world_size]`.
+    """
+    counts = np.bincount(costs)
+    values = np.flatnonzero(counts)[::-1]
     loads = np.zeros(world_size, dtype=np.int64)
-    mine: list[Rows] = []
-    start = 0
-    for cost, count in zip(values[::-1].tolist(), counts[::-1].tolist(), strict=True):
-        dealt = _deal(loads, cost, count)
-        loads += dealt * cost
-        first = start + int(dealt[:rank].sum())
-        mine.append(order[first : first + int(dealt[rank])])
-        start += count
-    return np.concatenate(mine) if mine else order
+    dealt = np.empty((len(values), world_size), dtype=np.int64)
+    for position, cost in enumerate(values.tolist()):
+        dealt[position] = _deal(loads, cost, int(counts[cost]))
+        loads += dealt[position] * cost
+    return values, dealt
 
 
 def _deal(loads: NDArray[np.int64], cost: int, count: int) -> NDArray[np.int64]:
@@ -87,12 +108,24 @@ def cut_batches(costs: NDArray[np.integer], *, batch_size: int, max_tokens: int 
     Returns:
         `[batches + 1]` int64: batch b holds rows `result[b]` to `result[b + 1] - 1`.
     """
-    boundaries = [0]
-    while boundaries[-1] < len(costs):
-        longest = int(costs[boundaries[-1]])
+    rising = costs[::-1]
+    boundaries = [np.zeros(1, dtype=np.int64)]
+    start = 0
+    while start < len(costs):
+        longest = int(costs[start])
         rows = batch_size if max_tokens is None else min(batch_size, max(1, max_tokens // longest))
-        boundaries.append(min(boundaries[-1] + rows, len(costs)))
-    return np.asarray(boundaries, dtype=np.int64)
+        equal, similar = len(costs) - np.searchsorted(rising, [longest, SHORTEST_IN_BATCH * longest])
+        if equal - start >= rows:  # all batches that this one length fills, at once
+            boundaries.append(np.arange(start + rows, equal + 1, rows))
+        else:
+            boundaries.append(np.asarray([min(start + rows, similar)]))
+        start = int(boundaries[-1][-1])
+    return np.concatenate(boundaries)
+
+
+def padded_tokens(costs: NDArray[np.integer], boundaries: Rows) -> int:
+    """Returns the tokens of batches with their padding; arguments and result of `cut_batches`."""
+    return int((np.diff(boundaries) * costs[boundaries[:-1]]).sum()) if len(costs) else 0
 
 
 def best_prefix_length(shared: NDArray[np.int32]) -> int:
@@ -124,6 +157,48 @@ def rows_with_prefix(
     return worth_it
 
 
+@dataclass(frozen=True)
+class RankPlan:
+    """What one rank is to compute.
+
+    Args:
+        rows: Rows.
+        batches: Batches.
+        tokens: Tokens, shared prefix and padding not counted.
+        padded_tokens: Tokens with padding, which is what takes time.
+    """
+
+    rows: int
+    batches: int
+    tokens: int
+    padded_tokens: int
+
+
+def plan_ranks(
+    groups: Sequence[NDArray[np.integer]], *, batch_size: int, max_tokens: int | None, world_size: int
+) -> list[RankPlan]:
+    """Returns what `LengthGroupedBatchSampler` gives every rank, in numbers, without holding anybody's rows.
+
+    Args:
+        groups: The costs of the rows of each group, `[N]`.
+        batch_size: Most rows in a batch.
+        max_tokens: Most tokens in a batch, padding included; None is no limit.
+        world_size: How many ranks.
+    """
+    totals = np.zeros((world_size, 4), dtype=np.int64)
+    for values, dealt in (deal_rows(costs, world_size=world_size) for costs in groups):
+        for rank in range(world_size):
+            costs = np.repeat(values, dealt[:, rank])
+            boundaries = cut_batches(costs, batch_size=batch_size, max_tokens=max_tokens)
+            totals[rank] += (len(costs), len(boundaries) - 1, costs.sum(), padded_tokens(costs, boundaries))
+    return [RankPlan(*row) for row in totals.tolist()]
+
+
+def balance(loads: Sequence[int]) -> float:
+    """Returns the largest load over the mean: 1 is even, 2 means that the run takes twice the time it could."""
+    return max(loads) * len(loads) / sum(loads) if sum(loads) else 1.0
+
+
 class LengthGroupedBatchSampler:
     """Yields this rank's batches as arrays of row numbers, longest rows first.
 
@@ -139,6 +214,8 @@ class LengthGroupedBatchSampler:
         max_tokens: Most tokens in a batch, padding included; None is no limit.
         rank: This process's rank among those that share the rows.
         world_size: How many of them there are.
+        batches_in_step: How many batches to yield at least: where every rank must run equally many, a rank with fewer
+            runs one row again and again, which is nobody's to write (`is_filler`).
     """
 
     def __init__(
@@ -149,6 +226,7 @@ class LengthGroupedBatchSampler:
         max_tokens: int | None,
         rank: int = 0,
         world_size: int = 1,
+        batches_in_step: int = 0,
     ) -> None:
         self.max_tokens = max_tokens
         self.batches: list[Rows] = []
@@ -160,7 +238,9 @@ class LengthGroupedBatchSampler:
             boundaries = cut_batches(ordered_costs, batch_size=batch_size, max_tokens=max_tokens)
             self.batches.extend(np.split(ordered_rows, boundaries[1:-1]) if len(mine) else [])
             self.total_tokens += int(ordered_costs.sum())
-            self.padded_tokens += int((np.diff(boundaries) * ordered_costs[boundaries[:-1]]).sum()) if len(mine) else 0
+            self.padded_tokens += padded_tokens(ordered_costs, boundaries)
+        fillers = max(0, batches_in_step - len(self.batches))
+        self._fillers = [_cheapest_row(groups)] * fillers if fillers else []
 
     @property
     def rows(self) -> int:
@@ -172,8 +252,18 @@ class LengthGroupedBatchSampler:
         """The share of the batches' tokens that is padding."""
         return 1 - self.total_tokens / self.padded_tokens if self.padded_tokens else 0.0
 
+    def is_filler(self, batch: int) -> bool:
+        """Whether the batch at this position is run for the other ranks' sake only."""
+        return batch >= len(self.batches)
+
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.batches) + len(self._fillers)
 
     def __iter__(self) -> Iterator[Rows]:
-        return iter(self.batches)
+        return chain(self.batches, self._fillers)
+
+
+def _cheapest_row(groups: Sequence[tuple[Rows, NDArray[np.integer]]]) -> Rows:
+    """Returns the row, `[1]`, that costs least."""
+    rows, costs = min((group for group in groups if len(group[0])), key=lambda group: int(group[1].min()))
+    return rows[[int(costs.argmin())]]

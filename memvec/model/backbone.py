@@ -120,6 +120,13 @@ def layer_position(config: PreTrainedConfig, layer: int) -> int:
     return layer % (depth + 1)
 
 
+def decoder_layers(decoder: PreTrainedModel) -> nn.ModuleList | None:
+    """Returns a decoder's layers, or None where they cannot be told."""
+    depth: int = decoder.config.get_text_config().num_hidden_layers
+    lists = (module for module in decoder.modules() if isinstance(module, nn.ModuleList) and len(module) == depth)
+    return next(lists, None)  # modules() yields outer modules first
+
+
 def model_digest(name_or_path: str, config: PreTrainedConfig) -> str:
     """Returns what identifies the weights: a Hub model's commit, or a digest of a folder's files."""
     commit = getattr(config, "_commit_hash", None)
@@ -165,10 +172,9 @@ class Backbone(nn.Module):
 
     def _tap(self, position: int, depth: int) -> None:
         """Removes the layers above `position` and keeps the state there, before the final norm gets it."""
-        lists = [m for m in self.decoder.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
-        if not lists:
+        layers = decoder_layers(self.decoder)
+        if layers is None:
             raise ModelError(f"{type(self.decoder).__name__}: its layers cannot be told; only model.layer=-1 works")
-        layers = lists[0]  # modules() yields outer modules first
         del layers[max(position, 1) :]
         text_config = self.decoder.config.get_text_config()
         text_config.num_hidden_layers = len(layers)

@@ -14,6 +14,8 @@ from collections.abc import Callable
 
 import torch
 
+from memvec.errors import ModelError
+
 log = logging.getLogger(__name__)
 
 # What torch's CPU allocator says; it raises a plain RuntimeError (c10/core/impl/alloc_cpu.cpp).
@@ -28,7 +30,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def compute_in_parts(
-    compute: Callable[[slice], torch.Tensor], *, rows: int, most: int, dimension: int
+    compute: Callable[[slice], torch.Tensor], *, rows: int, most: int, dimension: int, may_halve: bool = True
 ) -> tuple[torch.Tensor, list[int]]:
     """Computes all rows of a batch in as few parts as memory allows.
 
@@ -37,11 +39,13 @@ def compute_in_parts(
         rows: B, at least 1.
         most: Most rows in a part.
         dimension: D.
+        may_halve: Whether a part that does not fit may be tried as two; false where other processes compute along.
 
     Returns:
         `[B, D]`, and the positions of rows that do not fit even alone, whose vectors are NaN.
 
     Raises:
+        ModelError: A part does not fit, and it may not be halved.
         RuntimeError: Whatever `compute` raises but out of memory.
     """
     parts: dict[int, torch.Tensor] = {}
@@ -56,6 +60,12 @@ def compute_in_parts(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            if not may_halve:
+                raise ModelError(
+                    f"out of memory with a batch of {size} entries, which cannot be halved where weights are shared "
+                    "out, since the other processes are computing it; set a smaller data.max_tokens: what was computed "
+                    "is kept, and the same command goes on"
+                ) from error
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if size == 1:

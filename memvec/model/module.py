@@ -17,12 +17,15 @@ import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
+from memvec import lockstep
 from memvec.config import at_least, one_of
 from memvec.data.collator import Batch
+from memvec.errors import ModelError
 from memvec.model import backbone as loading
 from memvec.model.compilation import compile_regions
 from memvec.model.memory import compute_in_parts, is_out_of_memory
 from memvec.model.packing import unpack
+from memvec.model.parallel import share_weights, weights_mesh
 from memvec.model.parity import TOLERANCE, Path, choose_path
 from memvec.model.pooling import last_token
 from memvec.model.prefix import SharedPrefix, compute_prefix
@@ -128,7 +131,7 @@ class HiddenStateModule(pl.LightningModule):
         }
 
     def configure_model(self) -> None:
-        """Loads the weights, in the dtype that `trainer.precision` stands for."""
+        """Loads the weights, in the dtype that `trainer.precision` stands for; or this process's part of them."""
         if self.backbone is None:
             self.backbone = loading.load_backbone(
                 self.location,
@@ -139,6 +142,8 @@ class HiddenStateModule(pl.LightningModule):
                 trust_remote_code=self.trust_remote_code,
                 use_safetensors=self.use_safetensors,
             )
+            if (mesh := weights_mesh(self.device_mesh)) is not None:
+                share_weights(self.backbone, mesh)
 
     def share_prefix(self, input_ids: torch.Tensor) -> int:
         """Computes the prefix that prompts share, where that is wanted and valid.
@@ -184,7 +189,8 @@ class HiddenStateModule(pl.LightningModule):
     def on_predict_start(self) -> None:
         """Makes the model fast on this machine, then probes whether the fast path can be trusted; on real rows."""
         datamodule = cast(Any, self.trainer).datamodule
-        if (typical := datamodule.typical_batch()) is not None:
+        # Where weights are shared out, processes with other batches would each measure something else: no tuning there.
+        if not self.has_shared_weights and (typical := datamodule.typical_batch()) is not None:
             batch = move_data_to_device(typical, self.device)
             if self.tune == "auto" and datamodule.pays_measuring:
                 self._choose_kernels(batch)
@@ -219,7 +225,15 @@ class HiddenStateModule(pl.LightningModule):
         if not probes:
             return
         dtype = self._precision()
-        self.path, self.probe_errors = choose_path(compute, first=self.path, dtype=dtype)
+        self.path, self.probe_errors = choose_path(
+            compute, first=self.path, dtype=dtype, agree=lambda error: lockstep.agreed_maximum(self.trainer, error)
+        )
+        if self.path is Path.ONE_BY_ONE and lockstep.has_own_batches_in_step(self.trainer):
+            raise ModelError(
+                f"parity probe: batches differ from one by one ({self.probe_errors}), and processes with batches of "
+                "their own cannot compute one by one in step; use trainer=tensor_parallel or trainer=ddp, or "
+                "data.batch_size=1 model.probe=off"
+            )
         for path, error in self.probe_errors.items():
             if path != self.path.value:
                 log.warning(
@@ -262,15 +276,18 @@ class HiddenStateModule(pl.LightningModule):
     def recompute(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Computes one prompt alone in float32; to be called when no batch follows, since the weights are converted.
 
+        Where weights are shared out they stay as they are: float32 might not fit, and FSDP's cannot be converted.
+
         Args:
             input_ids: `[T]`.
 
         Returns:
-            `[D]` float32 on the CPU.
+            `[D]` on the CPU, of the dtype it was computed in.
         """
         backbone = self._backbone()
-        unpack(backbone)
-        backbone.float()
+        if not self.has_shared_weights:
+            unpack(backbone)
+            backbone.float()
         length = torch.tensor([len(input_ids)], device=self.device)
         return last_token(backbone(input_ids[None].to(self.device)), length)[0].cpu()
 
@@ -286,7 +303,9 @@ class HiddenStateModule(pl.LightningModule):
 
         rows = len(input_ids)
         most = 1 if path is Path.ONE_BY_ONE else rows
-        return compute_in_parts(compute, rows=rows, most=most, dimension=self.dimension)
+        return compute_in_parts(
+            compute, rows=rows, most=most, dimension=self.dimension, may_halve=not self.has_shared_weights
+        )
 
     def _vectors(self, input_ids: torch.Tensor, length: torch.Tensor, prefix_length: int) -> torch.Tensor:
         if self.kernels is not None:
@@ -297,6 +316,11 @@ class HiddenStateModule(pl.LightningModule):
             hidden = self._backbone()(input_ids[:, prefix_length:], cache=cache)  # [B, T, D] -> [B, T - P, D]
             return last_token(hidden, length - prefix_length).float()
         return last_token(self._backbone()(input_ids), length).float()
+
+    @property
+    def has_shared_weights(self) -> bool:
+        """Whether several processes hold one copy of the weights together, and so compute in step."""
+        return weights_mesh(self.device_mesh) is not None
 
     def _backbone(self) -> loading.Backbone:
         if self.backbone is None:

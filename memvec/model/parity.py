@@ -39,7 +39,11 @@ def relative_error(vectors: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def choose_path(
-    compute: Callable[[Path], torch.Tensor], *, first: Path, dtype: torch.dtype
+    compute: Callable[[Path], torch.Tensor],
+    *,
+    first: Path,
+    dtype: torch.dtype,
+    agree: Callable[[float], float] = float,
 ) -> tuple[Path, dict[str, float]]:
     """Returns the fastest path that agrees with the plain one.
 
@@ -47,6 +51,7 @@ def choose_path(
         compute: Returns the probe rows' vectors along a path, `[B, D]`.
         first: The fastest path there is.
         dtype: Of the computation; decides the tolerance.
+        agree: Makes this process's error the one that all processes which must take the same path decide by.
 
     Returns:
         The path, and the relative error of each path that was tried, by its name.
@@ -57,7 +62,7 @@ def choose_path(
     for path in paths[paths.index(first) :]:
         if path is Path.ONE_BY_ONE:
             break
-        errors[path.value] = relative_error(compute(path), reference)
+        errors[path.value] = agree(relative_error(compute(path), reference))
         if errors[path.value] <= TOLERANCE[dtype]:
             return path, errors
     return Path.ONE_BY_ONE, errors

@@ -13,6 +13,8 @@ A vector that holds NaN or infinity never reaches the journal: its row waits unt
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import multiprocessing.util
 import queue
 import threading
 from collections.abc import Callable
@@ -25,6 +27,7 @@ import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 from numpy.typing import NDArray
 
+from memvec import lockstep
 from memvec.config import at_least, one_of
 from memvec.data.collator import Batch
 from memvec.data.reader import one_line
@@ -75,6 +78,9 @@ class VectorWriter(BasePredictionWriter):
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Opens this process's journal file."""
         self._thread = _FlushThread(self._open_journal(trainer.global_rank), flush_every=self.flush_every)
+        if multiprocessing.parent_process() is not None:
+            # In a process that it spawned, Lightning calls no `on_exception`; this is called when the process ends.
+            multiprocessing.util.Finalize(None, self._thread.salvage, exitpriority=0)
 
     def write_on_batch_end(
         self,
@@ -87,22 +93,26 @@ class VectorWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Hands a batch's vectors `[B, D]` over, and raises what went wrong with earlier ones."""
-        self._running().put(_copy_to_host(batch["index"], prediction))
+        if lockstep.is_to_be_written(trainer, batch_idx):
+            self._running().put(_copy_to_host(batch["index"], prediction))
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes what is left, tries rows without a finite vector again alone in float32, and closes the file."""
         thread, module = self._running(), cast(HiddenStateModule, pl_module)
         thread.finish()
         with self._open_journal(trainer.global_rank) as journal:
-            for row in thread.not_finite:
+            for row in lockstep.agreed_rows(trainer, thread.not_finite):
                 reason = module.rejections.get(row)
                 if reason is None:
                     input_ids = cast(Any, trainer).datamodule.input_ids(row)
                     vector = module.recompute(input_ids)
-                    if vector.isfinite().all():
-                        journal.append(np.asarray([row]), vector[None].numpy())
+                    if row not in thread.not_finite:  # another process's, which this one helped to compute
                         continue
-                    reason = f"the vector of its {len(input_ids)} tokens holds NaN or infinity, in float32 too"
+                    if vector.isfinite().all():
+                        journal.append(np.asarray([row]), vector[None].float().numpy())
+                        continue
+                    dtype = str(vector.dtype).removeprefix("torch.")
+                    reason = f"the vector of its {len(input_ids)} tokens holds NaN or infinity, in {dtype} too"
                 log.warning("row %d is rejected: %s", row, reason)
                 journal.reject(row, reason, dimension=module.dimension)
 

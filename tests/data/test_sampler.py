@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import heapq
 import random
+import time
+import tracemalloc
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -13,7 +16,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch.utils.data import BatchSampler
 
-from memvec.data.sampler import LengthGroupedBatchSampler, _deal, cut_batches, rank_rows
+from memvec.data.sampler import (
+    LengthGroupedBatchSampler,
+    RankPlan,
+    _deal,
+    balance,
+    cut_batches,
+    plan_ranks,
+    rank_rows,
+)
 
 Group = tuple[NDArray[np.int64], NDArray[np.int32]]
 
@@ -26,6 +37,11 @@ def locomo_like_lengths(rows: int, seed: int = 0) -> NDArray[np.int32]:
     """LoCoMo's observations: mostly 15 to 45 tokens, a few far longer."""
     generator = np.random.default_rng(seed)
     return np.clip(generator.lognormal(3.3, 0.35, size=rows), 8, 400).astype(np.int32)
+
+
+def lengths_to_2000(rows: int) -> NDArray[np.int32]:
+    """Every length from 1 to 2,000 tokens, equally often."""
+    return np.random.default_rng(0).integers(1, 2001, size=rows).astype(np.int32)
 
 
 def two_groups(first: list[int], second: list[int]) -> list[Group]:
@@ -103,10 +119,18 @@ def test_token_counts_equal_brute_force(
 
 
 def test_a_batch_takes_as_many_rows_as_the_limits_allow() -> None:
-    costs = np.array([50, 20, 20, 20, 20, 20, 5, 5, 5, 5, 5], dtype=np.int32)
-    assert cut_batches(costs, batch_size=4, max_tokens=40).tolist() == [0, 1, 3, 5, 7, 11]
-    assert cut_batches(costs, batch_size=4, max_tokens=None).tolist() == [0, 4, 8, 11]
+    costs = np.array([60, 20, 20, 20, 20, 20, 16, 16, 16, 16, 16], dtype=np.int32)
+    assert cut_batches(costs, batch_size=4, max_tokens=40).tolist() == [0, 1, 3, 5, 7, 9, 11]
+    assert cut_batches(costs, batch_size=4, max_tokens=None).tolist() == [0, 1, 5, 9, 11]
     assert cut_batches(costs[:0], batch_size=4, max_tokens=40).tolist() == [0]
+
+
+@given(costs=st.lists(st.integers(1, 2000), min_size=1, max_size=80))
+def test_a_batch_never_holds_more_padding_than_a_quarter(costs: list[int]) -> None:
+    array = np.array(sorted(costs, reverse=True), dtype=np.int32)
+    batches = np.split(array, cut_batches(array, batch_size=1024, max_tokens=None)[1:-1])
+    assert all(batch.min() >= 0.75 * batch.max() for batch in batches)
+    assert len(batches) <= 1 + np.log(2000) / np.log(4 / 3)  # and so there are few of them, however the lengths lie
 
 
 def test_a_row_longer_than_the_budget_is_alone() -> None:
@@ -156,25 +180,72 @@ def test_loads_equal_longest_processing_time_first(costs: list[int], world_size:
     assert [int(array[share].sum()) for share in shares] == naive_loads([0] * world_size, costs)
 
 
+@pytest.mark.parametrize("max_tokens", [1024, 32_768])
 @pytest.mark.parametrize("rows", [2541, 100_000])
-def test_eight_ranks_share_memory_texts_evenly(rows: int) -> None:
-    lengths = locomo_like_lengths(rows)
-    samplers = [plan([(np.arange(rows), lengths)], max_tokens=1024, rank=rank, world_size=8) for rank in range(8)]
-    for loads in ([sampler.total_tokens for sampler in samplers], [sampler.padded_tokens for sampler in samplers]):
-        assert max(loads) / (sum(loads) / 8) <= 1.01
-    assert sum(sampler.total_tokens for sampler in samplers) == int(lengths.sum())
+def test_eight_ranks_share_memory_texts_evenly(rows: int, max_tokens: int) -> None:
+    plans = plan_ranks([locomo_like_lengths(rows)], batch_size=1024, max_tokens=max_tokens, world_size=8)
+    assert balance([rank.tokens for rank in plans]) <= 1.01
+    assert balance([rank.padded_tokens for rank in plans]) <= 1.01
 
 
-def test_a_thousand_ranks_share_a_million_rows_evenly() -> None:
-    lengths = np.random.default_rng(0).integers(1, 2000, size=1_000_000).astype(np.int32)
-    loads = np.zeros(1024, dtype=np.int64)
-    values, counts = np.unique(lengths, return_counts=True)
-    for cost, count in zip(values[::-1].tolist(), counts[::-1].tolist(), strict=True):
-        loads += _deal(loads, cost, count) * cost
-    assert int(loads.sum()) == int(lengths.sum())
-    assert loads.max() / loads.mean() <= 1.01
-    for rank in (0, 511, 1023):  # what a rank takes is what was dealt to it
-        assert int(lengths[rank_rows(lengths, rank=rank, world_size=1024)].sum()) == loads[rank]
+@pytest.mark.parametrize(
+    ("draw", "max_tokens"),
+    [(locomo_like_lengths, 1024), (locomo_like_lengths, 32_768), (lengths_to_2000, 32_768)],
+)
+def test_a_thousand_ranks_share_ten_million_rows_evenly_planned_in_seconds_and_little_memory(
+    draw: Callable[[int], NDArray[np.int32]], max_tokens: int
+) -> None:
+    lengths = draw(10_000_000)
+    start = time.perf_counter()
+    plans = plan_ranks([lengths], batch_size=1024, max_tokens=max_tokens, world_size=1024)
+    assert time.perf_counter() - start < 20  # measured: 0.3 to 3 s
+    assert balance([rank.padded_tokens for rank in plans]) <= 1.01
+    assert sum(rank.rows for rank in plans) == len(lengths)
+    assert sum(rank.tokens for rank in plans) == int(lengths.sum(dtype=np.int64))
+
+    tracemalloc.start()
+    rows = rank_rows(lengths, rank=511, world_size=1024)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 24 * len(lengths)  # bytes
+    assert int(lengths[rows].sum()) == plans[511].tokens
+
+
+@given(first=lengths, second=lengths, world_size=worlds, batch_size=st.integers(1, 20), max_tokens=budgets)
+def test_the_plan_in_numbers_is_what_the_samplers_yield(
+    first: list[int], second: list[int], world_size: int, batch_size: int, max_tokens: int | None
+) -> None:
+    groups = two_groups(first, second)
+    plans = plan_ranks(
+        [costs for _, costs in groups], batch_size=batch_size, max_tokens=max_tokens, world_size=world_size
+    )
+    for rank in {0, world_size // 2, world_size - 1}:
+        sampler = plan(groups, batch_size=batch_size, max_tokens=max_tokens, rank=rank, world_size=world_size)
+        found = RankPlan(sampler.rows, len(sampler), sampler.total_tokens, sampler.padded_tokens)
+        assert plans[rank] == found
+
+
+def test_balance_is_the_largest_load_over_the_mean() -> None:
+    assert balance([10, 10, 10]) == 1
+    assert balance([30, 0, 0]) == 3
+    assert balance([0, 0]) == 1
+
+
+def test_ranks_in_step_yield_equally_many_batches_and_nobody_writes_the_added_ones() -> None:
+    groups = [(np.array([7, 3, 9]), np.array([50, 20, 30], dtype=np.int32))]
+    samplers = [plan(groups, max_tokens=30, rank=rank, world_size=4) for rank in range(4)]
+    most = max(map(len, samplers))
+    assert {len(sampler) for sampler in samplers} == {0, 1}
+    for rank, alone in enumerate(samplers):
+        sampler = LengthGroupedBatchSampler(
+            groups, batch_size=8, max_tokens=30, rank=rank, world_size=4, batches_in_step=most
+        )
+        batches = [batch.tolist() for batch in sampler]
+        assert len(sampler) == len(batches) == most
+        assert (sampler.rows, sampler.padded_tokens) == (alone.rows, alone.padded_tokens)
+        own = [batch for number, batch in enumerate(batches) if not sampler.is_filler(number)]
+        assert own == [batch.tolist() for batch in alone]
+        assert [batch for number, batch in enumerate(batches) if sampler.is_filler(number)] in ([], [[3]])
 
 
 def test_costs_of_any_integer_type_give_the_same_plan() -> None:

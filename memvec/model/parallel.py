@@ -1,0 +1,88 @@
+"""Shares one copy of a model's weights out over several devices, for a model that does not fit on one.
+
+In: a loaded backbone and the device mesh of Lightning's `ModelParallelStrategy`. Out: the same backbone, which holds
+this process's part of the weights.
+
+How, by the mesh:
+
+- `tensor_parallel` (`trainer=tensor_parallel`): every matrix is cut, by the plan that transformers keeps for the
+  architecture, and every process computes its heads and columns of the same batch; a sum over the processes ends each
+  block. Each tensor-parallel group has a copy of the weights.
+- `data_parallel` (`trainer=fsdp`): every process keeps a slice of every layer (torch's `fully_shard`, FSDP2), gathers
+  a layer when it needs it and lets go of it behind; every process computes batches of its own.
+
+Why the whole model is loaded on the host first: weights of the dtype they are stored in are mapped from the file, so
+all processes of a machine share one copy in the page cache, and only a process's own part is ever copied.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from transformers import PreTrainedModel
+from transformers.distributed.tensor_parallel import apply_tensor_parallelism, get_kv_heads_per_rank
+
+from memvec.errors import ModelError
+from memvec.model.backbone import Backbone, decoder_layers
+
+TENSOR_PARALLEL = "tensor_parallel"
+DATA_PARALLEL = "data_parallel"
+
+log = logging.getLogger(__name__)
+
+
+def weights_mesh(mesh: DeviceMesh | None) -> DeviceMesh | None:
+    """Returns the processes, one dimension of the mesh, that hold one copy of the weights together.
+
+    Args:
+        mesh: Of the strategy; None where every process holds a copy of its own.
+
+    Returns:
+        The dimension, whose name says how; None where every process holds a copy of its own.
+    """
+    if mesh is None:
+        return None
+    return next((mesh[name] for name in (TENSOR_PARALLEL, DATA_PARALLEL) if mesh[name].size() > 1), None)
+
+
+def share_weights(backbone: Backbone, mesh: DeviceMesh) -> None:
+    """Cuts the backbone's weights in place.
+
+    Args:
+        backbone: With all its weights, on the host.
+        mesh: What `weights_mesh` returned.
+
+    Raises:
+        ModelError: This model cannot be shared out so.
+    """
+    decoder = backbone.decoder
+    if mesh.mesh_dim_names == (TENSOR_PARALLEL,):
+        _cut_matrices(decoder, mesh)
+    else:
+        _cut_layers(decoder, mesh)
+    log.info("the weights are shared out over %d processes (%s)", mesh.size(), mesh.mesh_dim_names[0])
+
+
+def _cut_matrices(decoder: PreTrainedModel, mesh: DeviceMesh) -> None:
+    name, plan, config = type(decoder).__name__, dict(decoder.tp_plan), decoder.config.get_text_config()
+    if not plan:
+        raise ModelError(f"{name}: transformers has no tensor-parallel plan for it; trainer=fsdp shares any model out")
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    if get_kv_heads_per_rank(plan, heads, mesh.size()) is None:
+        raise ModelError(
+            f"{name}: its {heads} key-value heads cannot be shared out over {mesh.size()} processes; name a "
+            "tensor_parallel_size that divides them, or use trainer=fsdp"
+        )
+    # The plan names layers by a wildcard; transformers writes it out, part by part, when it loads a model sharded.
+    apply_tensor_parallelism(decoder, mesh, decoder._expand_parallel_plan(plan))
+
+
+def _cut_layers(decoder: PreTrainedModel, mesh: DeviceMesh) -> None:
+    layers = decoder_layers(decoder)
+    if layers is None:
+        raise ModelError(f"{type(decoder).__name__}: its layers cannot be told, so its weights cannot be shared out")
+    for layer in layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(decoder, mesh=mesh)  # what stands outside the layers: embeddings and the final norm
