@@ -26,12 +26,11 @@ from memvec.model.compilation import compile_regions
 from memvec.model.memory import compute_in_parts, is_out_of_memory
 from memvec.model.packing import unpack
 from memvec.model.parallel import share_weights, weights_mesh
-from memvec.model.parity import TOLERANCE, Path, choose_path
+from memvec.model.parity import Path, choose_path
 from memvec.model.pooling import last_token
 from memvec.model.prefix import SharedPrefix, compute_prefix
 from memvec.model.tuning import (
-    LENGTHS_ALIKE,
-    Kernels,
+    Choice,
     attention_choices,
     choose_kernels,
     get_products,
@@ -96,10 +95,7 @@ class HiddenStateModule(pl.LightningModule):
         self.path = Path.BATCHED
         self.probe_errors: dict[str, float] = {}
         self._products_before = get_products()
-        self.kernels: Kernels | None = None
-        self.attention_for_long_rows = ""
-        self.longest_short_row = 0
-        self.kernel_milliseconds: dict[str, float] = {}
+        self.kernels: Choice | None = None
         self.rejections: dict[int, str] = {}
 
     @property
@@ -210,13 +206,14 @@ class HiddenStateModule(pl.LightningModule):
         if self.attn_implementation is not None:  # the user has chosen
             attentions = [self.attn_implementation]
         if len(products) * len(attentions) > 1:
-            self.kernels, self.kernel_milliseconds = choose_kernels(
-                decoder, lambda: self._run(self.path, batch), products=products, attentions=attentions, dtype=dtype
+            self.kernels = choose_kernels(
+                decoder,
+                lambda: self._run(self.path, batch),
+                products=products,
+                attentions=attentions,
+                dtype=dtype,
+                tokens=batch["input_ids"].shape[1],
             )
-            self.attention_for_long_rows = attentions[0]
-            self.longest_short_row = LENGTHS_ALIKE * batch["input_ids"].shape[1]
-            measured = ", ".join(f"{name} {value:.0f}" for name, value in self.kernel_milliseconds.items())
-            log.info("model.tune: %s (milliseconds for %d rows: %s)", self.kernels, len(batch["length"]), measured)
 
     def _choose_path(self, probes: list[Batch]) -> None:
         def compute(path: Path) -> torch.Tensor:
@@ -224,9 +221,11 @@ class HiddenStateModule(pl.LightningModule):
 
         if not probes:
             return
-        dtype = self._precision()
         self.path, self.probe_errors = choose_path(
-            compute, first=self.path, dtype=dtype, agree=lambda error: lockstep.agreed_maximum(self.trainer, error)
+            compute,
+            first=self.path,
+            dtype=self._precision(),
+            agree=lambda error: lockstep.agreed_maximum(self.trainer, error),
         )
         if self.path is Path.ONE_BY_ONE and lockstep.has_own_batches_in_step(self.trainer):
             raise ModelError(
@@ -234,12 +233,6 @@ class HiddenStateModule(pl.LightningModule):
                 "their own cannot compute one by one in step; use trainer=tensor_parallel or trainer=ddp, or "
                 "data.batch_size=1 model.probe=off"
             )
-        for path, error in self.probe_errors.items():
-            if path != self.path.value:
-                log.warning(
-                    "parity probe: computing %s differs from one by one by %.2g, more than %.2g allows; computing %s",
-                    path, error, TOLERANCE[dtype], self.path.value,
-                )  # fmt: skip
 
     def _run(self, path: Path, batch: Batch) -> torch.Tensor:
         """Computes a batch outside the predict loop, in the precision that the loop uses."""
@@ -256,8 +249,8 @@ class HiddenStateModule(pl.LightningModule):
         return {
             "path": self.path.value,
             "probe_relative_error": self.probe_errors,
-            "kernels": str(self.kernels) if self.kernels is not None else "default",
-            "kernel_milliseconds": self.kernel_milliseconds,
+            "kernels": str(self.kernels.kernels) if self.kernels is not None else "default",
+            "kernel_milliseconds": self.kernels.milliseconds if self.kernels is not None else {},
             "compile_seconds": self.compile_seconds,
             "prefix_tokens": len(self.prefix) if self.prefix is not None and self.path is Path.SHARED_PREFIX else 0,
         }
@@ -309,8 +302,7 @@ class HiddenStateModule(pl.LightningModule):
 
     def _vectors(self, input_ids: torch.Tensor, length: torch.Tensor, prefix_length: int) -> torch.Tensor:
         if self.kernels is not None:
-            short = input_ids.shape[1] <= self.longest_short_row
-            use_attention(self._backbone().decoder, self.kernels.attention if short else self.attention_for_long_rows)
+            use_attention(self._backbone().decoder, self.kernels.attention_for(input_ids.shape[1]))
         if prefix_length and self.prefix is not None:
             cache = self.prefix.expand(len(input_ids))
             hidden = self._backbone()(input_ids[:, prefix_length:], cache=cache)  # [B, T, D] -> [B, T - P, D]

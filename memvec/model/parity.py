@@ -9,10 +9,14 @@ whose cache has changed, differs on the first rows and falls back instead of fil
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from enum import Enum
+from itertools import pairwise
 
 import torch
+
+log = logging.getLogger(__name__)
 
 
 class Path(Enum):
@@ -59,10 +63,12 @@ def choose_path(
     errors: dict[str, float] = {}
     reference = compute(Path.ONE_BY_ONE)
     paths = list(Path)
-    for path in paths[paths.index(first) :]:
-        if path is Path.ONE_BY_ONE:
-            break
-        errors[path.value] = agree(relative_error(compute(path), reference))
-        if errors[path.value] <= TOLERANCE[dtype]:
+    for path, next_path in pairwise(paths[paths.index(first) :]):
+        error = errors[path.value] = agree(relative_error(compute(path), reference))
+        if error <= TOLERANCE[dtype]:
             return path, errors
+        log.warning(
+            "parity probe: computing %s differs from one by one by %.2g, more than %.2g allows; computing %s",
+            path.value, error, TOLERANCE[dtype], next_path.value,
+        )  # fmt: skip
     return Path.ONE_BY_ONE, errors

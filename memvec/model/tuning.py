@@ -62,6 +62,27 @@ class Kernels:
         return f"{self.attention} attention, {self.products} products"
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, and on what grounds.
+
+    Args:
+        kernels: The fastest combination for rows like those it was measured on.
+        milliseconds: Of every combination that gives the same vectors.
+        default_attention: For rows that are much longer.
+        longest: Tokens of a row up to which the chosen attention is taken.
+    """
+
+    kernels: Kernels
+    milliseconds: dict[str, float]
+    default_attention: str
+    longest: int
+
+    def attention_for(self, tokens: int) -> str:
+        """Returns the attention implementation for rows of so many tokens."""
+        return self.kernels.attention if tokens <= self.longest else self.default_attention
+
+
 def product_choices(decoder: PreTrainedModel, *, computed_in: torch.dtype, device: torch.device) -> list[str]:
     """Returns the products worth measuring, the default first.
 
@@ -121,7 +142,8 @@ def choose_kernels(
     products: Sequence[str],
     attentions: Sequence[str],
     dtype: torch.dtype,
-) -> tuple[Kernels, dict[str, float]]:
+    tokens: int,
+) -> Choice:
     """Measures and leaves the decoder set to the best.
 
     Args:
@@ -130,9 +152,7 @@ def choose_kernels(
         products: As `product_choices` gives them.
         attentions: As `attention_choices` gives them.
         dtype: Of the computation; decides how far vectors may differ.
-
-    Returns:
-        The choice, and the milliseconds of every choice that gives the same vectors.
+        tokens: Of a row that `compute` runs.
     """
     best = Kernels(attentions[0], products[0])
     use_kernels(decoder, best)
@@ -153,7 +173,9 @@ def choose_kernels(
             if measured[best] >= SMALLEST_GAIN * seconds:
                 best = choice
     use_kernels(decoder, best)
-    return best, {str(choice): round(1000 * value, 2) for choice, value in measured.items()}
+    milliseconds = {str(choice): round(1000 * value, 2) for choice, value in measured.items()}
+    log.info("model.tune: %s (milliseconds: %s)", best, ", ".join(f"{n} {v:.0f}" for n, v in milliseconds.items()))
+    return Choice(best, milliseconds, default_attention=attentions[0], longest=LENGTHS_ALIKE * tokens)
 
 
 def measure(

@@ -17,6 +17,7 @@ from memvec.model.backbone import load_backbone
 from memvec.model.module import HiddenStateModule
 from memvec.model.packing import is_packed
 from memvec.model.tuning import (
+    Choice,
     Kernels,
     attention_choices,
     choose_kernels,
@@ -63,13 +64,14 @@ def test_autocast_gpus_and_other_attention_kernels_leave_nothing_to_choose(decod
     assert attention_choices("flash_attention_2", device=torch.device("cpu")) == ["flash_attention_2"]
 
 
-def choose(decoder: PreTrainedModel, compute: Callable[[], torch.Tensor]) -> tuple[Kernels, dict[str, float]]:
+def choose(decoder: PreTrainedModel, compute: Callable[[], torch.Tensor]) -> Choice:
     return choose_kernels(
         decoder,
         compute,
         products=["default", "packed"],
         attentions=["sdpa", "eager"],
         dtype=torch.float32,
+        tokens=10,
     )
 
 
@@ -78,11 +80,11 @@ def test_the_fastest_choice_is_taken_and_set(decoder: PreTrainedModel) -> None:
         time.sleep(0.02 * (decoder.config._attn_implementation == "sdpa") + 0.02 * (not is_packed(decoder)))
         return torch.ones(2, 3)
 
-    best, milliseconds = choose(decoder, compute)
-    assert best == Kernels("eager", "packed")
+    choice = choose(decoder, compute)
+    assert choice.kernels == Kernels("eager", "packed")
     assert decoder.config._attn_implementation == "eager"
     assert is_packed(decoder)
-    assert set(milliseconds) == {str(Kernels("sdpa")), str(Kernels("sdpa", "packed")), str(best)}
+    assert set(choice.milliseconds) == {str(Kernels("sdpa")), str(Kernels("sdpa", "packed")), str(choice.kernels)}
 
 
 @pytest.mark.parametrize("fault", ["differs", "fails"])
@@ -95,11 +97,11 @@ def test_a_faster_choice_that_differs_or_fails_is_not_taken(decoder: PreTrainedM
             raise AttributeError("'PackedLinear' object has no attribute 'weight'")
         return torch.full((2, 3), 1.001)
 
-    best, milliseconds = choose(decoder, compute)
-    assert best == Kernels("sdpa")
+    choice = choose(decoder, compute)
+    assert choice.kernels == Kernels("sdpa")
     assert decoder.config._attn_implementation == "sdpa"
     assert not is_packed(decoder)
-    assert list(milliseconds) == [str(Kernels("sdpa"))]
+    assert list(choice.milliseconds) == [str(Kernels("sdpa"))]
 
 
 @pytest.mark.parametrize("products", ["default", "oneDNN", "packed"])
@@ -139,7 +141,7 @@ def test_an_attention_the_user_chose_stays(
 def test_rows_much_longer_than_those_it_was_measured_on_take_the_default_attention(llama: Path) -> None:
     module = HiddenStateModule(str(llama))
     module.backbone = load_backbone(str(llama), dtype=torch.float32)
-    module.kernels, module.attention_for_long_rows, module.longest_short_row = Kernels("eager"), "sdpa", 20
+    module.kernels = Choice(Kernels("eager"), {}, default_attention="sdpa", longest=20)
     used = []
     for width in (40, 20, 21, 3):
         batch = Batch(
