@@ -26,6 +26,7 @@ from memvec.config import one_of
 from memvec.data.datamodule import MemoryDataModule
 from memvec.data.reader import one_line
 from memvec.errors import ConfigError, MemvecError
+from memvec.history import RankHistory
 from memvec.interrupt import StopOnSignal
 from memvec.logs import RankLog
 from memvec.metrics import RankMetrics
@@ -75,7 +76,8 @@ def build_writer(cfg: DictConfig, folder: RunFolder) -> VectorWriter:
 def build_trainer(cfg: DictConfig, writer: VectorWriter, folder: RunFolder) -> pl.Trainer:
     """Returns the Trainer with memvec's callbacks."""
     # In this order: the metrics stop their clock when the writer is done, and a signal is heeded after both.
-    callbacks: list[pl.Callback] = [RankLog(folder.logs), writer, RankMetrics(folder.journal), StopOnSignal()]
+    numbers = [RankMetrics(folder.journal), RankHistory(folder.journal)]
+    callbacks: list[pl.Callback] = [RankLog(folder.logs), writer, *numbers, StopOnSignal()]
     if cfg.trainer.get("enable_progress_bar", True):
         callbacks.append(TokenProgressBar())
     with _without_tips():

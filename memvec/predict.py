@@ -27,6 +27,7 @@ from memvec.build import (
 )
 from memvec.cli import main
 from memvec.config import to_container
+from memvec.history import forget_histories, write_history
 from memvec.metrics import Stopwatch, combine_ranks, forget_ranks, stage_table
 from memvec.ranks import process_rank, rank_errors, wait_for_started_ranks
 from memvec.run import RunState
@@ -66,6 +67,7 @@ def predict(cfg: DictConfig) -> RunSummary:
                 folder.release(remove_journal=True)  # killed between the manifest and the end
                 return read_summary(folder)
             forget_ranks(folder.journal)  # an attempt that was killed may have left its numbers
+            forget_histories(folder.journal)
             with stopwatch.stage("prepare"):
                 datamodule.prepare_data()
             if state is RunState.UNFINISHED:
@@ -86,6 +88,7 @@ def predict(cfg: DictConfig) -> RunSummary:
             return RunSummary(folder, {}, {})
         wait_for_started_ranks(trainer)
         finalizer.write_rejected()
+        write_history(folder.journal, folder.history)
         summary = write_summary(
             folder,
             counts=finalizer.counts,
