@@ -3,6 +3,7 @@
 vectors = memvec.encode(["likes tea", "moved to Lisbon in 2021"])   # [2, D]
 memvec.predict(memvec.compose(["data.path=memories.jsonl", "output_dir=runs/a"]))
 dataset = memvec.load("runs/a")
+memvec.search("runs/a", ["what does she drink?"], k=3)
 """
 
 from __future__ import annotations
@@ -12,17 +13,19 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from memvec.errors import ConfigError, InputError, MemvecError, ModelError, RunFolderError, WriterError
+from memvec.errors import ConfigError, ExtraError, InputError, MemvecError, ModelError, RunFolderError, WriterError
 
 if TYPE_CHECKING:
     from memvec.api import encode as encode
     from memvec.api import load as load
     from memvec.config import compose as compose
     from memvec.predict import predict as predict
+    from memvec.search import search as search
 
 __version__ = "0.1.0"
 __all__ = [
     "ConfigError",
+    "ExtraError",
     "InputError",
     "MemvecError",
     "ModelError",
@@ -32,10 +35,17 @@ __all__ = [
     "encode",
     "load",
     "predict",
+    "search",
 ]
 
 # Loaded when first used: `python -m memvec.predict --help` should not wait for torch.
-_LAZY = {"compose": "memvec.config", "encode": "memvec.api", "load": "memvec.api", "predict": "memvec.predict"}
+_LAZY = {
+    "compose": "memvec.config",
+    "encode": "memvec.api",
+    "load": "memvec.api",
+    "predict": "memvec.predict",
+    "search": "memvec.search",
+}
 
 
 def __getattr__(name: str) -> Any:

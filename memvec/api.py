@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import torch
 from datasets import Dataset, load_dataset
 
 from memvec.config import compose
-from memvec.data.dataset import reject_reason
 from memvec.data.tokenise import without_progress_bars
-from memvec.errors import ConfigError, InputError, RunFolderError
+from memvec.encoding import check_texts, encode_texts, plain, prompt_config
+from memvec.errors import RunFolderError
 from memvec.run import RunFolder
-from memvec.schema import VECTOR
 
 
 def encode(
@@ -57,42 +53,15 @@ def encode(
         InputError: A text cannot be used, or there is none.
         ModelError: There is no such model.
     """
-    from memvec.predict import predict
-
-    if isinstance(texts, str):
-        raise InputError("encode takes a list of texts; found one string")
-    if not len(texts):
-        raise InputError("encode takes a list of texts; found none")
-    for position, text in enumerate(texts):
-        if reason := reject_reason(None, text, has_ids=False):
-            raise InputError(f"texts[{position}]: {reason}")
-    template = "{text}" in prompt
-    cfg = compose(["prompt=raw" if template else f"prompt={prompt}", *([] if model is None else ["model=hub"])])
-    if template:
-        cfg.prompt.template = _plain(prompt)
+    check_texts(texts, name="texts")
+    cfg = compose([] if model is None else ["model=hub"])
+    cfg.prompt = prompt_config(prompt)
     if model is not None:
-        cfg.model.name_or_path = _plain(model)
+        cfg.model.name_or_path = plain(model)
     cfg.model.layer = layer
     cfg.trainer.update(precision=precision, accelerator=accelerator, devices=1, enable_progress_bar=progress)
-    cfg.data.update(id_column=None, on_error="fail")
     cfg.data.update(batch_size=batch_size, max_tokens=max_tokens, max_length=max_length)
-    with tempfile.TemporaryDirectory(prefix="memvec-") as scratch:
-        path = Path(scratch) / "texts.jsonl"
-        with path.open("w", encoding="utf-8") as stream:
-            stream.writelines(json.dumps({"text": text}) + "\n" for text in texts)
-        cfg.data.path, cfg.output_dir = _plain(path), _plain(Path(scratch) / "run")
-        predict(cfg)
-        return read_vectors(cfg.output_dir)
-
-
-def _plain(value: str | Path) -> str:
-    """Returns a value for the configuration, where it would not be taken for an interpolation of OmegaConf's.
-
-    OmegaConf's own escape does not survive Hydra's `instantiate`, which resolves twice.
-    """
-    if "${" in str(value):
-        raise ConfigError(f"{str(value)!r} contains '${{', which a configuration takes for a reference; leave it out")
-    return str(value)
+    return encode_texts(cfg, texts)[0]
 
 
 def load(output_dir: str | Path) -> Dataset:
@@ -109,9 +78,7 @@ def load(output_dir: str | Path) -> Dataset:
         RunFolderError: There is no finished run.
     """
     folder = RunFolder(output_dir)
-    if not folder.is_finished:
-        state = "an unfinished run; run the same command again to go on" if folder.journal.is_dir() else "no run"
-        raise RunFolderError(f"{folder.root}: holds {state}")
+    folder.check_finished()
     files = [str(path) for path in sorted(folder.vectors.glob("*.parquet"))]
     if not files:
         raise RunFolderError(f"{folder.vectors}: holds no Parquet file, though the run is complete")
@@ -119,14 +86,3 @@ def load(output_dir: str | Path) -> Dataset:
     cache = str(folder.root / ".datasets") if os.access(folder.root, os.W_OK) else None
     with without_progress_bars():
         return load_dataset("parquet", data_files=files, split="train", cache_dir=cache).with_format("torch")
-
-
-def read_vectors(output_dir: str | Path) -> torch.Tensor:
-    """Returns all vectors of a finished run in memory, `[N, D]` float32, in input order.
-
-    Unlike `load` this leaves nothing in the datasets cache.
-    """
-    files = sorted(RunFolder(output_dir).vectors.glob("*.parquet"))
-    tables = [pq.read_table(path, columns=[VECTOR]).column(VECTOR).combine_chunks() for path in files]
-    dimension = tables[0].type.list_size
-    return torch.cat([torch.tensor(table.flatten().to_numpy()).view(-1, dimension) for table in tables])

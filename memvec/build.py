@@ -27,6 +27,7 @@ from memvec.config import one_of
 from memvec.data.datamodule import MemoryDataModule
 from memvec.data.reader import one_line
 from memvec.errors import ConfigError, MemvecError
+from memvec.history import RankHistory
 from memvec.interrupt import StopOnSignal
 from memvec.logs import RankLog
 from memvec.metrics import RankMetrics
@@ -77,7 +78,8 @@ def build_trainer(cfg: DictConfig, writer: VectorWriter, folder: RunFolder) -> p
     """Returns the Trainer with memvec's callbacks."""
     _grow_allocations_in_place()
     # In this order: the metrics stop their clock when the writer is done, and a signal is heeded after both.
-    callbacks: list[pl.Callback] = [RankLog(folder.logs), writer, RankMetrics(folder.journal), StopOnSignal()]
+    numbers = [RankMetrics(folder.journal), RankHistory(folder.journal)]
+    callbacks: list[pl.Callback] = [RankLog(folder.logs), writer, *numbers, StopOnSignal()]
     if cfg.trainer.get("enable_progress_bar", True):
         callbacks.append(TokenProgressBar())
     with _without_tips(), _one_line_errors("trainer"):

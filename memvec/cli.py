@@ -9,13 +9,13 @@ around Hydra and, for the task and the processes it starts, put back as the user
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -25,26 +25,38 @@ from omegaconf.errors import OmegaConfBaseException
 
 from memvec.config import conf_folder, config_error_line, register_resolvers
 from memvec.data.reader import one_line
-from memvec.errors import Interrupted, MemvecError
+from memvec.errors import ConfigError, Interrupted, MemvecError
 from memvec.interrupt import end_with_parent
 from memvec.ranks import started_rank
-from memvec.summary import RunSummary
-from memvec.sweep import is_sweep, run_job
+from memvec.sweep import is_sweep, quoted, run_job
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 EXPECTED = (MemvecError, HydraException, OmegaConfBaseException, OSError)
-log = logging.getLogger(__name__)
 
 
-def main(task: Callable[[DictConfig], RunSummary], *, config_name: str) -> None:
+class Outcome(Protocol):
+    """What a task returns."""
+
+    def lines(self) -> list[str]:
+        """Returns what is printed at the end."""
+
+
+def main(
+    task: Callable[[DictConfig], Outcome], *, config_name: str, sweeps: bool = True, texts: Sequence[str] = ()
+) -> None:
     """Composes the configuration from the command line, runs the task with it and ends the process.
 
     Args:
         task: What to run.
         config_name: The top-level file of conf/.
+        sweeps: Whether `-m` runs a sweep of it.
+        texts: Overrides whose value is a text as it stands, which a user need not quote for Hydra.
     """
     if started_rank() > 0:
         end_with_parent()
+    if not sweeps and {"-m", "--multirun"} & set(sys.argv):
+        sys.exit(_report(ConfigError(f"memvec.{config_name} runs no sweeps; give it the folder of one that has run")))
+    sys.argv[1:] = [_as_override(argument, texts) for argument in sys.argv[1:]]
     register_resolvers()
     as_the_user_has_it = os.environ.get(FULL_ERROR)
 
@@ -55,18 +67,17 @@ def main(task: Callable[[DictConfig], RunSummary], *, config_name: str) -> None:
             if is_sweep():
                 job_codes.append(run_job())
                 return
-            _set_output_dir(cfg)
             try:
-                summary = task(cfg)
+                _set_output_dir(cfg)
+                outcome = task(cfg)
             except EXPECTED as error:
                 if as_the_user_has_it == "1":
                     raise
-                code = _report(error)
+                code = _report(error, config_name)
                 _remove_if_empty(HydraConfig.get().runtime.output_dir)
                 sys.exit(code)  # past Hydra, which would add lines of its own
             if started_rank() == 0:
-                for line in summary.lines():
-                    log.info(line)
+                _say(outcome.lines())
 
     decorated: Callable[[], None] = hydra.main(
         version_base="1.3", config_path=str(conf_folder()), config_name=config_name
@@ -78,7 +89,7 @@ def main(task: Callable[[DictConfig], RunSummary], *, config_name: str) -> None:
     except EXPECTED as error:
         if as_the_user_has_it == "1":
             raise
-        sys.exit(_report(error))
+        sys.exit(_report(error, config_name))
     except KeyboardInterrupt:
         sys.exit(_report(Interrupted(signal.SIGINT)))
     except SystemExit as stop:
@@ -86,12 +97,29 @@ def main(task: Callable[[DictConfig], RunSummary], *, config_name: str) -> None:
         sys.exit(_report(Interrupted(signal.SIGINT)) if isinstance(stop.__context__, KeyboardInterrupt) else stop.code)
 
 
-def _report(error: Exception) -> int:
+def _as_override(argument: str, texts: Sequence[str]) -> str:
+    """Quotes the value of one of `texts` for Hydra, where the user has not."""
+    name, equals, value = argument.partition("=")
+    if name not in texts or not equals or value in ("", "null") or value[0] == value[-1] in ("'", '"'):
+        return argument
+    return f"{name}={quoted(value)}"
+
+
+def _say(lines: Sequence[str]) -> None:
+    """Prints lines; a reader that has had enough, as `head` has, is no error."""
+    try:
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit says nothing either
+
+
+def _report(error: Exception, config_name: str = "predict") -> int:
     rank = f"rank {started_rank()}: " if started_rank() else ""
     if isinstance(error, MemvecError):
         line, code = str(error), error.exit_code
     elif isinstance(error, HydraException | OmegaConfBaseException):  # some of Hydra's are OSErrors too
-        line, code = config_error_line(error), 2
+        line, code = config_error_line(error, config_name=config_name), 2
     else:
         line, code = one_line(error), 1
     kind = "" if isinstance(error, Interrupted) else "error: "
@@ -109,7 +137,8 @@ def _set_output_dir(cfg: DictConfig) -> None:
 def _remove_if_empty(folder: str) -> None:
     """Takes away the folder that Hydra made for a run that never began."""
     with suppress(OSError):
-        Path(folder).rmdir()
+        if Path(folder).resolve() != Path.cwd():
+            Path(folder).rmdir()
 
 
 @contextmanager

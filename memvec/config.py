@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -77,15 +77,20 @@ def compose(overrides: Sequence[str] = (), *, config_name: str = "predict") -> D
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     register_resolvers()
+    running = GlobalHydra.instance().hydra  # a program that runs under Hydra itself
+    GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
             return hydra_compose(config_name, overrides=list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(config_error_line(error)) from error
+        raise ConfigError(config_error_line(error, config_name=config_name)) from error
+    finally:
+        GlobalHydra.instance().hydra = running
 
 
 def to_container(cfg: DictConfig) -> dict[str, Any]:
@@ -94,8 +99,13 @@ def to_container(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()} if isinstance(container, dict) else {}
 
 
-def config_error_line(error: BaseException) -> str:
-    """Returns Hydra's several lines about a wrong override as one, in memvec's words where it knows the mistake."""
+def config_error_line(error: BaseException, *, config_name: str = "predict") -> str:
+    """Returns Hydra's several lines about a wrong override as one, in memvec's words where it knows the mistake.
+
+    Args:
+        error: What Hydra raised.
+        config_name: Which top-level file of conf/ was composed.
+    """
     lines: list[str] = []
     cause: BaseException | None = error
     while cause is not None:
@@ -103,23 +113,30 @@ def config_error_line(error: BaseException) -> str:
         cause = cause.__cause__
     said = " ".join(lines)
     if match := re.search(r"Could not override '([^']+)'", said):
-        near = difflib.get_close_matches(match[1], known_overrides(), n=1)
+        near = difflib.get_close_matches(match[1], known_overrides(config_name), n=1)
         advice = f"; did you mean {near[0]}?" if near else ""
         return f"{match[1]}: no such override{advice} (--help lists them)"
+    if match := re.search(r"Missing mandatory value: (\S+)", said):
+        return f"{match[1]} is not set (--help says what it is)"
     if match := re.search(r"Could not find '(\w+)/([^']+)'", said):
         allowed = sorted(path.stem for path in (conf_folder() / match[1]).glob("*.yaml"))
         return f"{match[1]}={match[2]}: no such option; allowed: {', '.join(allowed)}"
     return "; ".join(line for line in dict.fromkeys(lines) if line) or type(error).__name__
 
 
-def known_overrides() -> list[str]:
-    """Returns the names of all overrides that conf/ declares, such as `data.batch_size`."""
+def known_overrides(config_name: str = "predict") -> list[str]:
+    """Returns the names of all overrides that a top-level file of conf/ declares, such as `data.batch_size`."""
     folder = conf_folder()
-    names = {str(key) for key in OmegaConf.load(folder / "predict.yaml")} - {"defaults", "hydra"}
-    for path in folder.glob("*/*.yaml"):
-        if path.parent.name != "experiment":
+    top = cast(DictConfig, OmegaConf.load(folder / f"{config_name}.yaml"))
+    names: set[str] = set()
+    for key in set(top) - {"defaults", "hydra"}:
+        names |= {f"{key}.{inner}" for inner in top[key]} if isinstance(top[key], DictConfig) else {str(key)}
+    groups = {str(key) for choice in top.defaults if isinstance(choice, DictConfig) for key in choice}
+    for group in groups - {"experiment"}:
+        names.add(group)
+        for path in (folder / group).glob("*.yaml"):
             keys = {str(key) for key in OmegaConf.load(path)} - {"defaults", "_target_"}
-            names |= {f"{path.parent.name}.{key}" for key in keys}
+            names |= {f"{group}.{key}" for key in keys}
     return sorted(names)
 
 

@@ -22,6 +22,10 @@ class ConfigError(MemvecError):
     exit_code = 2
 
 
+class ExtraError(MemvecError):
+    """A package that only some of memvec needs, and that is not installed."""
+
+
 class InputError(MemvecError):
     """An input file, folder, column or dataset that cannot be read."""
 

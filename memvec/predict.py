@@ -26,6 +26,7 @@ from memvec.build import (
 )
 from memvec.cli import main
 from memvec.config import to_container
+from memvec.history import forget_histories, write_history
 from memvec.interrupt import signals_to_spawned_ranks
 from memvec.logs import ignore_known_warnings
 from memvec.metrics import Stopwatch, combine_ranks, first_notes, forget_ranks, stage_table
@@ -67,6 +68,7 @@ def predict(cfg: DictConfig) -> RunSummary:
                 folder.release(remove_journal=True)  # killed between the manifest and the end
                 return read_summary(folder)
             forget_ranks(folder.journal)  # an attempt that was killed may have left its numbers
+            forget_histories(folder.journal)
             with stopwatch.stage("prepare"):
                 datamodule.prepare_data()
             if state is RunState.UNFINISHED:
@@ -87,6 +89,7 @@ def predict(cfg: DictConfig) -> RunSummary:
             return RunSummary(folder, {}, {})
         wait_for_started_ranks(trainer)
         finalizer.write_rejected()
+        write_history(folder.journal, folder.history)
         summary = write_summary(
             folder,
             counts=finalizer.counts,

@@ -1,16 +1,15 @@
-"""The table of a sweep: which setting was how fast.
+"""Entry: a finished run or sweep as one page.
 
+    python -m memvec.report runs/a
     python -m memvec.report outputs/sweeps/2026-11-23/16-00-00
 
-In: a sweep's folder, one finished run in each of its folders. Out: a table on the terminal, `sweep.csv`, and, where
-matplotlib is installed (`pip install 'memvec[report]'`), `sweep.png`. A sweep makes them itself when it ends.
+In: the folder of a run, or of a sweep. Out: `report.html` in it, which opens from disk and asks the network for
+nothing; of a sweep also the table on the terminal, `sweep.csv` and `sweep.png`. A sweep makes its own when it ends.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,104 +17,39 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from memvec.errors import MemvecError, RunFolderError
-from memvec.files import read_json
+from memvec.data.reader import one_line
+from memvec.errors import MemvecError
+from memvec.files import atomic_file
+from memvec.page.contents import Json
+from memvec.page.render import render_page
+from memvec.page.run import run_page
+from memvec.page.sweep import sweep_page
 from memvec.run import RunFolder
-
-COLUMNS = (
-    "job",
-    "batch_size",
-    "max_tokens",
-    "precision",
-    "devices",
-    "entries_per_second",
-    "tokens_per_second",
-    "padding_share",
-    "peak_memory_bytes",
-)
-log = logging.getLogger("memvec.report")
-
-
-def sweep_rows(folder: Path) -> list[dict[str, Any]]:
-    """Returns a row for every finished job of a sweep, in the order of the jobs.
-
-    Args:
-        folder: The sweep's folder.
-
-    Raises:
-        RunFolderError: There is no finished run in it.
-    """
-    jobs = [RunFolder(path) for path in sorted(folder.glob("*/"), key=lambda path: (len(path.name), path.name))]
-    rows = [_row(job) for job in jobs if job.is_finished]
-    if not rows:
-        raise RunFolderError(f"{folder}: holds no finished run of a sweep")
-    return rows
-
-
-def _row(job: RunFolder) -> dict[str, Any]:
-    config, metrics = read_json(job.manifest)["config"], read_json(job.metrics)
-    settings = {
-        "job": job.root.name,
-        "batch_size": config["data"]["batch_size"],
-        "max_tokens": metrics["max_tokens"],
-        "precision": config["trainer"]["precision"],
-        "devices": config["trainer"]["devices"],
-    }
-    return {**settings, **{name: metrics[name] for name in COLUMNS[len(settings) :]}}
-
-
-def table_lines(rows: list[dict[str, Any]]) -> list[str]:
-    """Returns the rows as aligned lines, the header first."""
-    shown = [[_shown(name, row[name]) for name in COLUMNS] for row in rows]
-    header = ["job", "batch size", "max tokens", "precision", "devices", "entries/s", "tokens/s", "padding", "memory"]
-    widths = [max(len(line[column]) for line in [header, *shown]) for column in range(len(header))]
-    return ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in [header, *shown]]
-
-
-def _shown(name: str, value: Any) -> str:
-    formats = {
-        "entries_per_second": "{:,.1f}",
-        "tokens_per_second": "{:,.0f}",
-        "padding_share": "{:.1%}",
-    }
-    if name == "peak_memory_bytes":
-        return f"{value / 2**30:.2f} GiB"
-    return formats.get(name, "{}").format(value)
+from memvec.sweep_table import write_table
 
 
 def write_report(folder: Path) -> list[str]:
-    """Writes `sweep.csv` and, where matplotlib is installed, `sweep.png`; returns the table's lines.
+    """Writes the report of a run or a sweep; returns what is printed.
 
     Args:
-        folder: The sweep's folder.
+        folder: The run's or the sweep's folder.
 
     Raises:
+        ExtraError: A run's map needs a package that is not installed.
         RunFolderError: There is no finished run in it.
     """
-    rows = sweep_rows(folder)
-    with (folder / "sweep.csv").open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-    try:
-        _plot(rows, folder / "sweep.png")
-    except ImportError:
-        return [*table_lines(rows), "no plot: matplotlib is missing (pip install 'memvec[report]')"]
-    return table_lines(rows)
+    run = RunFolder(folder)
+    if run.is_finished or run.journal.is_dir() or run.manifest.exists():
+        return [f"report     {_write_page(run, run_page(run))}"]
+    lines = write_table(folder)
+    return [*lines, f"report     {_write_page(run, sweep_page(folder))}"]
 
 
-def _plot(rows: list[dict[str, Any]], path: Path) -> None:
-    from matplotlib.figure import Figure  # an extra, and slow to import
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    labels = [f"{row['batch_size']} / {row['max_tokens']}\n{row['precision']} x {row['devices']}" for row in rows]
-    axes.bar(range(len(rows)), [row["entries_per_second"] for row in rows], color="#4477aa")
-    axes.set_xticks(range(len(rows)), labels, fontsize=8)
-    axes.set_xlabel("batch size / max tokens, precision x devices")
-    axes.set_ylabel("entries per second")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+def _write_page(folder: RunFolder, contents: Json) -> Path:
+    with atomic_file(folder.page) as partial:
+        # A path need not be Unicode; a lone surrogate becomes what JSON escapes it as.
+        partial.write_text(render_page(contents), encoding="utf-8", errors="backslashreplace")
+    return folder.page
 
 
 class SweepTable(Callback):
@@ -132,15 +66,18 @@ class SweepTable(Callback):
 
 
 def main() -> None:
-    """Makes the report of a sweep's folder again."""
-    parser = argparse.ArgumentParser(prog="python -m memvec.report", description="The table of a sweep.")
-    parser.add_argument("folder", type=Path, help="the sweep's folder")
+    """Makes the report of the folder that the command line names."""
+    parser = argparse.ArgumentParser(prog="python -m memvec.report", description="A finished run or sweep as a page.")
+    parser.add_argument("folder", type=Path, help="the folder of a run, or of a sweep")
     folder: Path = parser.parse_args().folder
     try:
         sys.stdout.write("\n".join(write_report(folder)) + "\n")
     except MemvecError as error:
         sys.stderr.write(f"memvec: error: {error}\n")
         sys.exit(error.exit_code)
+    except OSError as error:
+        sys.stderr.write(f"memvec: error: {folder}: the report cannot be written: {one_line(error)}\n")
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,13 @@
       vectors/         the result, Parquet in input order
       rejected.jsonl   rows that could not be used
       metrics.json     throughput, padding, seconds, memory
+      history.json     throughput over the run, padding by length
       manifest.json    what was run on what; written last: where it is, the run is complete
       logs/            a file a rank
       profile/         with profile=true: where the time went
+      evaluation.json  how well its vectors find memories, where `memvec.evaluate` has measured it
+      report.html      the page that `memvec.report` made
+      index/           what `memvec.search` found its way by, above a million rows
       journal/         all that an unfinished run needs to go on; removed when the run is complete
 
 A run is identified by its fingerprint: everything that decides which vectors come out. A folder whose fingerprint
@@ -56,6 +60,10 @@ class RunFolder:
         self.manifest = self.root / "manifest.json"
         self.logs = self.root / "logs"
         self.profile = self.root / "profile"
+        self.history = self.root / "history.json"
+        self.evaluation = self.root / "evaluation.json"
+        self.page = self.root / "report.html"
+        self.index = self.root / "index"
         self.journal = self.root / "journal"
         self.fingerprint = self.journal / "fingerprint.json"
         self.entries = self.journal / "entries.arrow"
@@ -70,6 +78,16 @@ class RunFolder:
     def is_finished(self) -> bool:
         """Whether the run is complete."""
         return self._read_manifest() is not None
+
+    def check_finished(self) -> None:
+        """Refuses a folder whose vectors cannot be read yet.
+
+        Raises:
+            RunFolderError: It holds an unfinished run, or none.
+        """
+        if not self.is_finished:
+            state = "an unfinished run; run the same command again to go on" if self.journal.is_dir() else "no run"
+            raise RunFolderError(f"{self.root}: holds {state}")
 
     def claim(self, fingerprint: dict[str, Any], *, resume: bool = True) -> RunState:
         """Takes the folder for a run, or says why it cannot be had. To be called by one process of a run.

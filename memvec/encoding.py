@@ -1,0 +1,111 @@
+"""Texts in memory to vectors in memory: the whole flow, once, in a temporary folder.
+
+In: a configuration and texts. Out: a vector for each text, and the manifest of the run that computed them.
+
+`memvec.encode` and the queries of `memvec.search` come this way, so that their vectors are those of `memvec.predict`.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow.parquet as pq
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from memvec.config import compose, conf_folder
+from memvec.data.dataset import reject_reason
+from memvec.errors import ConfigError, InputError
+from memvec.run import RunFolder
+from memvec.schema import VECTOR
+
+
+def check_texts(texts: Sequence[str], *, name: str) -> None:
+    """Refuses what is not a list of usable texts.
+
+    Args:
+        texts: What a caller gave.
+        name: What the caller calls them, for the message.
+
+    Raises:
+        InputError: It is one string, it is empty, or one of the texts cannot be used.
+    """
+    if isinstance(texts, str):
+        raise InputError(f"{name}: found one string; allowed: a list of texts")
+    if not len(texts):
+        raise InputError(f"{name}: found none; allowed: a list of texts")
+    for position, text in enumerate(texts):
+        if reason := reject_reason(None, text, has_ids=False):
+            raise InputError(f"{name}[{position}]: {reason}")
+
+
+def encode_texts(cfg: DictConfig, texts: Sequence[str]) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Runs texts through the flow.
+
+    Args:
+        cfg: A configuration; its input, ids and `output_dir` are set here, its `trainer` must use one device.
+        texts: N texts that `check_texts` has let pass.
+
+    Returns:
+        `[N, D]` float32 on the CPU, row i for `texts[i]`, and the run's manifest.
+    """
+    from memvec.predict import predict  # Lightning and transformers, which `memvec.load` does not need
+
+    cfg.data.update(id_column=None, on_error="fail", text_column="text", limit=None)
+    with tempfile.TemporaryDirectory(prefix="memvec-") as scratch:
+        path = Path(scratch) / "texts.jsonl"
+        with path.open("w", encoding="utf-8") as stream:
+            stream.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+        cfg.data.path, cfg.output_dir = plain(path), plain(Path(scratch) / "run")
+        manifest = predict(cfg).manifest
+        return read_vectors(cfg.output_dir), manifest
+
+
+def prompt_config(prompt: str) -> DictConfig:
+    """Returns the `prompt` group for a name from conf/prompt, or for a template, which contains `{text}`.
+
+    Raises:
+        ConfigError: There is no such prompt, or the template contains `${`.
+    """
+    template = "{text}" in prompt
+    group: DictConfig = compose(["prompt=raw" if template else f"prompt={prompt}"]).prompt
+    if template:
+        group.template = plain(prompt)
+    return group
+
+
+def prompt_name(group: Mapping[str, Any]) -> str:
+    """Returns the name in conf/prompt of a `prompt` group, or its template, where it is one of one's own."""
+    for path in sorted((conf_folder() / "prompt").glob("*.yaml")):
+        known = cast(DictConfig, OmegaConf.load(path))
+        if (known.get("template"), known.get("chat")) == (group["template"], group["chat"]):
+            return path.stem
+    return str(group["template"])
+
+
+def plain(value: str | Path) -> str:
+    """Returns a value for the configuration, where it would not be taken for an interpolation of OmegaConf's.
+
+    OmegaConf's own escape does not survive Hydra's `instantiate`, which resolves twice.
+
+    Raises:
+        ConfigError: It contains `${`.
+    """
+    if "${" in str(value):
+        raise ConfigError(f"{str(value)!r} contains '${{', which a configuration takes for a reference; leave it out")
+    return str(value)
+
+
+def read_vectors(output_dir: str | Path) -> torch.Tensor:
+    """Returns all vectors of a finished run in memory, `[N, D]` float32, in input order.
+
+    Unlike `memvec.load` this leaves nothing in the datasets cache.
+    """
+    files = sorted(RunFolder(output_dir).vectors.glob("*.parquet"))
+    tables = [pq.read_table(path, columns=[VECTOR]).column(VECTOR).combine_chunks() for path in files]
+    dimension = tables[0].type.list_size
+    return torch.cat([torch.tensor(table.flatten().to_numpy()).view(-1, dimension) for table in tables])

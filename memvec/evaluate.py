@@ -1,0 +1,87 @@
+"""Hydra entry: how well a run's vectors find the memories that answer a query.
+
+    python -m memvec.evaluate output_dir=runs/a queries=questions.jsonl
+
+In: a finished run, or a sweep's folder of them, and queries that name their relevant ids. Out: hit@1, hit@10,
+recall@10, MRR and nDCG@10, in `evaluation.json` of each run; of a sweep also a table and a plot that say which layer
+and prompt are best.
+
+    queries -> vectors, by each run's own model, layer and prompt -> similarity with every memory -> measures
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig
+
+from memvec.api import load
+from memvec.cli import main
+from memvec.config import one_of
+from memvec.files import write_json
+from memvec.retrieval.comparison import evaluation_rows, write_comparison
+from memvec.retrieval.encoder import QueryEncoder, query_encoder
+from memvec.retrieval.exact import ExactIndex, mapped_vectors
+from memvec.retrieval.measures import check_relevant, mean_measures
+from memvec.retrieval.queries import Query, read_judged_queries
+from memvec.run import RunFolder
+from memvec.schema import ID
+from memvec.sweep_table import finished_jobs
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What was measured, as lines."""
+
+    printed: list[str]
+
+    def lines(self) -> list[str]:
+        """Returns what is printed."""
+        return self.printed
+
+
+def evaluate(cfg: DictConfig) -> Evaluated:
+    """Evaluates a run, or every finished run of a sweep (conf/evaluate.yaml).
+
+    Raises:
+        MemvecError: The folder, the queries or the model cannot be used; the message says why.
+    """
+    one_of("center", cfg.center, (True, False))
+    folder = RunFolder(str(cfg.output_dir))
+    queries = read_judged_queries(str(cfg.queries))
+    jobs = [folder] if folder.is_finished or folder.journal.is_dir() else finished_jobs(folder.root)
+    for job in jobs:
+        result = evaluate_run(job, queries, query_encoder(cfg), center=cfg.center)
+        write_json(job.evaluation, {**result, "file": str(cfg.queries)})
+    if jobs != [folder]:
+        return Evaluated(write_comparison(folder.root, evaluation_rows(jobs)))
+    measures = [f"{name:<10} {value:.4f}" for name, value in result["measures"].items()]
+    return Evaluated([f"queries    {len(queries):,}", *measures])
+
+
+def evaluate_run(folder: RunFolder, queries: Sequence[Query], encoder: QueryEncoder, *, center: bool) -> dict[str, Any]:
+    """Returns what `evaluation.json` holds of one run.
+
+    Args:
+        folder: A finished run.
+        queries: Texts, and the ids that answer them.
+        encoder: Embeds the texts.
+        center: Whether the vectors' mean is subtracted from vectors and queries first.
+    """
+    dataset = load(folder.root)
+    ids = dataset.with_format(None)[ID][:]
+    check_relevant(queries, ids)
+    vectors = encoder.encode(folder, [query.text for query in queries]).numpy()
+    index = ExactIndex(mapped_vectors(dataset), center=center)
+    return {
+        "queries": len(queries),
+        "center": center,
+        "prompt": None if encoder.prompt is None else encoder.prompt.template,
+        "measures": mean_measures(index, vectors, queries, ids),
+    }
+
+
+if __name__ == "__main__":
+    main(evaluate, config_name="evaluate", sweeps=False)

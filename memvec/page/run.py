@@ -1,0 +1,237 @@
+"""What the page of a run shows.
+
+In: a finished run's folder. Out: the contents of its page (`memvec.page.contents`).
+
+How: numbers come from the manifest and the metrics; the map, the nearest, the near-duplicates and the outliers from the
+vectors themselves, of a sample where there are more than a page can hold. Long texts are cut, so that a page of 20,000
+entries stays a few megabytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from datasets import Dataset
+from numpy.typing import NDArray
+
+from memvec.api import load
+from memvec.encoding import prompt_name
+from memvec.files import read_json
+from memvec.page.contents import Json, chart, packed, table
+from memvec.page.groups import Colouring, by_length, by_name, by_prefix
+from memvec.page.neighbours import NEAREST, Neighbourhood, neighbourhood
+from memvec.page.projection import clusters, positions, principal_components
+from memvec.retrieval.exact import as_units, mean_vector
+from memvec.run import RunFolder
+from memvec.schema import ID, NUM_TOKENS, TEXT, VECTOR
+from memvec.summary import RunSummary, read_summary
+
+MOST_POINTS = 20_000
+ROWS_OF_A_TABLE = 50
+CHARACTERS_OF_ALL_TEXTS = 4_000_000
+CHARACTERS_OF_A_TEXT = (120, 2_000)  # never less, never more
+BINS = 40
+
+
+def run_page(folder: RunFolder, *, most_points: int = MOST_POINTS) -> Json:
+    """Returns the contents of a run's page.
+
+    Args:
+        folder: A finished run.
+        most_points: Entries on the map; of more, a random sample is drawn.
+
+    Raises:
+        ExtraError: scikit-learn is not installed.
+        RunFolderError: There is no finished run.
+    """
+    dataset = load(folder.root)
+    summary = read_summary(folder)
+    rows = _sample(len(dataset), most_points)
+    sample = dataset.with_format("arrow")[rows]
+    lengths = sample.column(NUM_TOKENS).to_numpy()
+    ids = [str(name) for name in sample.column(ID).to_pylist()]
+    texts: list[str | None] = [None] * len(ids)
+    if TEXT in sample.column_names:
+        texts = _cut(sample.column(TEXT).to_pylist())
+    vectors = sample.column(VECTOR).combine_chunks().flatten().to_numpy().reshape(len(rows), -1)
+    nearest = neighbourhood(vectors)
+    sampled = _sampled(len(rows), len(dataset))
+    components = principal_components(as_units(vectors - mean_vector([vectors])))
+    labels, central = clusters(components)
+    names = [f"near: {_short(texts[row] or ids[row])}" for row in central]
+    colourings = [by_prefix(ids), by_name("cluster", [names[label] for label in labels]), by_length(lengths)]
+    return {
+        "title": folder.root.name,
+        "subtitle": f"memvec run, finished {summary.manifest['finished'].replace('T', ' ').replace('+00:00', ' UTC')}",
+        "facts": _facts(summary),
+        "map": {
+            "note": sampled,
+            "ids": ids,
+            "texts": texts,
+            "lengths": lengths.tolist(),
+            "positions": packed(np.round(positions(components) * 65_535), np.uint16),
+            "nearest": packed(nearest.rows, np.uint32),
+            "similarities": packed(np.round(nearest.scores * 10_000), np.int16),
+            "colourings": [_colouring(one) for one in colourings if one is not None],
+        },
+        "charts": _charts(summary, dataset.data.column(NUM_TOKENS).to_numpy()),
+        "tables": [
+            *_same_texts(dataset, summary),
+            _near_duplicates(nearest, ids, texts, sampled),
+            _outliers(nearest, ids, texts, sampled),
+            *_rejected(folder, summary),
+        ],
+    }
+
+
+def _sample(rows: int, most: int) -> NDArray[np.int64]:
+    if rows <= most:
+        return np.arange(rows)
+    return np.sort(np.random.default_rng(0).choice(rows, most, replace=False))
+
+
+def _sampled(shown: int, entries: int) -> str:
+    return "" if shown == entries else f"A random sample of {shown:,} of the {entries:,} entries."
+
+
+def _cut(texts: Sequence[str]) -> list[str | None]:
+    """Cuts texts so that all of them together fit into a page."""
+    fewest, most = CHARACTERS_OF_A_TEXT
+    limit = min(most, max(fewest, CHARACTERS_OF_ALL_TEXTS // len(texts)))
+    return [text if len(text) <= limit else f"{text[:limit]}…" for text in texts]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 48 else f"{text[:47]}…"
+
+
+def _facts(summary: RunSummary) -> list[tuple[str, str]]:
+    counts, metrics, manifest = summary.counts, summary.metrics, summary.manifest
+    config = manifest["config"]
+    layer = config["model"]["layer"]
+    return [
+        ("entries", f"{counts.entries:,} ({counts.unique:,} different)"),
+        ("rejected", f"{counts.rejected:,}"),
+        ("truncated", f"{counts.truncated:,}"),
+        ("numbers in a vector", f"{counts.dimension:,}"),
+        ("input", str(config["data"]["path"])),
+        ("model", config["model"]["name_or_path"]),
+        ("layer", f"{layer} (after the final norm)" if layer == -1 else str(layer)),
+        ("prompt", f"{prompt_name(config['prompt'])}: {config['prompt']['template']}"),
+        ("precision", f"{config['trainer']['precision']} ({manifest['fingerprint']['dtype']})"),
+        ("computed", manifest["notes"]["path"]),
+        ("speed", f"{metrics['entries_per_second']:,.1f} entries/s, {metrics['tokens_per_second']:,.0f} tokens/s"),
+        ("padding", f"{metrics['padding_share']:.1%} of the tokens computed"),
+        ("seconds", ", ".join(f"{name} {seconds:,.1f}" for name, seconds in metrics["seconds"].items())),
+        ("most memory", f"{metrics['peak_memory_bytes'] / 2**30:.2f} GiB"),
+        ("versions", ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())),
+    ]
+
+
+def _colouring(colouring: Colouring) -> Json:
+    counts = np.bincount(colouring.codes, minlength=len(colouring.groups)).tolist()
+    groups = [{"name": name, "count": count} for name, count in zip(colouring.groups, counts, strict=True)]
+    codes = packed(colouring.codes, np.uint8)
+    return {"name": colouring.name, "groups": groups, "codes": codes, "steps": colouring.in_steps}
+
+
+def _charts(summary: RunSummary, lengths: NDArray[np.integer]) -> list[Json]:
+    step = max(1, -(-(int(lengths.max()) + 1) // BINS))
+    shortest, longest = int(lengths.min()), int(lengths.max())
+    charts = [
+        _chart_by_length(
+            "Lengths of the prompts",
+            np.bincount(lengths // step),
+            step,
+            unit="entries",
+            note=f"Shortest {shortest:,}, median {np.median(lengths):,.0f}, longest {longest:,} tokens.",
+        )
+    ]
+    if summary.folder.history.is_file():  # a run of an earlier version has none
+        history = read_json(summary.folder.history)
+        if sum(history["timeline"]["entries"]):  # nor one whose last attempt had nothing left to compute
+            charts += [_padding_chart(history["lengths"]), *_timeline_charts(history["timeline"])]
+    return charts
+
+
+def _padding_chart(history: Json) -> Json:
+    entries, padding = np.asarray(history["entries"]), np.asarray(history["padding"])
+    return _chart_by_length(
+        "Padding by length",
+        np.round(padding / np.maximum(entries, 1), 2),
+        history["tokens_per_bin"],
+        unit="padding tokens an entry",
+        note=f"{padding.sum():,} tokens in all, over the {entries.sum():,} entries of the run's last attempt.",
+    )
+
+
+def _chart_by_length(title: str, values: NDArray[Any], step: int, *, unit: str, note: str) -> Json:
+    """Returns a histogram over bins of `step` tokens, from the first bin that is not empty."""
+    first = int(np.flatnonzero(values)[0]) if values.any() else 0
+    starts = range(first * step, len(values) * step, step)
+    labels = [str(start) if step == 1 else f"{start}-{start + step - 1}" for start in starts]
+    shown = {unit: values[first:].tolist()}
+    return chart(title, kind="bars", labels=labels, series=shown, axis="tokens in a prompt", unit=unit, note=note)
+
+
+def _timeline_charts(timeline: Json) -> list[Json]:
+    seconds = timeline["seconds"]
+    slice_seconds = seconds[-1] / len(seconds)
+    return [
+        chart(
+            f"Throughput over the run, {name} a second",
+            kind="bars",
+            labels=[f"{end:,.1f}" for end in seconds],
+            series={f"{name}/s": [round(value / slice_seconds, 1) for value in timeline[name]]},
+            axis="seconds since predicting began",
+            unit=f"{name}/s",
+            note="The longest prompts run first." if name == "entries" else "",
+        )
+        for name in ("tokens", "entries")
+    ]
+
+
+def _same_texts(dataset: Dataset, summary: RunSummary) -> list[Json]:
+    """Returns a table of texts that stand there more than once, over the whole run; none where no prompt does."""
+    if TEXT not in dataset.column_names or summary.counts.unique == summary.counts.entries:
+        return []
+    column = dataset.data.column(TEXT)
+    counted = [(pair["counts"], pair["values"]) for pair in pc.value_counts(column).to_pylist() if pair["counts"] > 1]
+    counted.sort(key=lambda pair: -pair[0])
+    note = f"{len(counted):,} texts stand there more than once; each was computed once."
+    rows = [((f"{count:,}", _cut([text])[0] or ""), ()) for count, text in counted[:ROWS_OF_A_TABLE]]
+    return [table("Equal texts", ("times", "text"), rows, note=note)] if counted else []
+
+
+def _near_duplicates(nearest: Neighbourhood, ids: list[str], texts: list[str | None], sampled: str) -> Json:
+    rows = [
+        ((f"{score:.3f}", ids[one], texts[one] or "", ids[other], texts[other] or ""), (one, other))
+        for score, one, other in nearest.pairs(texts, ROWS_OF_A_TABLE)
+    ]
+    note = f"The pairs of different texts whose vectors are most similar (cosine, mean subtracted). {sampled}"
+    return table("Near-duplicates", ("similarity", "id", "text", "id", "text"), rows, note=note)
+
+
+def _outliers(nearest: Neighbourhood, ids: list[str], texts: list[str | None], sampled: str) -> Json:
+    found = nearest.outliers(ROWS_OF_A_TABLE)
+    rows = [((f"{score:.3f}", ids[row], texts[row] or ""), (row,)) for score, row in found]
+    note = f"The entries least similar on average to their {NEAREST} nearest (cosine, mean subtracted). {sampled}"
+    return table("Outliers", ("similarity", "id", "text"), rows, note=note)
+
+
+def _rejected(folder: RunFolder, summary: RunSummary) -> list[Json]:
+    """Returns a table of the first rejected rows; none where no row was."""
+    if not summary.counts.rejected:
+        return []
+    with folder.rejected.open(encoding="utf-8") as stream:
+        found: list[dict[str, Any]] = [json.loads(line) for line in islice(stream, ROWS_OF_A_TABLE)]
+    rows = [((row["file"], str(row["row"]), str(row["id"]), row["reason"]), ()) for row in found]
+    note = (
+        f"The first of {summary.counts.rejected:,}; all are in rejected.jsonl." if len(found) == ROWS_OF_A_TABLE else ""
+    )
+    return [table("Rejected rows", ("file", "row", "id", "reason"), rows, note=note)]

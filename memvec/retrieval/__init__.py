@@ -1,0 +1,1 @@
+"""A finished run's vectors, searched and judged."""
