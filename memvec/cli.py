@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -28,7 +29,6 @@ from memvec.data.reader import one_line
 from memvec.errors import Interrupted, MemvecError
 from memvec.interrupt import end_with_parent
 from memvec.ranks import started_rank
-from memvec.summary import RunSummary
 from memvec.sweep import is_sweep, run_job
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -36,7 +36,14 @@ EXPECTED = (MemvecError, HydraException, OmegaConfBaseException, OSError)
 log = logging.getLogger(__name__)
 
 
-def main(task: Callable[[DictConfig], RunSummary], *, config_name: str) -> None:
+class Report(Protocol):
+    """What a task comes to."""
+
+    def lines(self) -> list[str]:
+        """Returns what the command line closes with."""
+
+
+def main(task: Callable[[DictConfig], Report], *, config_name: str) -> None:
     """Composes the configuration from the command line, runs the task with it and ends the process.
 
     Args:
@@ -48,12 +55,10 @@ def main(task: Callable[[DictConfig], RunSummary], *, config_name: str) -> None:
     register_resolvers()
     as_the_user_has_it = os.environ.get(FULL_ERROR)
 
-    job_codes: list[int] = []
-
     def job(cfg: DictConfig) -> None:
         with _environment(FULL_ERROR, as_the_user_has_it):
             if is_sweep():
-                job_codes.append(run_job())
+                run_job()
                 return
             _set_output_dir(cfg)
             try:
@@ -61,9 +66,9 @@ def main(task: Callable[[DictConfig], RunSummary], *, config_name: str) -> None:
             except EXPECTED as error:
                 if as_the_user_has_it == "1":
                     raise
-                code = _report(error)
+                sys.exit(_report(error))  # past Hydra, which would add lines of its own
+            finally:
                 _remove_if_empty(HydraConfig.get().runtime.output_dir)
-                sys.exit(code)  # past Hydra, which would add lines of its own
             if started_rank() == 0:
                 for line in summary.lines():
                     log.info(line)
@@ -74,7 +79,6 @@ def main(task: Callable[[DictConfig], RunSummary], *, config_name: str) -> None:
     try:
         with _environment(FULL_ERROR, "1"):
             decorated()
-        sys.exit(max(job_codes, default=0))
     except EXPECTED as error:
         if as_the_user_has_it == "1":
             raise
@@ -107,7 +111,7 @@ def _set_output_dir(cfg: DictConfig) -> None:
 
 
 def _remove_if_empty(folder: str) -> None:
-    """Takes away the folder that Hydra made for a run that never began."""
+    """Takes away the folder that Hydra made for a run that never began, or was only planned."""
     with suppress(OSError):
         Path(folder).rmdir()
 

@@ -24,7 +24,7 @@ from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
 from memvec import lockstep
@@ -62,7 +62,7 @@ def signals_to_spawned_ranks(trainer: pl.Trainer) -> Iterator[None]:
         _say_how_to_stop()
         launcher.kill(signal.SIGTERM)
 
-    before = {number: signal.signal(number, remember) for number in SIGNALS}
+    before: dict[int, Any] = {number: signal.signal(number, remember) for number in SIGNALS}
     try:
         yield
     except Exception as error:  # the ranks say that they were interrupted, with a traceback in words

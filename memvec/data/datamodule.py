@@ -33,7 +33,14 @@ from memvec.data.collator import Batch, PaddingCollator, PromptRows
 from memvec.data.dataset import write_entries
 from memvec.data.digest import first_occurrence
 from memvec.data.prompt import Prompt, PromptEncoder
-from memvec.data.sampler import LengthGroupedBatchSampler, Rows, best_prefix_length, plan_ranks, rows_with_prefix
+from memvec.data.sampler import (
+    LengthGroupedBatchSampler,
+    RankPlan,
+    Rows,
+    best_prefix_length,
+    plan_ranks,
+    rows_with_prefix,
+)
 from memvec.data.source import Source, find_sources
 from memvec.data.tokenise import prompt_digests, tokenise
 from memvec.errors import ConfigError
@@ -114,6 +121,7 @@ class MemoryDataModule(pl.LightningDataModule):
         # A rank may have no row at all where there are more ranks than rows.
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.sampler: LengthGroupedBatchSampler | None = None
+        self.prefix_length = 0
         self._prepared = False
 
     @cached_property
@@ -155,35 +163,29 @@ class MemoryDataModule(pl.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Plans this rank's batches and returns their loader."""
-        lengths, rows = self.lengths, self.rows
         module = cast(HiddenStateModule, self._trainer().lightning_module)
-        candidate = best_prefix_length(self.shared[rows])
-        prefix_length = module.share_prefix(torch.from_numpy(self.encoder.head_ids[:candidate].astype(np.int64)))
-        shares = rows_with_prefix(lengths, self.shared, prefix_length)  # [N]
-        with_prefix, without = rows[shares[rows]], rows[~shares[rows]]
-        self._probe_rows = _probe_rows(with_prefix, without, lengths)
-        groups = [(with_prefix, lengths[with_prefix] - prefix_length), (without, lengths[without])]
-        max_tokens = self.max_tokens or self._default_max_tokens()
+        self.prefix_length = module.share_prefix(self.common_tokens())
+        groups = self._groups(self.prefix_length)
+        self._probe_rows = _probe_rows(groups[0][0], groups[1][0], self.lengths)
         rank, world_size = self._share()
         in_step = 0
         if lockstep.has_own_batches_in_step(self._trainer()):
-            plans = plan_ranks(
-                [costs for _, costs in groups],
-                batch_size=self.batch_size,
-                max_tokens=max_tokens,
-                world_size=world_size,
-            )
+            plans = self.plan_ranks(world_size, prefix_length=self.prefix_length, on_accelerator=self._on_accelerator())
             in_step = max(plan.batches for plan in plans)
         self.sampler = LengthGroupedBatchSampler(
             groups,
             batch_size=self.batch_size,
-            max_tokens=max_tokens,
+            max_tokens=self._budget(self._on_accelerator()),
             rank=rank,
             world_size=world_size,
             batches_in_step=in_step,
         )
         self._prompt_rows = PromptRows(self.prompts)
-        self._collate = PaddingCollator(pad_token_id=self.pad_token_id, prefix_rows=shares, prefix_length=prefix_length)
+        self._collate = PaddingCollator(
+            pad_token_id=self.pad_token_id,
+            prefix_rows=rows_with_prefix(self.lengths, self.shared, self.prefix_length),
+            prefix_length=self.prefix_length,
+        )
         # torch types these for single rows and lists; it takes `__getitems__` and any iterable of batches all the same.
         dataset, batch_sampler, collate = cast(tuple[Any, Any, Any], (self._prompt_rows, self.sampler, self._collate))
         return DataLoader(
@@ -194,21 +196,45 @@ class MemoryDataModule(pl.LightningDataModule):
             pin_memory=self._on_accelerator(),
         )
 
+    def common_tokens(self) -> torch.Tensor:
+        """Returns the leading tokens that are worth computing once for all rows left, `[P]` int64; P may be 0."""
+        candidate = best_prefix_length(self.shared[self.rows])
+        return torch.from_numpy(self.encoder.head_ids[:candidate].astype(np.int64))
+
+    def plan_ranks(self, world_size: int, *, prefix_length: int, on_accelerator: bool) -> list[RankPlan]:
+        """Returns what each of `world_size` ranks would compute.
+
+        Args:
+            world_size: How many ranks share the rows.
+            prefix_length: Leading tokens that are computed once.
+            on_accelerator: Whether the ranks compute on something larger than a CPU.
+        """
+        return plan_ranks(
+            [costs for _, costs in self._groups(prefix_length)],
+            batch_size=self.batch_size,
+            max_tokens=self._budget(on_accelerator),
+            world_size=world_size,
+        )
+
+    def batch(self, rows: Rows) -> Batch:
+        """Returns the batch of these rows."""
+        return self._collate(self._prompt_rows.__getitems__(rows))
+
     def typical_batch(self) -> Batch | None:
         """Returns half of the batch in the middle of this rank's plan, to measure on; None where it would not pay."""
         batches = self.sampler.batches if self.sampler is not None else []
         if len(batches) < BATCHES_TO_MEASURE:
             return None
         rows = batches[len(batches) // 2]
-        return self._collate(self._prompt_rows.__getitems__(rows[: (len(rows) + 1) // 2]))
+        return self.batch(rows[: (len(rows) + 1) // 2])
 
     def probe_batches(self) -> list[Batch]:
         """Returns a few rows to try the model on, the same on every rank."""
-        return [self._collate(self._prompt_rows.__getitems__(rows)) for rows in self._probe_rows]
+        return [self.batch(rows) for rows in self._probe_rows]
 
     def input_ids(self, row: int) -> torch.Tensor:
         """Returns the tokens of one row's prompt, `[T]` int64."""
-        return self._collate(self._prompt_rows.__getitems__(np.asarray([row])))["input_ids"][0]
+        return self.batch(np.asarray([row]))["input_ids"][0]
 
     def count_remaining(self) -> int:
         """Returns how many rows are left to compute; `prepare_data` has run."""
@@ -245,8 +271,14 @@ class MemoryDataModule(pl.LightningDataModule):
     def _on_accelerator(self) -> bool:
         return self._trainer().strategy.root_device.type == "cuda"
 
-    def _default_max_tokens(self) -> int:
-        return TOKENS_ON_ACCELERATOR if self._on_accelerator() else TOKENS_ON_CPU
+    def _budget(self, on_accelerator: bool) -> int:
+        return self.max_tokens or (TOKENS_ON_ACCELERATOR if on_accelerator else TOKENS_ON_CPU)
+
+    def _groups(self, prefix_length: int) -> list[tuple[Rows, NDArray[np.int32]]]:
+        """Returns the rows left and the tokens each costs: those that begin with the shared prefix, then the others."""
+        shares = rows_with_prefix(self.lengths, self.shared, prefix_length)[self.rows]
+        with_prefix, without = self.rows[shares], self.rows[~shares]
+        return [(with_prefix, self.lengths[with_prefix] - prefix_length), (without, self.lengths[without])]
 
     def _trainer(self) -> pl.Trainer:
         if self.trainer is None:

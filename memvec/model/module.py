@@ -24,7 +24,7 @@ from memvec.errors import ModelError
 from memvec.model import backbone as loading
 from memvec.model.compilation import compile_regions
 from memvec.model.memory import compute_in_parts
-from memvec.model.parallel import share_weights, weights_mesh
+from memvec.model.parallel import in_words, share_weights, weights_mesh
 from memvec.model.parity import TOLERANCE, Path, choose_path
 from memvec.model.pooling import last_token
 from memvec.model.prefix import SharedPrefix, compute_prefix
@@ -218,6 +218,7 @@ class HiddenStateModule(pl.LightningModule):
     def notes(self) -> dict[str, Any]:
         """Returns what was found out while running, for the manifest."""
         return {
+            "weights": in_words(weights_mesh(self.device_mesh)),
             "path": self.path.value,
             "probe_relative_error": self.probe_errors,
             "kernels": self.kernels,
