@@ -14,6 +14,8 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -122,8 +124,7 @@ def plan_run(cfg: DictConfig) -> DryRun:
             prefix_length = len(datamodule.common_tokens()) if module.prefix_cache == "auto" else 0
             on_accelerator = cfg.trainer.accelerator != "cpu" and torch.accelerator.is_available()
         else:
-            _share_cores(cfg)
-            with stopwatch.stage("load the model"):
+            with stopwatch.stage("load the model"), _cores_of_one_rank(cfg):
                 trainer = build_lone_trainer(cfg, folder, callback=speed)
                 trainer.predict(module, datamodule=datamodule, return_predictions=False)
             stopwatch.seconds["load the model"] -= speed.seconds
@@ -152,11 +153,17 @@ def _count_ranks(cfg: DictConfig) -> int:
     return int(cfg.trainer.num_nodes if groups == "auto" else groups)
 
 
-def _share_cores(cfg: DictConfig) -> None:
-    """Gives this process the cores that one of the run's processes will have, as Lightning divides them."""
+@contextmanager
+def _cores_of_one_rank(cfg: DictConfig) -> Iterator[None]:
+    """Computes with the cores that one of the run's processes will have, as Lightning divides them."""
+    threads = torch.get_num_threads()
     if "OMP_NUM_THREADS" not in os.environ:
         processes = count_processes(cfg.trainer.accelerator, cfg.trainer.devices, 1)
-        torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+        torch.set_num_threads(max(1, threads // processes))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Speed(pl.Callback):
