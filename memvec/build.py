@@ -18,10 +18,12 @@ import lightning.pytorch as pl
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.profilers import PyTorchProfiler
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from memvec.config import one_of
 from memvec.data.datamodule import MemoryDataModule
@@ -77,6 +79,11 @@ def build_writer(cfg: DictConfig, folder: RunFolder) -> VectorWriter:
 def build_trainer(cfg: DictConfig, writer: VectorWriter, folder: RunFolder) -> pl.Trainer:
     """Returns the Trainer with memvec's callbacks."""
     _grow_allocations_in_place()
+    if str(cfg.trainer.strategy).startswith(("fsdp", "deepspeed")):
+        raise ConfigError(
+            f"trainer.strategy={cfg.trainer.strategy}: memvec shares weights out over devices with trainer=fsdp or "
+            "trainer=tensor_parallel"
+        )
     # In this order: the metrics stop their clock when the writer is done, and a signal is heeded after both.
     numbers = [RankMetrics(folder.journal), RankHistory(folder.journal)]
     callbacks: list[pl.Callback] = [RankLog(folder.logs), writer, *numbers, StopOnSignal()]
@@ -92,12 +99,35 @@ def build_trainer(cfg: DictConfig, writer: VectorWriter, folder: RunFolder) -> p
             **({} if environment is None else {"plugins": environment}),
             profiler=_profiler(folder) if one_of("profile", cfg.profile, (True, False)) else None,
         )
-    wanted = trainer.num_devices * trainer.num_nodes
+    _check_processes(cfg, environment, trainer.num_devices * trainer.num_nodes)
+    return trainer
+
+
+def _check_processes(cfg: DictConfig, environment: ClusterEnvironment | None, wanted: int) -> None:
+    """Refuses processes that do not fit the configuration, which Lightning would notice later or never."""
     if environment is not None and environment.world_size() != wanted:
         raise ConfigError(
             f"torchrun or SLURM has started {environment.world_size()} processes, but trainer.devices="
             f"{cfg.trainer.devices} trainer.num_nodes={cfg.trainer.num_nodes} means {wanted}; name the devices of one "
             "machine, and the number of machines"
+        )
+    strategy = cfg.trainer.strategy
+    if not OmegaConf.is_dict(strategy) or "tensor_parallel_size" not in strategy:
+        return
+    sizes = (strategy.data_parallel_size, strategy.tensor_parallel_size)
+    if "auto" not in sizes and sizes[0] * sizes[1] != wanted:
+        raise ConfigError(
+            f"trainer.strategy: data_parallel_size={sizes[0]} times tensor_parallel_size={sizes[1]} must be the number "
+            f"of processes, {wanted}"
+        )
+
+
+def build_lone_trainer(cfg: DictConfig, folder: RunFolder, *, callback: pl.Callback) -> pl.Trainer:
+    """Returns a Trainer for one batch on one device of this machine, whatever the run is to have."""
+    known = {"devices": 1, "num_nodes": 1, "strategy": "auto", "limit_predict_batches": 1, "enable_progress_bar": False}
+    with _without_tips():
+        trainer: pl.Trainer = _build(
+            "trainer", cfg.trainer, callbacks=[callback], default_root_dir=str(folder.root), **known
         )
     return trainer
 

@@ -60,12 +60,10 @@ def main(
     register_resolvers()
     as_the_user_has_it = os.environ.get(FULL_ERROR)
 
-    job_codes: list[int] = []
-
     def job(cfg: DictConfig) -> None:
         with _environment(FULL_ERROR, as_the_user_has_it):
             if is_sweep():
-                job_codes.append(run_job())
+                run_job()
                 return
             try:
                 _set_output_dir(cfg)
@@ -73,9 +71,9 @@ def main(
             except EXPECTED as error:
                 if as_the_user_has_it == "1":
                     raise
-                code = _report(error, config_name)
+                sys.exit(_report(error, config_name))  # past Hydra, which would add lines of its own
+            finally:
                 _remove_if_empty(HydraConfig.get().runtime.output_dir)
-                sys.exit(code)  # past Hydra, which would add lines of its own
             if started_rank() == 0:
                 _say(outcome.lines())
 
@@ -85,7 +83,6 @@ def main(
     try:
         with _environment(FULL_ERROR, "1"):
             decorated()
-        sys.exit(max(job_codes, default=0))
     except EXPECTED as error:
         if as_the_user_has_it == "1":
             raise
@@ -135,7 +132,7 @@ def _set_output_dir(cfg: DictConfig) -> None:
 
 
 def _remove_if_empty(folder: str) -> None:
-    """Takes away the folder that Hydra made for a run that never began."""
+    """Takes away the folder that Hydra made for a run that never began, or was only planned."""
     with suppress(OSError):
         if Path(folder).resolve() != Path.cwd():
             Path(folder).rmdir()

@@ -24,8 +24,8 @@ from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
-from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from memvec import lockstep
 from memvec.errors import Interrupted
@@ -62,7 +62,7 @@ def signals_to_spawned_ranks(trainer: pl.Trainer) -> Iterator[None]:
         _say_how_to_stop()
         launcher.kill(signal.SIGTERM)
 
-    before = {number: signal.signal(number, remember) for number in SIGNALS}
+    before: dict[int, Any] = {number: signal.signal(number, remember) for number in SIGNALS}
     try:
         yield
     except Exception as error:  # the ranks say that they were interrupted, with a traceback in words
@@ -92,13 +92,13 @@ class StopOnSignal(pl.Callback):
         launcher = trainer.strategy.launcher
         self._processes = getattr(launcher, "procs", [])
         # A rank that Lightning started by a command must end with 0: it watches them, and kills this process when one
-        # does not.
+        # does not. (Its launcher does not tell: in such a rank it looks as if somebody else had started the processes.)
+        is_spawned = isinstance(launcher, _MultiProcessingLauncher)
+        environment = getattr(trainer.strategy, "cluster_environment", None)
         self._must_end_with_0 = (
-            trainer.local_rank > 0
-            and isinstance(launcher, _SubprocessScriptLauncher)
-            and (not launcher.cluster_environment.creates_processes_externally)
+            trainer.local_rank > 0 and isinstance(environment, LightningEnvironment) and not is_spawned
         )
-        self._is_started_rank = self._must_end_with_0 or isinstance(launcher, _MultiProcessingLauncher)
+        self._is_started_rank = self._must_end_with_0 or is_spawned
         self._before = {number: signal.signal(number, self._remember) for number in SIGNALS}
         if trainer.received_sigterm:
             self._received = signal.SIGTERM

@@ -1,6 +1,7 @@
 """Hydra entry: memory texts in, vectors out.
 
     python -m memvec.predict data.path=memories.jsonl output_dir=runs/a
+    python -m memvec.predict data.path=memories.jsonl dry_run=true         # only what it would be: memvec.dry_run
 
     read + validate -> tokenise -> length-grouped batches -> predict_step -> journal -> Parquet in input order
 
@@ -25,7 +26,9 @@ from memvec.build import (
     run_folder,
 )
 from memvec.cli import main
-from memvec.config import to_container
+from memvec.config import one_of, to_container
+from memvec.dry_run import DryRun, plan_run
+from memvec.errors import ConfigError
 from memvec.history import forget_histories, write_history
 from memvec.interrupt import signals_to_spawned_ranks
 from memvec.logs import ignore_known_warnings
@@ -50,6 +53,8 @@ def predict(cfg: DictConfig) -> RunSummary:
     Raises:
         MemvecError: Something in the configuration, input, model or folder is wrong; the message says what.
     """
+    if cfg.dry_run:
+        raise ConfigError("dry_run=true: a plan is asked for, which memvec.dry_run.plan_run(cfg) makes")
     ignore_known_warnings()
     stopwatch = Stopwatch()
     folder = run_folder(cfg)
@@ -106,5 +111,10 @@ def predict(cfg: DictConfig) -> RunSummary:
         folder.release()
 
 
+def predict_or_plan(cfg: DictConfig) -> RunSummary | DryRun:
+    """Does what the command line asks for."""
+    return plan_run(cfg) if one_of("dry_run", cfg.dry_run, (True, False)) else predict(cfg)
+
+
 if __name__ == "__main__":
-    main(predict, config_name="predict")
+    main(predict_or_plan, config_name="predict")

@@ -10,6 +10,7 @@ nothing; of a sweep also the table on the terminal, `sweep.csv` and `sweep.png`.
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from memvec.page.render import render_page
 from memvec.page.run import run_page
 from memvec.page.sweep import sweep_page
 from memvec.run import RunFolder
+from memvec.sweep import FAILED, failed_jobs
 from memvec.sweep_table import write_table
 
 
@@ -55,14 +57,22 @@ def _write_page(folder: RunFolder, contents: Json) -> Path:
 class SweepTable(Callback):
     """Prints the table when a sweep ends; Hydra calls it (conf/predict.yaml, `hydra.callbacks`)."""
 
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Forgets which jobs of an earlier sweep in this folder failed."""
+        shutil.rmtree(Path(config.hydra.sweep.dir) / FAILED, ignore_errors=True)
+
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Writes and prints the report of the sweep's folder."""
+        """Writes and prints the report of the sweep's folder, and ends the process with the worst job's exit code."""
         folder = Path(config.hydra.sweep.dir)
         try:
             lines = write_report(folder)
         except MemvecError as error:  # no job has finished; each has said why
             lines = [str(error)]
+        failed = failed_jobs(folder)
+        lines += [f"job {job} failed with exit code {code}" for job, code in failed.items()]
         sys.stdout.write("\n".join([*lines, f"sweep      {folder.absolute()}"]) + "\n")
+        if failed:
+            sys.exit(max(failed.values()))
 
 
 def main() -> None:

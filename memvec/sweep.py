@@ -5,7 +5,8 @@ In: one job of a Hydra sweep. Out: its finished run in the sweep's folder.
 How: the sweeping process starts each job as the command line that a user would have typed for it. Why a process:
 Lightning starts further ranks by running this program's own command line again, which in a sweep would be the whole
 sweep; and after a job its process group and its environment variables stay behind. A job that fails does not end the
-others.
+others: it leaves its exit code in the sweep's folder, wherever Hydra's launcher ran it, and the sweep ends with the
+largest (`memvec.report`).
 """
 
 from __future__ import annotations
@@ -19,17 +20,33 @@ from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
+FAILED = ".failed"
+
 
 def is_sweep() -> bool:
     """Whether this process runs a job of a sweep itself, instead of having been started for one."""
     return HydraConfig.get().mode == RunMode.MULTIRUN and "LOCAL_RANK" not in os.environ
 
 
-def run_job() -> int:
-    """Runs the current job of the sweep in a process of its own; returns its exit code, which it has explained."""
+def run_job() -> None:
+    """Runs the current job of the sweep in a process of its own, which explains what goes wrong."""
     hydra = HydraConfig.get()
     command = job_command(hydra, Path(hydra.runtime.output_dir))
-    return subprocess.run(command, cwd=hydra.runtime.cwd, check=False).returncode
+    code = subprocess.run(command, cwd=hydra.runtime.cwd, check=False).returncode
+    if code != 0:
+        note = Path(hydra.runtime.cwd) / hydra.sweep.dir / FAILED / str(hydra.job.num)
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(str(code), encoding="utf-8")
+
+
+def failed_jobs(sweep: Path) -> dict[str, int]:
+    """Returns the exit codes of the jobs that failed, by their names, in order.
+
+    Args:
+        sweep: The sweep's folder.
+    """
+    notes = sorted((sweep / FAILED).glob("*"), key=lambda path: (len(path.name), path.name))
+    return {note.name: int(note.read_text(encoding="utf-8")) for note in notes}
 
 
 def job_command(hydra: HydraConf, folder: Path) -> list[str]:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,12 +45,35 @@ def arguments(data_path: Path, output_dir: Path, model: Path, *overrides: str) -
     ]  # fmt: skip
 
 
-def start(command: Sequence[str]) -> subprocess.Popen[str]:
+def start(command: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
     """Starts a process in a process group of its own, its output in pipes."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **(environment or {})}
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
     )
+
+
+def torchrun(command: Sequence[str], processes: int) -> list[str]:
+    """Returns the command line with which torchrun starts so many processes of `python -m …`."""
+    python, *rest = command
+    return [python, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *rest]
+
+
+def slurm_tasks(command: Sequence[str], *, tasks: int, nodes: int) -> list[subprocess.Popen[str]]:
+    """Starts the tasks of a job with the environment that `srun` gives them, all on this machine."""
+    each = tasks // nodes
+    job = {
+        "SLURM_JOB_ID": str(random.randrange(10_000, 60_000)),
+        "SLURM_JOB_NAME": "memvec",
+        "SLURM_NODELIST": "127.0.0.1",
+    }
+    size = {"SLURM_NTASKS": tasks, "SLURM_NTASKS_PER_NODE": each, "SLURM_NNODES": nodes}
+    started = []
+    for task in range(tasks):
+        place = {"SLURM_PROCID": task, "SLURM_LOCALID": task % each, "SLURM_NODEID": task // each}
+        environment = {**job, **{name: str(value) for name, value in {**size, **place}.items()}}
+        started.append(start(command, environment))
+    return started
 
 
 def finish(process: subprocess.Popen[str], seconds: float = 120) -> tuple[int, str]:
@@ -114,8 +137,16 @@ def is_alive(number: int) -> bool:
         return False
 
 
-def assert_same(dataset: Dataset, expected: Dataset) -> None:
-    """Asserts the same ids in the same order, and vectors within a relative error of 1e-5."""
+def wait_until_gone(numbers: Sequence[int]) -> None:
+    """Waits for processes to end, and fails where one does not."""
+    deadline = time.monotonic() + 30
+    while any(is_alive(number) for number in numbers):
+        assert time.monotonic() < deadline, "a process that was started is still there"
+        time.sleep(0.1)
+
+
+def assert_same(dataset: Dataset, expected: Dataset, *, error: float = 1e-5) -> None:
+    """Asserts the same ids in the same order, and vectors within a relative error."""
     assert list(dataset["id"][:]) == list(expected["id"][:])
     vectors, reference = dataset["vector"][:], expected["vector"][:]
-    assert float(((vectors - reference).norm(dim=1) / reference.norm(dim=1)).max()) < 1e-5
+    assert float(((vectors - reference).norm(dim=1) / reference.norm(dim=1)).max()) < error

@@ -16,7 +16,16 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerFast
 
 import memvec
-from memvec.config import at_least, at_least_or_none, compose, conf_folder, one_of, sample_path, to_container
+from memvec.config import (
+    at_least,
+    at_least_or_none,
+    compose,
+    conf_folder,
+    count_processes,
+    one_of,
+    sample_path,
+    to_container,
+)
 from memvec.data.datamodule import MemoryDataModule
 from memvec.data.prompt import Prompt
 from memvec.errors import ConfigError
@@ -221,6 +230,21 @@ def test_what_is_no_integer_of_at_least_the_minimum_is_refused(value: Any) -> No
         at_least("data.batch_size", value, 1)
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
         at_least_or_none("data.batch_size", value, 1)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "devices", "num_nodes", "processes"),
+    [("auto", 8, 1, 8), ("gpu", "8", 4, 32), ("gpu", [1, 3], 2, 4), ("cpu", "auto", 3, 3), ("cpu", -1, 1, 1)],
+)
+def test_processes_are_the_devices_of_all_machines(
+    accelerator: str, devices: Any, num_nodes: int, processes: int
+) -> None:
+    assert count_processes(accelerator, devices, num_nodes) == processes
+
+
+def test_devices_that_are_no_number_say_what_is_allowed() -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.devices=all: allowed: a number, auto, or a list"):
+        count_processes("gpu", "all", 1)
 
 
 def test_a_choice_outside_the_list_names_the_list() -> None:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -355,63 +351,6 @@ def test_a_model_that_looks_both_ways_is_computed_one_by_one_and_says_so(
     expected = torch.stack([output.last_hidden_state[0, -1] for output in reference])
     torch.testing.assert_close(memvec.load(cfg.output_dir)["vector"][:], expected, rtol=1e-5, atol=1e-5)
     assert "one by one" in caplog.text
-
-
-# --- several processes -------------------------------------------------------------------------------------------
-
-
-def ddp_command(path: Path, model: Path, output_dir: Path, devices: int) -> list[str]:
-    return [
-        *(sys.executable, "-m", "memvec.predict", f"data.path={path}", f"output_dir={output_dir}"),
-        *("model=hub", f"model.name_or_path={model}", "data.batch_size=2", "trainer.enable_progress_bar=false"),
-        *("trainer.accelerator=cpu", "trainer.strategy=ddp", f"trainer.devices={devices}"),
-    ]
-
-
-@pytest.fixture(scope="module")
-def ddp_runs(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Two ranks over all texts and three ranks over two texts, as real processes side by side."""
-    root = tmp_path_factory.mktemp("ddp")
-    for name, texts in {"two ranks": TEXTS, "more ranks than rows": TEXTS[:2]}.items():
-        lines = (json.dumps({"id": n, "text": text}) for n, text in enumerate(texts))
-        (root / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    jobs = {"two ranks": 2, "more ranks than rows": 3}
-    commands = {
-        name: ddp_command(root / f"{name}.jsonl", llama, root / name, devices) for name, devices in jobs.items()
-    }
-
-    def run(command: list[str]) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        return subprocess.run(
-            command, cwd=root, env=environment, capture_output=True, text=True, check=False, timeout=300
-        )
-
-    with ThreadPoolExecutor(2) as pool:
-        done = dict(zip(commands, pool.map(run, commands.values()), strict=True))
-    return {"root": root, **done}
-
-
-@pytest.mark.parametrize("job", ["two ranks", "more ranks than rows"])
-def test_several_ranks_give_the_vectors_of_one_process(
-    job: str, ddp_runs: dict[str, Any], tiny_config: Configure, tmp_path: Path
-) -> None:
-    done, folder = ddp_runs[job], ddp_runs["root"] / job
-    assert done.returncode == 0, done.stderr
-    assert visible(folder) == RESULT
-    single = tiny_config(ddp_runs["root"] / f"{job}.jsonl")
-    memvec.predict(single)
-    several, expected = memvec.load(folder), memvec.load(single.output_dir)
-    assert several["id"][:].tolist() == expected["id"][:].tolist()
-    assert several["text"][:] == expected["text"][:]
-    assert several["num_tokens"][:].tolist() == expected["num_tokens"][:].tolist()
-    torch.testing.assert_close(several["vector"][:], expected["vector"][:], rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(("job", "entries"), [("two ranks", 11), ("more ranks than rows", 2)])
-def test_several_ranks_compute_every_row_once_and_say_so_once(job: str, entries: int, ddp_runs: dict[str, Any]) -> None:
-    metrics = read_json(ddp_runs["root"] / job / "metrics.json")
-    assert metrics["computed_entries"] == entries
-    assert ddp_runs[job].stdout.count("vectors    ") == 1
 
 
 # --- the sample that comes with the package ----------------------------------------------------------------------

@@ -15,12 +15,19 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+TOKENS_ON_CPU = 1024
+TOKENS_ON_ACCELERATOR = 32_768
 # Doubled from the first up to the last; the best lies well inside on every processor and card it was tried on.
 BUDGETS_ON_CPU = (256, 512, 1024, 2048, 4096, 8192)
 BUDGETS_ON_ACCELERATOR = (4096, 8192, 16_384, 32_768, 65_536, 131_072, 262_144)
 MOST_SECONDS = 5.0
 # A larger budget has to gain this much: it holds more memory and flushes later.
 SMALLEST_GAIN = 1.02
+
+
+def default_budget(on_accelerator: bool) -> int:
+    """Returns the most tokens in a batch where nothing is known but the kind of device."""
+    return TOKENS_ON_ACCELERATOR if on_accelerator else TOKENS_ON_CPU
 
 
 def typical_rows(costs: NDArray[np.integer], *, tokens: int) -> NDArray[np.int64]:

@@ -29,12 +29,25 @@ from transformers import PreTrainedTokenizerFast
 
 from memvec import lockstep
 from memvec.config import at_least, at_least_or_none, one_of
-from memvec.data.budget import BUDGETS_ON_ACCELERATOR, BUDGETS_ON_CPU, choose_budget, typical_rows
+from memvec.data.budget import (
+    BUDGETS_ON_ACCELERATOR,
+    BUDGETS_ON_CPU,
+    choose_budget,
+    default_budget,
+    typical_rows,
+)
 from memvec.data.collator import Batch, PaddingCollator, PromptRows
 from memvec.data.dataset import write_entries
 from memvec.data.digest import first_occurrence
 from memvec.data.prompt import Prompt, PromptEncoder
-from memvec.data.sampler import LengthGroupedBatchSampler, Rows, best_prefix_length, plan_ranks, rows_with_prefix
+from memvec.data.sampler import (
+    LengthGroupedBatchSampler,
+    RankPlan,
+    Rows,
+    best_prefix_length,
+    plan_ranks,
+    rows_with_prefix,
+)
 from memvec.data.source import Source, find_sources
 from memvec.data.tokenise import prompt_digests, tokenise
 from memvec.errors import ConfigError
@@ -44,8 +57,6 @@ from memvec.run import RunFolder
 from memvec.schema import LENGTH, SHARED
 from memvec.writer.journal import read_journal
 
-TOKENS_ON_CPU = 1024
-TOKENS_ON_ACCELERATOR = 32_768
 # With fewer tokens to compute than this, measuring which kernels are fastest takes longer than the fastest save.
 TOKENS_TO_PAY = 16_384
 # Enough to tell kernels apart, few enough to try several within a second or two.
@@ -121,6 +132,8 @@ class MemoryDataModule(pl.LightningDataModule):
         # A rank may have no row at all where there are more ranks than rows.
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.sampler: LengthGroupedBatchSampler | None = None
+        self.prefix_length = 0
+        self.budget: int | None = None
         self._prepared = False
 
     @cached_property
@@ -162,32 +175,27 @@ class MemoryDataModule(pl.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Plans this rank's batches and returns their loader."""
-        lengths, rows = self.lengths, self.rows
         module = cast(HiddenStateModule, self._trainer().lightning_module)
-        candidate = best_prefix_length(self.shared[rows])
-        prefix_length = module.share_prefix(torch.from_numpy(self.encoder.head_ids[:candidate].astype(np.int64)))
-        shares = rows_with_prefix(lengths, self.shared, prefix_length)  # [N]
-        with_prefix, without = rows[shares[rows]], rows[~shares[rows]]
-        self._probe_rows = _probe_rows(with_prefix, without, lengths)
-        self._prompt_rows = PromptRows(self.prompts)
-        self._collate = PaddingCollator(pad_token_id=self.pad_token_id, prefix_rows=shares, prefix_length=prefix_length)
-        groups = [(with_prefix, lengths[with_prefix] - prefix_length), (without, lengths[without])]
+        self.prefix_length = module.share_prefix(self.common_tokens())
+        groups = self._groups(self.prefix_length)
+        self._probe_rows = _probe_rows(groups[0][0], groups[1][0], self.lengths)
         self._largest_group = max(groups, key=lambda group: len(group[0]))
-        max_tokens = self._budget(module)
+        self._prompt_rows = PromptRows(self.prompts)
+        self._collate = PaddingCollator(
+            pad_token_id=self.pad_token_id,
+            prefix_rows=rows_with_prefix(self.lengths, self.shared, self.prefix_length),
+            prefix_length=self.prefix_length,
+        )
+        self.budget = self._budget(self._on_accelerator()) or self._find_budget(module)
         rank, world_size = self._share()
         in_step = 0
         if lockstep.has_own_batches_in_step(self._trainer()):
-            plans = plan_ranks(
-                [costs for _, costs in groups],
-                batch_size=self.batch_size,
-                max_tokens=max_tokens,
-                world_size=world_size,
-            )
+            plans = self.plan_ranks(world_size, prefix_length=self.prefix_length, on_accelerator=self._on_accelerator())
             in_step = max(plan.batches for plan in plans)
         self.sampler = LengthGroupedBatchSampler(
             groups,
             batch_size=self.batch_size,
-            max_tokens=max_tokens,
+            max_tokens=self.budget,
             rank=rank,
             world_size=world_size,
             batches_in_step=in_step,
@@ -202,6 +210,30 @@ class MemoryDataModule(pl.LightningDataModule):
             pin_memory=self._on_accelerator(),
         )
 
+    def common_tokens(self) -> torch.Tensor:
+        """Returns the leading tokens that are worth computing once for all rows left, `[P]` int64; P may be 0."""
+        candidate = best_prefix_length(self.shared[self.rows])
+        return torch.from_numpy(self.encoder.head_ids[:candidate].astype(np.int64))
+
+    def plan_ranks(self, world_size: int, *, prefix_length: int, on_accelerator: bool) -> list[RankPlan]:
+        """Returns what each of `world_size` ranks would compute.
+
+        Args:
+            world_size: How many ranks share the rows.
+            prefix_length: Leading tokens that are computed once.
+            on_accelerator: Whether the ranks compute on something larger than a CPU.
+        """
+        return plan_ranks(
+            [costs for _, costs in self._groups(prefix_length)],
+            batch_size=self.batch_size,
+            max_tokens=self.budget or self._budget(on_accelerator) or default_budget(on_accelerator),
+            world_size=world_size,
+        )
+
+    def batch(self, rows: Rows) -> Batch:
+        """Returns the batch of these rows."""
+        return self._collate(self._prompt_rows.__getitems__(rows))
+
     @property
     def pays_measuring(self) -> bool:
         """Whether this rank has enough to compute for a measurement of a second or two to pay."""
@@ -214,15 +246,15 @@ class MemoryDataModule(pl.LightningDataModule):
         if len(rows) == 0:
             return None
         every = 1 + len(rows) // ROWS_TO_CHOOSE_FROM
-        return self._collate(self._prompt_rows.__getitems__(rows[::every][typical_rows(costs[::every], tokens=tokens)]))
+        return self.batch(rows[::every][typical_rows(costs[::every], tokens=tokens)])
 
     def probe_batches(self) -> list[Batch]:
         """Returns a few rows to try the model on, the same on every rank."""
-        return [self._collate(self._prompt_rows.__getitems__(rows)) for rows in self._probe_rows]
+        return [self.batch(rows) for rows in self._probe_rows]
 
     def input_ids(self, row: int) -> torch.Tensor:
         """Returns the tokens of one row's prompt, `[T]` int64."""
-        return self._collate(self._prompt_rows.__getitems__(np.asarray([row])))["input_ids"][0]
+        return self.batch(np.asarray([row]))["input_ids"][0]
 
     def count_remaining(self) -> int:
         """Returns how many rows are left to compute; `prepare_data` has run."""
@@ -259,12 +291,16 @@ class MemoryDataModule(pl.LightningDataModule):
     def _on_accelerator(self) -> bool:
         return self._trainer().strategy.root_device.type == "cuda"
 
-    def _budget(self, module: HiddenStateModule) -> int:
-        """Returns the most tokens in a batch: as configured, found by trying, or the device's default."""
-        if isinstance(self.max_tokens, int):
-            return self.max_tokens
-        default = TOKENS_ON_ACCELERATOR if self._on_accelerator() else TOKENS_ON_CPU
-        if self.max_tokens is None or len(self._largest_group[0]) == 0:
+    def _budget(self, on_accelerator: bool) -> int | None:
+        """Returns the most tokens in a batch as configured, or the device's default; None where it is to be found."""
+        if self.max_tokens == "auto":
+            return None
+        return self.max_tokens or default_budget(on_accelerator)
+
+    def _find_budget(self, module: HiddenStateModule) -> int:
+        """Returns the most tokens in a batch that is fastest, or the device's default where that cannot be tried."""
+        default = default_budget(self._on_accelerator())
+        if len(self._largest_group[0]) == 0:
             return default
         if module.has_shared_weights:  # processes that stop trying at different budgets would wait for each other
             log.info("data.max_tokens=auto: %d, not tried where weights are shared out", default)
@@ -281,6 +317,12 @@ class MemoryDataModule(pl.LightningDataModule):
         tried = ", ".join(f"{tokens} {rate:,.0f}" if rate else f"{tokens} too large" for tokens, rate in rates.items())
         log.info("data.max_tokens=auto: %d (tokens/s by budget: %s)", budget, tried)
         return budget
+
+    def _groups(self, prefix_length: int) -> list[tuple[Rows, NDArray[np.int32]]]:
+        """Returns the rows left and the tokens each costs: those that begin with the shared prefix, then the others."""
+        shares = rows_with_prefix(self.lengths, self.shared, prefix_length)[self.rows]
+        with_prefix, without = self.rows[shares], self.rows[~shares]
+        return [(with_prefix, self.lengths[with_prefix] - prefix_length), (without, self.lengths[without])]
 
     def _trainer(self) -> pl.Trainer:
         if self.trainer is None:

@@ -25,7 +25,7 @@ from memvec.model import backbone as loading
 from memvec.model.compilation import compile_regions
 from memvec.model.memory import compute_in_parts, is_out_of_memory
 from memvec.model.packing import unpack
-from memvec.model.parallel import share_weights, weights_mesh
+from memvec.model.parallel import in_words, share_weights, weights_mesh
 from memvec.model.parity import Path, choose_path
 from memvec.model.pooling import last_token
 from memvec.model.prefix import SharedPrefix, compute_prefix
@@ -247,6 +247,7 @@ class HiddenStateModule(pl.LightningModule):
     def notes(self) -> dict[str, Any]:
         """Returns what was found out while running, for the manifest."""
         return {
+            "weights": in_words(weights_mesh(self.device_mesh)),
             "path": self.path.value,
             "probe_relative_error": self.probe_errors,
             "kernels": str(self.kernels.kernels) if self.kernels is not None else "default",

@@ -47,6 +47,15 @@ def weights_mesh(mesh: DeviceMesh | None) -> DeviceMesh | None:
     return next((mesh[name] for name in (TENSOR_PARALLEL, DATA_PARALLEL) if mesh[name].size() > 1), None)
 
 
+def in_words(mesh: DeviceMesh | None) -> str:
+    """Returns how the weights are held, for logs and the manifest: `whole`, or such as `tensor_parallel over 8`.
+
+    Args:
+        mesh: What `weights_mesh` returned.
+    """
+    return "whole" if mesh is None or mesh.mesh_dim_names is None else f"{mesh.mesh_dim_names[0]} over {mesh.size()}"
+
+
 def share_weights(backbone: Backbone, mesh: DeviceMesh) -> None:
     """Cuts the backbone's weights in place.
 
@@ -62,7 +71,7 @@ def share_weights(backbone: Backbone, mesh: DeviceMesh) -> None:
         _cut_matrices(decoder, mesh)
     else:
         _cut_layers(decoder, mesh)
-    log.info("the weights are shared out over %d processes (%s)", mesh.size(), mesh.mesh_dim_names[0])
+    log.info("the weights are shared out: %s", in_words(mesh))
 
 
 def _cut_matrices(decoder: PreTrainedModel, mesh: DeviceMesh) -> None:

@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig
 
 import memvec
+from memvec.errors import ModelError
 from memvec.model.memory import compute_in_parts, is_out_of_memory
 from memvec.model.module import HiddenStateModule
 from tests.conftest import TEXTS
@@ -72,6 +73,15 @@ def test_a_row_that_does_not_fit_alone_is_named_and_the_others_are_computed() ->
     assert too_large == [3]
     assert result[3].isnan().all()
     assert result[[0, 1, 2, 4, 5]].eq(1).all()
+
+
+def test_where_others_compute_along_a_batch_is_not_halved_but_named() -> None:
+    def compute(part: slice) -> torch.Tensor:
+        exhaust_memory()
+        raise AssertionError
+
+    with pytest.raises(ModelError, match=r"out of memory with a batch of 6 entries.*set a smaller data\.max_tokens"):
+        compute_in_parts(compute, rows=6, most=6, dimension=2, may_halve=False)
 
 
 def test_when_no_row_fits_all_are_named() -> None:

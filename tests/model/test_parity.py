@@ -35,6 +35,13 @@ def test_the_fastest_path_that_agrees_is_taken() -> None:
         assert path is expected
 
 
+def test_an_error_that_another_process_has_found_decides_too() -> None:
+    path, errors = choose_path(
+        lambda path: torch.ones(3, 4), first=Path.BATCHED, dtype=torch.float32, agree=lambda error: max(error, 0.5)
+    )
+    assert (path, errors) == (Path.ONE_BY_ONE, {Path.BATCHED.value: 0.5})
+
+
 def test_a_single_row_that_differs_is_enough() -> None:
     vectors = torch.ones(5, 4)
     vectors[3, 2] += 0.01
