@@ -20,7 +20,7 @@ from memvec.files import read_json
 from tests.models import MODEL_SIZE
 from tests.processes import arguments, assert_same, finish, slurm_tasks, start, torchrun, write_texts
 
-RESULT = ["manifest.json", "metrics.json", "rejected.jsonl", "vectors"]
+RESULT = ["history.json", "manifest.json", "metrics.json", "rejected.jsonl", "vectors"]
 # Neither two nor three ranks divide the rows of the first; the second has fewer rows than ranks.
 ROWS = {"two": 23, "three": 2}
 RANKS = {"two": 2, "three": 3}
