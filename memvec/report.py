@@ -99,11 +99,17 @@ def write_report(folder: Path) -> list[str]:
         writer = csv.DictWriter(stream, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
+    lines = [*table_lines(rows), *failed_lines(folder)]
     try:
         _plot(rows, folder / "sweep.png")
     except ImportError:
-        return [*table_lines(rows), "no plot: matplotlib is missing (pip install 'memvec[report]')"]
-    return table_lines(rows)
+        lines.append("no plot: matplotlib is missing (pip install 'memvec[report]')")
+    return lines
+
+
+def failed_lines(folder: Path) -> list[str]:
+    """Returns a line for every job that failed."""
+    return [f"job {job} failed with exit code {code}" for job, code in failed_jobs(folder).items()]
 
 
 def _plot(rows: list[dict[str, Any]], path: Path) -> None:
@@ -133,11 +139,9 @@ class SweepTable(Callback):
         try:
             lines = write_report(folder)
         except MemvecError as error:  # no job has finished; each has said why
-            lines = [str(error)]
-        failed = failed_jobs(folder)
-        lines += [f"job {job} failed with exit code {code}" for job, code in failed.items()]
+            lines = [str(error), *failed_lines(folder)]
         sys.stdout.write("\n".join([*lines, f"sweep      {folder.absolute()}"]) + "\n")
-        if failed:
+        if failed := failed_jobs(folder):
             sys.exit(max(failed.values()))
 
 
