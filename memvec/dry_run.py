@@ -50,7 +50,7 @@ class DryRun:
         rejected: Rows that cannot be used.
         prefix_length: Tokens that all prompts share, which are computed once.
         ranks: What each rank that has rows of its own computes.
-        seconds_to_start: Seconds that reading and tokenising, and loading the model, took here.
+        seconds_to_start: Seconds that reading and tokenising, and loading and probing the model, took here.
         tokens_per_second: Padded tokens that one device computes in a second; None where it was not measured.
     """
 
@@ -124,10 +124,10 @@ def plan_run(cfg: DictConfig) -> DryRun:
             prefix_length = len(datamodule.common_tokens()) if module.prefix_cache == "auto" else 0
             on_accelerator = cfg.trainer.accelerator != "cpu" and torch.accelerator.is_available()
         else:
-            with stopwatch.stage("load the model"), _cores_of_one_rank(cfg):
+            with stopwatch.stage("load and probe the model"), _cores_of_one_rank(cfg):
                 trainer = build_lone_trainer(cfg, folder, callback=speed)
                 trainer.predict(module, datamodule=datamodule, return_predictions=False)
-            stopwatch.seconds["load the model"] -= speed.seconds
+            stopwatch.seconds["load and probe the model"] -= speed.seconds
             prefix_length, on_accelerator = datamodule.prefix_length, trainer.strategy.root_device.type != "cpu"
         found = read_json(folder.input_summary)
         return DryRun(

@@ -43,8 +43,13 @@ def write_report(folder: Path) -> list[str]:
     run = RunFolder(folder)
     if run.is_finished or run.journal.is_dir() or run.manifest.exists():
         return [f"report     {_write_page(run, run_page(run))}"]
-    lines = write_table(folder)
+    lines = [*write_table(folder), *failed_lines(folder)]
     return [*lines, f"report     {_write_page(run, sweep_page(folder))}"]
+
+
+def failed_lines(folder: Path) -> list[str]:
+    """Returns a line for every job that failed."""
+    return [f"job {job} failed with exit code {code}" for job, code in failed_jobs(folder).items()]
 
 
 def _write_page(folder: RunFolder, contents: Json) -> Path:
@@ -67,11 +72,9 @@ class SweepTable(Callback):
         try:
             lines = write_report(folder)
         except MemvecError as error:  # no job has finished; each has said why
-            lines = [str(error)]
-        failed = failed_jobs(folder)
-        lines += [f"job {job} failed with exit code {code}" for job, code in failed.items()]
+            lines = [str(error), *failed_lines(folder)]
         sys.stdout.write("\n".join([*lines, f"sweep      {folder.absolute()}"]) + "\n")
-        if failed:
+        if failed := failed_jobs(folder):
             sys.exit(max(failed.values()))
 
 

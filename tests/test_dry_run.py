@@ -44,7 +44,7 @@ def test_the_time_is_that_of_the_slowest_rank_at_the_speed_that_was_measured(
     assert plan.tokens_per_second is not None
     assert plan.tokens_per_second > 0
     assert plan.seconds == max(rank.padded_tokens for rank in plan.ranks) / plan.tokens_per_second
-    assert set(plan.seconds_to_start) == {"read and tokenise", "load the model"}
+    assert set(plan.seconds_to_start) == {"read and tokenise", "load and probe the model"}
     assert all(seconds > 0 for seconds in plan.seconds_to_start.values())
 
 

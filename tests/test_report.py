@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 import memvec
 from memvec.errors import RunFolderError
 from memvec.report import COLUMNS, sweep_rows, table_lines, write_report
+from memvec.sweep import FAILED, failed_jobs
 
 
 @pytest.fixture
@@ -41,6 +42,13 @@ def test_the_csv_holds_the_same_numbers(sweep: Path) -> None:
         row["tokens_per_second"] for row in sweep_rows(sweep)
     ]
     assert lines[0].split()[:2] == ["job", "batch"]
+
+
+def test_jobs_that_failed_are_named(sweep: Path) -> None:
+    (sweep / FAILED).mkdir()
+    (sweep / FAILED / "1").write_text("2")
+    assert failed_jobs(sweep) == {"1": 2}
+    assert "job 1 failed with exit code 2" in write_report(sweep)
 
 
 def test_a_plot_is_drawn_where_matplotlib_is_installed(sweep: Path) -> None:

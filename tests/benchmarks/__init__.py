@@ -11,4 +11,5 @@ The same texts, model, dtype and threads for all; what is in this folder:
     limit.py        the machine's own limit: its best rate of matrix products on the model's own shapes
     worker.py       a process of its own for each, so that memory, threads and global settings are its own too
     report.py       medians, ratios, the table, the chart
+    ranks.py        another entry: several ranks against one
 """
