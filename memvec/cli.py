@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -28,7 +29,6 @@ from memvec.data.reader import one_line
 from memvec.errors import Interrupted, MemvecError
 from memvec.interrupt import end_with_parent
 from memvec.ranks import started_rank
-from memvec.summary import RunSummary
 from memvec.sweep import is_sweep, run_job
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -36,7 +36,14 @@ EXPECTED = (MemvecError, HydraException, OmegaConfBaseException, OSError)
 log = logging.getLogger(__name__)
 
 
-def main(task: Callable[[DictConfig], RunSummary], *, config_name: str) -> None:
+class Outcome(Protocol):
+    """What a task returns."""
+
+    def lines(self) -> list[str]:
+        """Returns what is printed at the end."""
+
+
+def main(task: Callable[[DictConfig], Outcome], *, config_name: str) -> None:
     """Composes the configuration from the command line, runs the task with it and ends the process.
 
     Args:

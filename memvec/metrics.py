@@ -1,6 +1,6 @@
 """How fast a run was: seconds a stage, and what each rank computed in how much time and memory.
 
-In: the stages as they run, and the predict loop's hooks on every rank. Out: `metrics.json`.
+In: the stages as they run, the predict loop's hooks on every rank, and what a writer has counted. Out: `metrics.json`.
 
 How: the process that leads the run times the stages; a callback on every rank leaves a small JSON file in the journal,
 so that the numbers of spawned and remote ranks come back the same way as those of the first.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,14 +56,16 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 class RankMetrics(pl.Callback):
-    """Leaves this rank's numbers of the predict loop in the journal's folder.
+    """Leaves this rank's numbers of the predict loop in the journal's folder; those of a second loop are added.
 
     Args:
         journal: The journal's folder.
+        counters: Returns further numbers of the loop that has just ended, by name.
     """
 
-    def __init__(self, journal: Path) -> None:
+    def __init__(self, journal: Path, counters: Callable[[], dict[str, int]] = dict) -> None:
         self.journal = journal
+        self.counters = counters
         self._start = 0.0
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -74,15 +76,23 @@ class RankMetrics(pl.Callback):
         """Stops the clock when the last vector is in the journal: this callback stands behind the writer."""
         seconds = time.perf_counter() - self._start
         sampler = trainer.datamodule.sampler  # type: ignore[attr-defined]
+        path = self.journal / f"metrics-rank-{trainer.global_rank:05d}.json"
         numbers = {
             "seconds": seconds,
             "entries": sampler.rows,
             "tokens": trainer.datamodule.count_tokens(sampler),  # type: ignore[attr-defined]
             "computed_tokens": sampler.total_tokens,
             "padded_tokens": sampler.padded_tokens,
-            "peak_memory_bytes": peak_memory_bytes(trainer.strategy.root_device),
         }
-        write_json(self.journal / f"metrics-rank-{trainer.global_rank:05d}.json", numbers)
+        earlier = read_json(path) if path.exists() else {}
+        counted = _sum(self.counters(), earlier.get("counted", {}))
+        peak = peak_memory_bytes(trainer.strategy.root_device)
+        write_json(path, {**_sum(numbers, earlier), "counted": counted, "peak_memory_bytes": peak})
+
+
+def _sum(numbers: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
+    """Adds the numbers of an earlier loop of this run."""
+    return {name: number + earlier.get(name, 0) for name, number in numbers.items()}
 
 
 def forget_ranks(journal: Path) -> None:
@@ -107,6 +117,7 @@ def combine_ranks(journal: Path) -> dict[str, Any]:
         return sum(rank[name] for rank in ranks)
 
     seconds = max((rank["seconds"] for rank in ranks), default=0.0)
+    counted = {name: sum(rank["counted"][name] for rank in ranks) for name in (ranks[0]["counted"] if ranks else ())}
     return {
         "entries_per_second": total("entries") / seconds if seconds else 0.0,
         "tokens_per_second": total("tokens") / seconds if seconds else 0.0,
@@ -114,6 +125,8 @@ def combine_ranks(journal: Path) -> dict[str, Any]:
         "computed_entries": total("entries"),
         "computed_tokens": total("computed_tokens"),
         "ranks": len(ranks),
+        **counted,
+        **{f"{name}_per_second": number / seconds if seconds else 0.0 for name, number in counted.items()},
         "predict_seconds": seconds,
         "peak_memory_bytes": max((rank["peak_memory_bytes"] for rank in ranks), default=0),
     }

@@ -29,11 +29,11 @@ from transformers import PreTrainedTokenizerFast
 
 from memvec.config import at_least, at_least_or_none, one_of
 from memvec.data.collator import Batch, PaddingCollator, PromptRows
-from memvec.data.dataset import write_entries
+from memvec.data.dataset import RecordSource, write_entries
 from memvec.data.digest import first_occurrence
 from memvec.data.prompt import Prompt, PromptEncoder
 from memvec.data.sampler import LengthGroupedBatchSampler, Rows, best_prefix_length, rows_with_prefix
-from memvec.data.source import Source, find_sources
+from memvec.data.source import find_sources
 from memvec.data.tokenise import prompt_digests, tokenise
 from memvec.errors import ConfigError
 from memvec.files import atomic_file, write_json
@@ -113,10 +113,13 @@ class MemoryDataModule(pl.LightningDataModule):
         # A rank may have no row at all where there are more ranks than rows.
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.sampler: LengthGroupedBatchSampler | None = None
+        self.output_tokens = 0  # what a row grows by while it is computed
+        self.padding_side: Literal["right", "left"] = "right"
+        self.attempt = 0  # where rows that failed are tried again, which time it is
         self._prepared = False
 
     @cached_property
-    def sources(self) -> list[Source]:
+    def sources(self) -> Sequence[RecordSource]:
         """What `data.path` names."""
         return find_sources(self.path, split=self.split, revision=self.revision)
 
@@ -140,10 +143,14 @@ class MemoryDataModule(pl.LightningDataModule):
         prompts = tokenise(self.folder.entries, self.folder.prompts, self.encoder)
         if not self.folder.first_rows.exists():
             self._save(self.folder.first_rows, first_occurrence(prompt_digests(prompts)))
-        first = np.load(self.folder.first_rows, mmap_mode="r")
-        done = read_journal(self.folder.journal, rows=len(first)).is_done
-        self._save(self.folder.remaining_rows, np.flatnonzero((first == np.arange(len(first))) & ~done))
+        self.find_remaining()
         self._prepared = True
+
+    def find_remaining(self) -> None:
+        """Finds the rows that are left to compute: the first of equal prompts, less what the journal holds."""
+        first = np.load(self.folder.first_rows, mmap_mode="r")
+        is_left = (first == np.arange(len(first))) & ~self._done(len(first))
+        self._save(self.folder.remaining_rows, np.flatnonzero(is_left))
 
     def setup(self, stage: str) -> None:
         """Maps the prepared files into this process."""
@@ -162,14 +169,22 @@ class MemoryDataModule(pl.LightningDataModule):
         with_prefix, without = rows[shares[rows]], rows[~shares[rows]]
         self._probe_rows = _probe_rows(with_prefix, without, lengths)
         self.sampler = LengthGroupedBatchSampler(
-            [(with_prefix, lengths[with_prefix] - prefix_length), (without, lengths[without])],
+            [
+                (with_prefix, lengths[with_prefix] - prefix_length + self.output_tokens),
+                (without, lengths[without] + self.output_tokens),
+            ],
             batch_size=self.batch_size,
             max_tokens=self.max_tokens or self._default_max_tokens(),
             rank=self._share()[0],
             world_size=self._share()[1],
         )
         self._prompt_rows = PromptRows(self.prompts)
-        self._collate = PaddingCollator(pad_token_id=self.pad_token_id, prefix_rows=shares, prefix_length=prefix_length)
+        self._collate = PaddingCollator(
+            pad_token_id=self.pad_token_id,
+            prefix_rows=shares,
+            prefix_length=prefix_length,
+            padding_side=self.padding_side,
+        )
         # torch types these for single rows and lists; it takes `__getitems__` and any iterable of batches all the same.
         dataset, batch_sampler, collate = cast(tuple[Any, Any, Any], (self._prompt_rows, self.sampler, self._collate))
         return DataLoader(
@@ -215,6 +230,10 @@ class MemoryDataModule(pl.LightningDataModule):
             limit=self.limit,
         )
         write_json(self.folder.input_summary, asdict(summary))
+
+    def _done(self, rows: int) -> NDArray[np.bool_]:
+        """Returns for which rows the journal has all there will be, `[N]`."""
+        return read_journal(self.folder.journal, rows=rows).is_done
 
     def _save(self, path: Any, rows: NDArray[np.int64]) -> None:
         with atomic_file(path) as partial, partial.open("wb") as stream:
