@@ -1,6 +1,6 @@
 """Builds the parts of a run from its configuration.
 
-In: a composed configuration. Out: the objects that `memvec.predict` connects.
+In: a composed configuration. Out: the objects that `memvec.predict` and `memvec.generate` connect.
 
 Each group of conf/ names a class (`_target_`) and its options; what only a running program knows (the tokenizer, the
 run's folder) is added here. Whatever a group cannot be built from is a `ConfigError` of one line.
@@ -29,6 +29,9 @@ from memvec.config import one_of
 from memvec.data.datamodule import MemoryDataModule
 from memvec.data.reader import one_line
 from memvec.errors import ConfigError, MemvecError
+from memvec.generation.datamodule import ConversationDataModule
+from memvec.generation.module import GenerationModule
+from memvec.generation.writer import OutputWriter
 from memvec.history import RankHistory
 from memvec.interrupt import StopOnSignal
 from memvec.logs import RankLog
@@ -37,7 +40,7 @@ from memvec.model.backbone import prompt_limit
 from memvec.model.module import HiddenStateModule
 from memvec.progress import TokenProgressBar
 from memvec.run import RunFolder
-from memvec.writer.prediction_writer import VectorWriter
+from memvec.writer.prediction_writer import JournalCallback, VectorWriter
 
 
 def run_folder(cfg: DictConfig) -> RunFolder:
@@ -47,7 +50,7 @@ def run_folder(cfg: DictConfig) -> RunFolder:
         ConfigError: `output_dir` is not set; the command line sets it, a program has to.
     """
     if not cfg.output_dir:
-        raise ConfigError("output_dir is not set; name the folder the vectors go to")
+        raise ConfigError("output_dir is not set; name the folder the results go to")
     return RunFolder(str(cfg.output_dir))
 
 
@@ -76,7 +79,33 @@ def build_writer(cfg: DictConfig, folder: RunFolder) -> VectorWriter:
     return writer
 
 
-def build_trainer(cfg: DictConfig, writer: VectorWriter, folder: RunFolder) -> pl.Trainer:
+def build_generator(cfg: DictConfig) -> GenerationModule:
+    """Returns the module that writes memory texts; its weights are not loaded yet."""
+    module: GenerationModule = _build("generation", cfg.generation)
+    return module
+
+
+def build_conversations(cfg: DictConfig, module: GenerationModule, folder: RunFolder) -> ConversationDataModule:
+    """Returns the data module for a generating model's prompt, tokenizer and limit."""
+    datamodule: ConversationDataModule = _build(
+        "data",
+        cfg.data,
+        prompt=module.prompt,
+        tokenizer=module.load_tokenizer(),
+        model_limit=prompt_limit(module.load_config()),
+        output_tokens=module.max_new_tokens,
+        folder=folder,
+    )
+    return datamodule
+
+
+def build_output_writer(cfg: DictConfig, folder: RunFolder) -> OutputWriter:
+    """Returns the prediction writer of generation."""
+    writer: OutputWriter = _build("writer", cfg.writer, journal=folder.journal)
+    return writer
+
+
+def build_trainer(cfg: DictConfig, writer: JournalCallback, folder: RunFolder) -> pl.Trainer:
     """Returns the Trainer with memvec's callbacks."""
     _grow_allocations_in_place()
     if str(cfg.trainer.strategy).startswith(("fsdp", "deepspeed")):
@@ -85,7 +114,7 @@ def build_trainer(cfg: DictConfig, writer: VectorWriter, folder: RunFolder) -> p
             "trainer=tensor_parallel"
         )
     # In this order: the metrics stop their clock when the writer is done, and a signal is heeded after both.
-    numbers = [RankMetrics(folder.journal), RankHistory(folder.journal)]
+    numbers = [RankMetrics(folder.journal, writer.counters), RankHistory(folder.journal)]
     callbacks: list[pl.Callback] = [RankLog(folder.logs), writer, *numbers, StopOnSignal()]
     if cfg.trainer.get("enable_progress_bar", True):
         callbacks.append(TokenProgressBar())

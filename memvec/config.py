@@ -34,9 +34,15 @@ def sample_path() -> str:
     return str(resources.files("memvec") / "data" / "sample.jsonl")
 
 
+def sample_conversations_path() -> str:
+    """Returns the path of the sample conversations that the package ships."""
+    return str(resources.files("memvec") / "generation" / "sample.jsonl")
+
+
 def register_resolvers() -> None:
     """Makes memvec's resolvers known to OmegaConf: what the YAML files write as `${memvec.…:}`."""
     OmegaConf.register_new_resolver("memvec.sample", sample_path, replace=True)
+    OmegaConf.register_new_resolver("memvec.sample_conversations", sample_conversations_path, replace=True)
     OmegaConf.register_new_resolver(
         "memvec.either", lambda value, other: other if value is None else value, replace=True
     )

@@ -1,6 +1,6 @@
 """How fast a run was: seconds a stage, and what each rank computed in how much time and memory.
 
-In: the stages as they run, and the predict loop's hooks on every rank. Out: `metrics.json`.
+In: the stages as they run, the predict loop's hooks on every rank, and what a writer has counted. Out: `metrics.json`.
 
 How: the process that leads the run times the stages; a callback on every rank leaves a small JSON file in the journal,
 so that what spawned and remote ranks found out comes back the same way as what the first did.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -58,14 +58,16 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 class RankMetrics(pl.Callback):
-    """Leaves this rank's numbers of the predict loop in the journal's folder.
+    """Leaves this rank's numbers of the predict loop in the journal's folder; those of a second loop are added.
 
     Args:
         journal: The journal's folder.
+        counters: Returns further numbers of the loop that has just ended, by name.
     """
 
-    def __init__(self, journal: Path) -> None:
+    def __init__(self, journal: Path, counters: Callable[[], dict[str, int]] = dict) -> None:
         self.journal = journal
+        self.counters = counters
         self._start = 0.0
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -77,17 +79,27 @@ class RankMetrics(pl.Callback):
         seconds = time.perf_counter() - self._start
         sampler = trainer.datamodule.sampler  # type: ignore[attr-defined]
         counts = is_first_with_its_batches(trainer)  # what a tensor-parallel group computes together is counted once
+        path = self.journal / RANK_FILE.format(rank=trainer.global_rank)
         numbers = {
             "seconds": seconds,
             "entries": sampler.rows * counts,
             "tokens": trainer.datamodule.count_tokens(sampler) * counts,  # type: ignore[attr-defined]
             "computed_tokens": sampler.total_tokens * counts,
             "padded_tokens": sampler.padded_tokens * counts,
+        }
+        earlier = read_json(path) if path.exists() else {}
+        loop = {
+            "counted": _sum(self.counters(), earlier.get("counted", {})),
             "max_tokens": sampler.max_tokens,
             "peak_memory_bytes": peak_memory_bytes(trainer.strategy.root_device),
             "notes": cast(HiddenStateModule, pl_module).notes(),
         }
-        write_json(self.journal / RANK_FILE.format(rank=trainer.global_rank), numbers)
+        write_json(path, {**_sum(numbers, earlier), **loop})
+
+
+def _sum(numbers: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
+    """Adds the numbers of an earlier loop of this run."""
+    return {name: number + earlier.get(name, 0) for name, number in numbers.items()}
 
 
 def forget_ranks(journal: Path) -> None:
@@ -122,6 +134,7 @@ def combine_ranks(journal: Path) -> dict[str, Any]:
         return sum(rank[name] for rank in ranks)
 
     seconds = max((rank["seconds"] for rank in ranks), default=0.0)
+    counted = {name: sum(rank["counted"][name] for rank in ranks) for name in (ranks[0]["counted"] if ranks else ())}
     return {
         "entries_per_second": total("entries") / seconds if seconds else 0.0,
         "tokens_per_second": total("tokens") / seconds if seconds else 0.0,
@@ -130,6 +143,8 @@ def combine_ranks(journal: Path) -> dict[str, Any]:
         "computed_tokens": total("computed_tokens"),
         "max_tokens": ranks[0]["max_tokens"] if ranks else None,
         "ranks": len(ranks),
+        **counted,
+        **{f"{name}_per_second": number / seconds if seconds else 0.0 for name, number in counted.items()},
         "predict_seconds": seconds,
         "peak_memory_bytes": max((rank["peak_memory_bytes"] for rank in ranks), default=0),
     }

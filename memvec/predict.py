@@ -7,14 +7,10 @@
 
 In: a composed configuration (conf/predict.yaml). Out: a finished run folder, and its summary.
 
-The process that leads (rank 0) claims the folder and prepares the data before any other process is started, so that
-what is wrong with the input, the model or the folder is said once. Lightning's strategy then runs the rest on every
-rank.
+The parts are connected here; `memvec.stage` runs them.
 """
 
 from __future__ import annotations
-
-import logging
 
 from omegaconf import DictConfig
 
@@ -26,19 +22,14 @@ from memvec.build import (
     run_folder,
 )
 from memvec.cli import main
-from memvec.config import one_of, to_container
+from memvec.config import one_of
 from memvec.dry_run import DryRun, plan_run
 from memvec.errors import ConfigError
-from memvec.history import forget_histories, write_history
-from memvec.interrupt import signals_to_spawned_ranks
 from memvec.logs import ignore_known_warnings
-from memvec.metrics import Stopwatch, combine_ranks, first_notes, forget_ranks, stage_table
-from memvec.ranks import process_rank, rank_errors, wait_for_started_ranks
-from memvec.run import RunState
-from memvec.summary import RunSummary, read_summary, write_summary
+from memvec.metrics import Stopwatch
+from memvec.stage import Stage, run_stage
+from memvec.summary import RunSummary
 from memvec.writer.finalize import Finalizer
-
-log = logging.getLogger("memvec.predict")  # run as a program, the module's own name is __main__
 
 
 def predict(cfg: DictConfig) -> RunSummary:
@@ -55,6 +46,11 @@ def predict(cfg: DictConfig) -> RunSummary:
     """
     if cfg.dry_run:
         raise ConfigError("dry_run=true: a plan is asked for, which memvec.dry_run.plan_run(cfg) makes")
+    return run_stage(vector_stage(cfg))
+
+
+def vector_stage(cfg: DictConfig) -> Stage:
+    """Returns the parts of the flow, connected: texts -> data module -> module -> writer -> results."""
     ignore_known_warnings()
     stopwatch = Stopwatch()
     folder = run_folder(cfg)
@@ -63,52 +59,15 @@ def predict(cfg: DictConfig) -> RunSummary:
         datamodule = build_datamodule(cfg, module, folder)
         writer = build_writer(cfg, folder)
         trainer = build_trainer(cfg, writer, folder)
-
-    try:
-        if trainer.is_global_zero:
-            fingerprint = {**datamodule.fingerprint(), **module.fingerprint(precision=str(trainer.precision))}
-            state = folder.claim(fingerprint, resume=cfg.resume)
-            if state is RunState.FINISHED:
-                log.info("the run in %s is complete already; nothing to do", folder.root)
-                folder.release(remove_journal=True)  # killed between the manifest and the end
-                return read_summary(folder)
-            forget_ranks(folder.journal)  # an attempt that was killed may have left its numbers
-            forget_histories(folder.journal)
-            with stopwatch.stage("prepare"):
-                datamodule.prepare_data()
-            if state is RunState.UNFINISHED:
-                log.info("going on in %s: %d vectors are left to compute", folder.root, datamodule.count_remaining())
-        elif folder.is_finished:
-            return read_summary(folder)
-
-        with stopwatch.stage("load and predict"), rank_errors(folder), signals_to_spawned_ranks(trainer):
-            trainer.predict(module, datamodule=datamodule, return_predictions=False)
-            trainer.strategy.barrier("every rank's journal is complete")
-
-        rank, world_size = process_rank()
-        with stopwatch.stage("finalize"), rank_errors(folder):
-            finalizer = Finalizer(folder, keep_text=writer.keep_text)
-            finalizer.write_vectors(rank=rank, world_size=world_size)
-            trainer.strategy.barrier("every rank's share of the vectors is written")
-        if rank > 0:
-            return RunSummary(folder, {}, {})
-        wait_for_started_ranks(trainer)
-        finalizer.write_rejected()
-        write_history(folder.journal, folder.history)
-        summary = write_summary(
-            folder,
-            counts=finalizer.counts,
-            config=to_container(cfg),
-            metrics={**combine_ranks(folder.journal), "seconds": stopwatch.seconds},
-            notes=first_notes(folder.journal) or module.notes(),
-        )
-        if cfg.profile:
-            (folder.profile / "stages.txt").write_text(stage_table(stopwatch.seconds), encoding="utf-8")
-            log.info("where the time went: %s", folder.profile)
-        folder.release(remove_journal=True)
-        return summary
-    finally:
-        folder.release()
+    return Stage(
+        cfg=cfg,
+        folder=folder,
+        module=module,
+        datamodule=datamodule,
+        trainer=trainer,
+        results=lambda: Finalizer(folder, keep_text=writer.keep_text),
+        stopwatch=stopwatch,
+    )
 
 
 def predict_or_plan(cfg: DictConfig) -> RunSummary | DryRun:

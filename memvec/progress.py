@@ -54,10 +54,11 @@ class TokenProgressBar(TQDMProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Advances by the tokens that were computed; the batch's shape tells, so no device is waited for."""
+        """Advances by the tokens that were planned; the batch's shape tells, so no device is waited for."""
         if cast(Any, trainer).datamodule.sampler.is_filler(batch_idx):
             return
         rows, width = batch["input_ids"].shape
+        width += cast(Any, trainer).datamodule.output_tokens
         self._entries += rows
         bar = self.predict_progress_bar
         elapsed = bar.format_dict["elapsed"]

@@ -1,11 +1,13 @@
 """The run's folder: what lies where in `output_dir`, whose it is, and whether a run may go on in it.
 
     output_dir/
-      vectors/         the result, Parquet in input order
+      vectors/         the result, Parquet in input order; or, where memories are generated,
+      memories.*       the result, as Parquet and as JSON lines; raw.jsonl, failed.jsonl: what the model wrote
       rejected.jsonl   rows that could not be used
       metrics.json     throughput, padding, seconds, memory
       history.json     throughput over the run, padding by length
       manifest.json    what was run on what; written last: where it is, the run is complete
+      memories/        of `memvec.extract`: the folder of the stage before, which wrote the texts
       logs/            a file a rank
       profile/         with profile=true: where the time went
       evaluation.json  how well its vectors find memories, where `memvec.evaluate` has measured it
@@ -35,6 +37,8 @@ log = logging.getLogger(__name__)
 
 # What Hydra or a shell may have put there before the first run of memvec.
 HARMLESS = frozenset({".hydra", "logs", ".DS_Store"})
+# The folder of the stage before, which may lie in a run's folder once it is complete.
+MEMORIES = "memories"
 
 
 class RunState(Enum):
@@ -55,6 +59,10 @@ class RunFolder:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser().resolve()
         self.vectors = self.root / "vectors"
+        self.memories = self.root / "memories.parquet"
+        self.memory_lines = self.root / "memories.jsonl"
+        self.raw = self.root / "raw.jsonl"
+        self.failed = self.root / "failed.jsonl"
         self.rejected = self.root / "rejected.jsonl"
         self.metrics = self.root / "metrics.json"
         self.manifest = self.root / "manifest.json"
@@ -66,6 +74,7 @@ class RunFolder:
         self.index = self.root / "index"
         self.journal = self.root / "journal"
         self.fingerprint = self.journal / "fingerprint.json"
+        self.conversations = self.journal / "conversations.arrow"
         self.entries = self.journal / "entries.arrow"
         self.input_rejected = self.journal / "rejected.jsonl"
         self.input_summary = self.journal / "input.json"
@@ -137,7 +146,8 @@ class RunFolder:
         if self.fingerprint.is_file():
             return RunState.UNFINISHED
         found = sorted(path.name for path in self.root.iterdir()) if self.root.is_dir() else []
-        others = [name for name in found if name not in HARMLESS and name != self.journal.name]
+        before = {MEMORIES} if RunFolder(self.root / MEMORIES).is_finished else set()
+        others = [name for name in found if name not in HARMLESS | before | {self.journal.name}]
         if others or (self.journal.exists() and not self._journal_is_bare()):
             shown = ", ".join(others[:5]) or self.journal.name
             raise RunFolderError(f"{self.root}: holds other files ({shown}); name an empty or new output_dir")

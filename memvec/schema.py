@@ -4,6 +4,11 @@
     prompts   the same rows, tokenised                     (data/datamodule.py writes, data/collator.py reads)
     vectors   what a finished run leaves for its user      (writer/finalize.py writes, `memvec.load` reads)
 
+and, of the earlier stage, conversations -> memory texts:
+
+    windows   pieces of conversations, in the place of entries   (generation/datamodule.py, generation/finalize.py)
+    memories  what a finished run leaves for its user            (generation/finalize.py writes, predict reads)
+
 Row `i` of prompts is row `i` of entries: the position is the key everywhere, called `index`.
 """
 
@@ -26,12 +31,29 @@ DIGEST = "digest"
 VECTOR = "vector"
 NUM_TOKENS = "num_tokens"
 
+CONVERSATION_ID = "conversation_id"
+MESSAGE_START = "message_start"
+MESSAGE_END = "message_end"
+DATE = "date"
+SPEAKERS = "speakers"
+
 ENTRY_FEATURES = Features(
     {
         ID: Value("string"),
         TEXT: Value("string"),
         FILE: Value("int32"),  # which input file, as a position in the list of them
         ROW: Value("int64"),  # where in that file: a line number (from 1) for text formats, else a row (from 0)
+    }
+)
+
+WINDOW_FEATURES = Features(
+    {
+        **ENTRY_FEATURES,  # the id is the conversation's, a dash, and which of its windows it is, from 0
+        CONVERSATION_ID: Value("string"),
+        MESSAGE_START: Value("int32"),  # the window's first message, from 0
+        MESSAGE_END: Value("int32"),  # its last message, which belongs to it
+        DATE: Value("string"),
+        SPEAKERS: List(Value("string")),
     }
 )
 
@@ -60,3 +82,21 @@ def vector_features(*, dimension: int, integer_ids: bool, keep_text: bool) -> Fe
     columns[VECTOR] = List(Value("float32"), length=dimension)
     columns[NUM_TOKENS] = Value("int32")
     return Features(columns)
+
+
+def memory_features(*, integer_ids: bool) -> Features:
+    """Returns the features of `memories.parquet`.
+
+    Args:
+        integer_ids: Whether every conversation's id was an integer; then that column is int64, else string.
+    """
+    return Features(
+        {
+            ID: Value("string"),
+            TEXT: Value("string"),
+            CONVERSATION_ID: Value("int64" if integer_ids else "string"),
+            MESSAGE_START: Value("int32"),
+            MESSAGE_END: Value("int32"),
+            DATE: Value("string"),
+        }
+    )

@@ -52,16 +52,23 @@ class RunSummary:
 
 
 def write_summary(
-    folder: RunFolder, *, counts: Counts, config: dict[str, Any], metrics: dict[str, Any], notes: dict[str, Any]
+    folder: RunFolder,
+    *,
+    counts: Any,
+    config: dict[str, Any],
+    metrics: dict[str, Any],
+    notes: dict[str, Any],
+    summary: type[RunSummary] = RunSummary,
 ) -> RunSummary:
     """Writes `metrics.json`, then `manifest.json`, with which the run is complete.
 
     Args:
-        folder: The run's folder; its vectors are written.
-        counts: What became of the rows.
+        folder: The run's folder; its results are written.
+        counts: What became of the rows, as a dataclass.
         config: The configuration, resolved.
         metrics: For `metrics.json`.
         notes: What the run found out about itself (the prefix shared, the path taken), for the manifest.
+        summary: The class of what is returned.
     """
     manifest = {
         "fingerprint": read_json(folder.fingerprint),
@@ -73,9 +80,9 @@ def write_summary(
     }
     write_json(folder.metrics, metrics)
     write_json(folder.manifest, manifest)
-    return RunSummary(folder, manifest, metrics)
+    return summary(folder, manifest, metrics)
 
 
-def read_summary(folder: RunFolder) -> RunSummary:
-    """Reads what a finished run left."""
-    return RunSummary(folder, read_json(folder.manifest), read_json(folder.metrics))
+def read_summary(folder: RunFolder, summary: type[RunSummary] = RunSummary) -> RunSummary:
+    """Reads what a finished run left, as the given class."""
+    return summary(folder, read_json(folder.manifest), read_json(folder.metrics))

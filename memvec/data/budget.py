@@ -25,11 +25,6 @@ MOST_SECONDS = 5.0
 SMALLEST_GAIN = 1.02
 
 
-def default_budget(on_accelerator: bool) -> int:
-    """Returns the most tokens in a batch where nothing is known but the kind of device."""
-    return TOKENS_ON_ACCELERATOR if on_accelerator else TOKENS_ON_CPU
-
-
 def typical_rows(costs: NDArray[np.integer], *, tokens: int) -> NDArray[np.int64]:
     """Returns rows of the length at which half of all tokens lie, as many as hold about `tokens`.
 

@@ -3,15 +3,16 @@
 In: row numbers. Out: `{"index" [B], "input_ids" [B, T], "length" [B], "prefix_length"}`.
 
 How: `PromptRows` fetches the rows of a batch in one Arrow read, and the collator scatters their tokens into a padded
-tensor with one masked assignment; there is no Python loop over rows or tokens. Why right padding and no attention mask:
-in a causal model no token sees what stands right of it, so padding cannot change a vector, and without a mask the
-attention kernels take their fast causal path.
+tensor with one masked assignment; there is no Python loop over rows or tokens. Why right padding and no attention mask
+for vectors: in a causal model no token sees what stands right of it, so padding cannot change a vector, and without a
+mask the attention kernels take their fast causal path. Generating goes on at the end of every row, so there the padding
+stands on the left, behind the shared prefix.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +27,7 @@ class Batch(TypedDict):
     """What `predict_step` receives.
 
     index: `[B]` int64, row numbers, which travel with the batch to the writer.
-    input_ids: `[B, T]` int64, right-padded.
+    input_ids: `[B, T]` int64, padded on the right, or on the left behind the shared prefix.
     length: `[B]` int64, tokens of each row.
     prefix_length: leading tokens that all rows of the batch share with every other such batch; 0 where they do not.
     """
@@ -69,18 +70,25 @@ class PromptRows(torch.utils.data.Dataset[Rows]):
 
 
 class PaddingCollator:
-    """Pads the rows of a batch on the right to the longest.
+    """Pads the rows of a batch to the longest.
 
     Args:
         pad_token_id: What padding is filled with; any valid token, since nothing looks at it.
         prefix_rows: `[N]` bool over the whole dataset, whether a row begins with the shared prefix.
         prefix_length: Tokens of that prefix.
+        padding_side: Where the padding stands; on the left it stands behind the shared prefix.
     """
 
     def __init__(
-        self, *, pad_token_id: int, prefix_rows: NDArray[np.bool_] | None = None, prefix_length: int = 0
+        self,
+        *,
+        pad_token_id: int,
+        prefix_rows: NDArray[np.bool_] | None = None,
+        prefix_length: int = 0,
+        padding_side: Literal["right", "left"] = "right",
     ) -> None:
         self.pad_token_id = pad_token_id
+        self.padding_side = padding_side
         self.prefix_rows = prefix_rows
         self.prefix_length = prefix_length
 
@@ -90,12 +98,29 @@ class PaddingCollator:
         offsets = column.offsets.to_numpy()
         flat = column.values.to_numpy()[offsets[0] : offsets[-1]]
         length = np.diff(offsets).astype(np.int64)  # [B]
-        input_ids = np.full((len(length), int(length.max())), self.pad_token_id, dtype=np.int64)
-        input_ids[np.arange(input_ids.shape[1]) < length[:, None]] = flat  # [sum of lengths] -> [B, T]
         shares = self.prefix_rows is not None and bool(self.prefix_rows[rows.index].all())
+        prefix_length = self.prefix_length if shares else 0
+        input_ids = torch.full((len(length), int(length.max())), self.pad_token_id)
+        side = prefix_length if self.padding_side == "left" else None
+        mask = real_tokens(torch.from_numpy(length), width=input_ids.shape[1], left_behind=side)
+        input_ids.masked_scatter_(mask, torch.from_numpy(flat.astype(np.int64)))  # [sum of lengths] -> [B, T]
         return Batch(
             index=torch.from_numpy(rows.index.copy()),
-            input_ids=torch.from_numpy(input_ids),
+            input_ids=input_ids,
             length=torch.from_numpy(length),
-            prefix_length=self.prefix_length if shares else 0,
+            prefix_length=prefix_length,
         )
+
+
+def real_tokens(length: torch.Tensor, *, width: int, left_behind: int | None = None) -> torch.Tensor:
+    """Returns where a padded batch has tokens, `[B, T]` bool on the device of `length`.
+
+    Args:
+        length: `[B]`, tokens of each row.
+        width: T.
+        left_behind: None where the padding stands on the right; else it stands behind so many tokens.
+    """
+    columns = torch.arange(width, device=length.device)
+    if left_behind is None:
+        return columns < length[:, None]
+    return (columns < left_behind) | (columns >= left_behind + width - length[:, None])

@@ -32,12 +32,13 @@ from memvec.config import at_least, at_least_or_none, one_of
 from memvec.data.budget import (
     BUDGETS_ON_ACCELERATOR,
     BUDGETS_ON_CPU,
+    TOKENS_ON_ACCELERATOR,
+    TOKENS_ON_CPU,
     choose_budget,
-    default_budget,
     typical_rows,
 )
 from memvec.data.collator import Batch, PaddingCollator, PromptRows
-from memvec.data.dataset import write_entries
+from memvec.data.dataset import RecordSource, write_entries
 from memvec.data.digest import first_occurrence
 from memvec.data.prompt import Prompt, PromptEncoder
 from memvec.data.sampler import (
@@ -48,7 +49,7 @@ from memvec.data.sampler import (
     plan_ranks,
     rows_with_prefix,
 )
-from memvec.data.source import Source, find_sources
+from memvec.data.source import find_sources
 from memvec.data.tokenise import prompt_digests, tokenise
 from memvec.errors import ConfigError
 from memvec.files import atomic_file, write_json
@@ -134,10 +135,13 @@ class MemoryDataModule(pl.LightningDataModule):
         self.sampler: LengthGroupedBatchSampler | None = None
         self.prefix_length = 0
         self.budget: int | None = None
+        self.output_tokens = 0  # what a row grows by while it is computed
+        self.padding_side: Literal["right", "left"] = "right"
+        self.attempt = 0  # where rows that failed are tried again, which time it is
         self._prepared = False
 
     @cached_property
-    def sources(self) -> list[Source]:
+    def sources(self) -> Sequence[RecordSource]:
         """What `data.path` names."""
         return find_sources(self.path, split=self.split, revision=self.revision)
 
@@ -161,10 +165,14 @@ class MemoryDataModule(pl.LightningDataModule):
         prompts = tokenise(self.folder.entries, self.folder.prompts, self.encoder)
         if not self.folder.first_rows.exists():
             self._save(self.folder.first_rows, first_occurrence(prompt_digests(prompts)))
-        first = np.load(self.folder.first_rows, mmap_mode="r")
-        done = read_journal(self.folder.journal, rows=len(first)).is_done
-        self._save(self.folder.remaining_rows, np.flatnonzero((first == np.arange(len(first))) & ~done))
+        self.find_remaining()
         self._prepared = True
+
+    def find_remaining(self) -> None:
+        """Finds the rows that are left to compute: the first of equal prompts, less what the journal holds."""
+        first = np.load(self.folder.first_rows, mmap_mode="r")
+        is_left = (first == np.arange(len(first))) & ~self._done(len(first))
+        self._save(self.folder.remaining_rows, np.flatnonzero(is_left))
 
     def setup(self, stage: str) -> None:
         """Maps the prepared files into this process."""
@@ -185,6 +193,7 @@ class MemoryDataModule(pl.LightningDataModule):
             pad_token_id=self.pad_token_id,
             prefix_rows=rows_with_prefix(self.lengths, self.shared, self.prefix_length),
             prefix_length=self.prefix_length,
+            padding_side=self.padding_side,
         )
         self.budget = self._budget(self._on_accelerator()) or self._find_budget(module)
         rank, world_size = self._share()
@@ -226,7 +235,7 @@ class MemoryDataModule(pl.LightningDataModule):
         return plan_ranks(
             [costs for _, costs in self._groups(prefix_length)],
             batch_size=self.batch_size,
-            max_tokens=self.budget or self._budget(on_accelerator) or default_budget(on_accelerator),
+            max_tokens=self.budget or self._budget(on_accelerator) or self.default_budget(on_accelerator),
             world_size=world_size,
         )
 
@@ -276,6 +285,10 @@ class MemoryDataModule(pl.LightningDataModule):
         )
         write_json(self.folder.input_summary, asdict(summary))
 
+    def _done(self, rows: int) -> NDArray[np.bool_]:
+        """Returns for which rows the journal has all there will be, `[N]`."""
+        return read_journal(self.folder.journal, rows=rows).is_done
+
     def _save(self, path: Any, rows: NDArray[np.int64]) -> None:
         with atomic_file(path) as partial, partial.open("wb") as stream:
             np.save(stream, rows)
@@ -291,15 +304,19 @@ class MemoryDataModule(pl.LightningDataModule):
     def _on_accelerator(self) -> bool:
         return self._trainer().strategy.root_device.type == "cuda"
 
+    def default_budget(self, on_accelerator: bool) -> int:
+        """Returns the most tokens in a batch where nothing is known but the kind of device."""
+        return TOKENS_ON_ACCELERATOR if on_accelerator else TOKENS_ON_CPU
+
     def _budget(self, on_accelerator: bool) -> int | None:
         """Returns the most tokens in a batch as configured, or the device's default; None where it is to be found."""
         if self.max_tokens == "auto":
             return None
-        return self.max_tokens or default_budget(on_accelerator)
+        return self.max_tokens or self.default_budget(on_accelerator)
 
     def _find_budget(self, module: HiddenStateModule) -> int:
         """Returns the most tokens in a batch that is fastest, or the device's default where that cannot be tried."""
-        default = default_budget(self._on_accelerator())
+        default = self.default_budget(self._on_accelerator())
         if len(self._largest_group[0]) == 0:
             return default
         if module.has_shared_weights:  # processes that stop trying at different budgets would wait for each other
@@ -322,7 +339,8 @@ class MemoryDataModule(pl.LightningDataModule):
         """Returns the rows left and the tokens each costs: those that begin with the shared prefix, then the others."""
         shares = rows_with_prefix(self.lengths, self.shared, prefix_length)[self.rows]
         with_prefix, without = self.rows[shares], self.rows[~shares]
-        return [(with_prefix, self.lengths[with_prefix] - prefix_length), (without, self.lengths[without])]
+        grown = self.lengths + self.output_tokens
+        return [(with_prefix, grown[with_prefix] - prefix_length), (without, grown[without])]
 
     def _trainer(self) -> pl.Trainer:
         if self.trainer is None:

@@ -1,10 +1,10 @@
 """Reads and validates memory texts into one memory-mapped `Dataset(id, text, file, row)`.
 
-In: `Source`s. Out: `entries.arrow`, which holds every row that can be used, and a line in `rejected.jsonl` for every
-row that cannot: where it stood, its id, and why. No row is dropped silently.
+In: sources of rows. Out: `entries.arrow`, which holds every row that can be used, and a line in `rejected.jsonl` for
+every row that cannot: where it stood, its id, and why. No row is dropped silently.
 
-How: rows stream through `reject_reason` into Arrow record batches on disk, so memory does not grow with the input;
-16 bytes an id are kept until the end, to find ids that stand there twice. Why into the run's folder and not into the
+How: rows stream through `reject_reason` into Arrow record batches on disk, so memory does not grow with the input; 16
+bytes an id are kept until the end, to find ids that stand there twice. Why into the run's folder and not into the
 datasets cache: the texts are private and go when the run is finished, and nothing has to be invalidated.
 """
 
@@ -14,15 +14,14 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
 from memvec.data.digest import as_pairs, digest, first_occurrence
-from memvec.data.reader import MISSING, Malformed
-from memvec.data.source import Source
+from memvec.data.reader import MISSING, Malformed, Record
 from memvec.errors import InputError
 from memvec.files import atomic_file
 from memvec.schema import ENTRY_FEATURES, FILE, ID, ROW, TEXT
@@ -30,6 +29,20 @@ from memvec.schema import ENTRY_FEATURES, FILE, ID, ROW, TEXT
 ROWS_PER_BATCH = 10_000
 CHARACTERS_PER_BATCH = 32_000_000
 INT64_RANGE = range(-(2**63), 2**63)
+
+
+class RecordSource(Protocol):
+    """Where rows come from: a `memvec.data.source.Source`, or one whose rows are made into texts first."""
+
+    @property
+    def name(self) -> str:
+        """What messages and `rejected.jsonl` call it."""
+
+    def digest(self, *, columns: Sequence[str | None]) -> str:
+        """Returns a digest of the content, of these columns where it has columns."""
+
+    def records(self, *, text_column: str, id_column: str | None) -> Iterator[Record]:
+        """Yields `(row, id, text)` as `memvec.data.reader` says."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +106,7 @@ def reject_reason(
         return f"{text_column!r} is of type {type(text).__name__}, not a string"
     if not text.strip():
         return f"{text_column!r} is {'blank' if text else 'empty'}"
-    if (at := _lone_surrogate(text)) is not None:
+    if (at := lone_surrogate(text)) is not None:
         return f"{text_column!r} has a lone surrogate at character {at}, which is not a Unicode text"
     if not has_ids:
         return None
@@ -103,13 +116,13 @@ def reject_reason(
         return f"{id_column!r} is {'null' if record_id is None else 'empty'}"
     if isinstance(record_id, bool) or not isinstance(record_id, int | str):
         return f"{id_column!r} is of type {type(record_id).__name__}, not an integer or a string"
-    if isinstance(record_id, str) and _lone_surrogate(record_id) is not None:
+    if isinstance(record_id, str) and lone_surrogate(record_id) is not None:
         return f"{id_column!r} has a lone surrogate"
     return None
 
 
 def write_entries(
-    sources: Sequence[Source],
+    sources: Sequence[RecordSource],
     *,
     entries_path: Path,
     rejected_path: Path,
@@ -142,7 +155,7 @@ def write_entries(
         rejected_file.open("w", encoding="utf-8") as rejected,
     ):
         reader = _EntryReader(sources, text_column, id_column, _RejectedRows(rejected, fail=on_error == "fail"), limit)
-        _write_stream(unchecked, reader.batches())
+        write_stream(unchecked, reader.batches(), schema=ENTRY_FEATURES.arrow_schema)
         first = first_occurrence(as_pairs(reader.id_digests))
         kept = np.flatnonzero(first == np.arange(len(first)))
         if len(kept) < len(first):
@@ -150,7 +163,7 @@ def write_entries(
             for duplicate in _duplicates(dataset, first, reader.names):
                 reader.rejected.add(duplicate)
             unique = unchecked.with_name(f"{unchecked.name}.unique")
-            _write_stream(unique, _record_batches(dataset.select(kept)))
+            write_stream(unique, _record_batches(dataset.select(kept)), schema=ENTRY_FEATURES.arrow_schema)
             unique.replace(unchecked)
         summary = EntriesSummary(reader.names, reader.rows, reader.rejected.count, reader.integer_ids)
         if summary.accepted == 0:
@@ -185,7 +198,7 @@ class _EntryReader:
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[RecordSource],
         text_column: str,
         id_column: str | None,
         rejected: _RejectedRows,
@@ -265,13 +278,15 @@ def _record_batches(dataset: Dataset) -> Iterator[pa.RecordBatch]:
         yield from table.combine_chunks().to_batches()
 
 
-def _write_stream(path: Path, batches: Iterable[pa.RecordBatch]) -> None:
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, ENTRY_FEATURES.arrow_schema) as writer:
+def write_stream(path: Path, batches: Iterable[pa.RecordBatch], *, schema: pa.Schema) -> None:
+    """Writes record batches as an Arrow stream file, which `Dataset.from_file` maps."""
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
 
 
-def _lone_surrogate(text: str) -> int | None:
+def lone_surrogate(text: str) -> int | None:
+    """Returns where a text first has half of a surrogate pair, which makes it no Unicode text, or None."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

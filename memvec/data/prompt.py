@@ -13,8 +13,8 @@ is a copy that takes no special token out of a text (`memvec.data.literal`).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain, pairwise, takewhile
 from typing import Any
 
@@ -60,6 +60,8 @@ class Prompt:
         template: Text with `{text}` exactly once; other braces are plain characters.
         chat: Whether the filled template is the user's message in the tokenizer's own chat template, followed by the
             beginning of the assistant's answer; else it is the whole prompt.
+        turns: Messages of a chat that stand before it, such as worked examples.
+        chat_template_kwargs: What the chat template is given besides, such as `enable_thinking`.
 
     Raises:
         ConfigError: `{text}` is not there exactly once.
@@ -67,6 +69,8 @@ class Prompt:
 
     template: str
     chat: bool = False
+    turns: Sequence[Mapping[str, str]] = ()
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.template, str) or self.template.count(FIELD) != 1:
@@ -82,9 +86,13 @@ class Prompt:
             return self.template
         if not tokenizer.chat_template:
             raise ModelError(f"{tokenizer.name_or_path}: the tokenizer has no chat template; choose another prompt")
-        message = [{"role": "user", "content": self.template}]
+        messages = [*map(dict, self.turns), {"role": "user", "content": self.template}]
         try:
-            rendered = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+            rendered = str(
+                tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=True, **self.chat_template_kwargs
+                )
+            )
         except TemplateError as error:  # for one, a template that wants a system message first
             raise ModelError(f"{tokenizer.name_or_path}: its chat template cannot be filled: {error}") from error
         if rendered.count(FIELD) != 1:
@@ -155,6 +163,16 @@ class PromptEncoder:
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         digests = b"".join(digest(flat[a:b].tobytes()) for a, b in pairwise(offsets.tolist()))
         return EncodedPrompts(flat, offsets, self._shared(flat, offsets), truncated, as_pairs(digests))
+
+    @property
+    def room(self) -> int | None:
+        """Most tokens that a text may have beside the template; None is no limit."""
+        return None if self.max_length is None else self.max_length - len(self._frame)
+
+    def spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """Returns for each text where its tokens stand, in characters, when it is tokenised alone."""
+        encodings = self._literal.backend.encode_batch(list(texts), add_special_tokens=False)
+        return [encoding.offsets for encoding in encodings]
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns what decides the tokens of a prompt, for the run's fingerprint."""

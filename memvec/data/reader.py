@@ -1,8 +1,9 @@
 """Reads the rows of input files, whatever their format, as (row, id, text) just as they stand there.
 
 In: one file (`.jsonl .json .csv .tsv .parquet .arrow .txt`, the text formats also `.gz`) or a loaded
-`datasets.Dataset`. Out: an iterator of `(row, id, text)`, where `MISSING` stands for a field that is not there and
-`Malformed` for the text of a row whose fields cannot be told apart.
+`datasets.Dataset`. Out: an iterator of `(row, id, text)`, and behind them the fields of further columns that were asked
+for, where `MISSING` stands for a field that is not there and `Malformed` for the text of a row whose fields cannot be
+told apart.
 
 How: the text formats are read a line at a time with Python's own parsers, the columnar ones a record batch at a
 time with pyarrow. Why not `datasets.load_dataset` for all: its JSON and CSV readers guess types a block at a time
@@ -27,7 +28,7 @@ from datasets import Dataset
 
 from memvec.errors import InputError
 
-Record = tuple[int, Any, Any]
+Record = tuple[Any, ...]  # (row, id, text, further columns …)
 
 TEXT_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt")
 SUFFIXES = (*TEXT_SUFFIXES, ".parquet", ".arrow")
@@ -64,18 +65,19 @@ def file_format(path: Path) -> str | None:
     return suffix.lower() if suffix.lower() in allowed else None
 
 
-def read_file(path: Path, *, text_column: str, id_column: str | None) -> Iterator[Record]:
+def read_file(path: Path, *, text_column: str, id_column: str | None, more: Sequence[str] = ()) -> Iterator[Record]:
     """Yields the rows of one file.
 
     Args:
         path: An existing file with one of `SUFFIXES`, text formats also with `.gz` behind it.
         text_column: Name of the field with the text. A `.txt` file has none: each line is a text.
         id_column: Name of the field with the id, or None where rows have none.
+        more: Names of further fields, which a row need not have.
 
     Yields:
-        `(row, id, text)`: row is a line number from 1 (text formats; the last line of a CSV record of several) or a row
-        number from 0 (columnar formats and JSON arrays); id and text are what the file holds, of whatever type, or
-        `MISSING`; text may be `Malformed`.
+        `(row, id, text, *more)`: row is a line number from 1 (text formats; the last line of a CSV record of several)
+        or a row number from 0 (columnar formats and JSON arrays); the others are what the file holds, of whatever type,
+        or `MISSING`; text may be `Malformed`.
 
     Raises:
         InputError: The file is empty, cannot be read, or no row of it has the text column.
@@ -86,19 +88,21 @@ def read_file(path: Path, *, text_column: str, id_column: str | None) -> Iterato
         if path.stat().st_size == 0:
             raise InputError(f"{path}: the file is empty")
         if kind in readers:
-            yield from readers[kind](path, text_column, id_column)
+            yield from readers[kind](path, text_column, id_column, more)
         else:
-            yield from _read_columnar(path, text_column, id_column)
+            yield from _read_columnar(path, text_column, id_column, more)
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 ({error.reason} at byte {error.start} of what was being read)") from error
     except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
         raise InputError(f"{path}: cannot be read: {one_line(error)}") from error
 
 
-def read_dataset(dataset: Dataset, *, name: str, text_column: str, id_column: str | None) -> Iterator[Record]:
+def read_dataset(
+    dataset: Dataset, *, name: str, text_column: str, id_column: str | None, more: Sequence[str] = ()
+) -> Iterator[Record]:
     """Yields the rows of a loaded dataset, as `read_file` does; `name` stands for it in messages."""
     batches = dataset.with_format("arrow").iter(RECORDS_PER_READ)
-    yield from _records_of_tables(batches, dataset.column_names, name, text_column, id_column)
+    yield from _records_of_tables(batches, dataset.column_names, name, text_column, id_column, more)
 
 
 def one_line(error: BaseException) -> str:
@@ -120,12 +124,12 @@ def _decoded_lines(path: Path) -> Iterator[tuple[int, str]]:
                 raise InputError(f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start})") from error
 
 
-def _read_txt(path: Path, text_column: str, id_column: str | None) -> Iterator[Record]:
+def _read_txt(path: Path, text_column: str, id_column: str | None, more: Sequence[str]) -> Iterator[Record]:
     for number, line in _decoded_lines(path):
-        yield number, MISSING, line.rstrip("\r\n")
+        yield number, MISSING, line.rstrip("\r\n"), *(MISSING for _ in more)
 
 
-def _read_json(path: Path, text_column: str, id_column: str | None) -> Iterator[Record]:
+def _read_json(path: Path, text_column: str, id_column: str | None, more: Sequence[str]) -> Iterator[Record]:
     seen: set[str] = set()
     found_text = False
     for number, record in _json_records(path):
@@ -135,7 +139,8 @@ def _read_json(path: Path, text_column: str, id_column: str | None) -> Iterator[
         found_text = found_text or text_column in record
         if not found_text and len(seen) < 20:
             seen.update(record)
-        yield number, MISSING if id_column is None else record.get(id_column, MISSING), record.get(text_column, MISSING)
+        record_id = MISSING if id_column is None else record.get(id_column, MISSING)
+        yield number, record_id, record.get(text_column, MISSING), *(record.get(name, MISSING) for name in more)
     if not found_text:
         raise _missing_column(str(path), text_column, sorted(seen))
 
@@ -163,7 +168,7 @@ def _parse_json(content: str, place: str) -> Any:
         raise InputError(f"{place}: JSON that cannot be read ({one_line(error)})") from error
 
 
-def _read_csv(path: Path, text_column: str, id_column: str | None) -> Iterator[Record]:
+def _read_csv(path: Path, text_column: str, id_column: str | None, more: Sequence[str]) -> Iterator[Record]:
     delimiter = "\t" if file_format(path) == ".tsv" else ","
     lines = (line for _, line in _decoded_lines(path))
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
@@ -179,7 +184,8 @@ def _read_csv(path: Path, text_column: str, id_column: str | None) -> Iterator[R
             if len(fields) > len(header):  # most often a text with a delimiter and no quotes: not all of it is here
                 text = Malformed(f"{len(fields)} fields, where the header has {len(header)} (a text without quotes?)")
             record_id = MISSING if id_at is None else fields[id_at] if id_at < len(fields) else None
-            yield reader.line_num, _whole_number(record_id), text
+            others = (dict(zip(header, fields, strict=False)).get(name, MISSING) for name in more)
+            yield reader.line_num, _whole_number(record_id), text, *others
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: not {file_format(path)} ({one_line(error)})") from error
 
@@ -191,17 +197,17 @@ def _whole_number(value: Any) -> Any:
     return value
 
 
-def _read_columnar(path: Path, text_column: str, id_column: str | None) -> Iterator[Record]:
+def _read_columnar(path: Path, text_column: str, id_column: str | None, more: Sequence[str]) -> Iterator[Record]:
     if file_format(path) == ".parquet":
         with pq.ParquetFile(path) as file:
-            columns = [name for name in (text_column, id_column) if name in file.schema_arrow.names]
+            columns = [name for name in (text_column, id_column, *more) if name in file.schema_arrow.names]
             batches = file.iter_batches(RECORDS_PER_READ, columns=columns)
-            yield from _records_of_tables(batches, file.schema_arrow.names, str(path), text_column, id_column)
+            yield from _records_of_tables(batches, file.schema_arrow.names, str(path), text_column, id_column, more)
         return
     with pa.memory_map(str(path)) as source:
         reader = _open_arrow(source)
         batches = (reader.get_batch(i) for i in range(reader.num_record_batches)) if _is_ipc_file(reader) else reader
-        yield from _records_of_tables(batches, reader.schema.names, str(path), text_column, id_column)
+        yield from _records_of_tables(batches, reader.schema.names, str(path), text_column, id_column, more)
 
 
 def _open_arrow(source: pa.MemoryMappedFile) -> pa.RecordBatchStreamReader | pa.RecordBatchFileReader:
@@ -218,16 +224,17 @@ def _is_ipc_file(reader: Any) -> bool:
 
 
 def _records_of_tables(
-    tables: Any, names: list[str], source: str, text_column: str, id_column: str | None
+    tables: Any, names: list[str], source: str, text_column: str, id_column: str | None, more: Sequence[str]
 ) -> Iterator[Record]:
     _check_columns(source, names, text_column, id_column)
     row = 0
     for table in tables:
-        texts = _python_values(table.column(text_column), source, row)
-        has_id = id_column in names
-        ids = _python_values(table.column(id_column), source, row) if has_id else [MISSING] * len(texts)
-        for record_id, text in zip(ids, texts, strict=True):
-            yield row, record_id, text
+        columns = [
+            _python_values(table.column(name), source, row) if name in names else [MISSING] * table.num_rows
+            for name in (id_column, text_column, *more)
+        ]
+        for fields in zip(*columns, strict=True):
+            yield row, *fields
             row += 1
 
 

@@ -40,11 +40,16 @@ class Source:
     name: str
     content: Path | datasets.Dataset
 
-    def records(self, *, text_column: str, id_column: str | None) -> Iterator[Record]:
-        """Yields `(row, id, text)` as `memvec.data.reader` says."""
+    @property
+    def has_columns(self) -> bool:
+        """Whether its rows have named fields; the lines of a `.txt` file have none."""
+        return not isinstance(self.content, Path) or file_format(self.content) != ".txt"
+
+    def records(self, *, text_column: str, id_column: str | None, more: Sequence[str] = ()) -> Iterator[Record]:
+        """Yields `(row, id, text, *more)` as `memvec.data.reader` says."""
         if isinstance(self.content, Path):
-            return read_file(self.content, text_column=text_column, id_column=id_column)
-        return read_dataset(self.content, name=self.name, text_column=text_column, id_column=id_column)
+            return read_file(self.content, text_column=text_column, id_column=id_column, more=more)
+        return read_dataset(self.content, name=self.name, text_column=text_column, id_column=id_column, more=more)
 
     def digest(self, *, columns: Sequence[str | None]) -> str:
         """Returns a hex SHA-256 of the file's bytes, or of the named columns of the dataset."""

@@ -23,8 +23,12 @@ import transformers
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -245,8 +249,57 @@ def load_backbone(
     Raises:
         ModelError: There is no such model, or it has no causal decoder.
     """
+    model: Any = _load_model(
+        AutoModel,
+        name_or_path,
+        dtype=dtype,
+        revision=revision,
+        attn_implementation=attn_implementation,
+        trust_remote_code=trust_remote_code,
+        use_safetensors=use_safetensors,
+    )
+    decoder = model.get_decoder()  # of a vision-language model the text path; else the model itself
+    return Backbone(decoder, layer=layer).eval()
+
+
+def load_language_model(
+    name_or_path: str,
+    *,
+    dtype: torch.dtype,
+    revision: str | None = None,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    use_safetensors: bool = True,
+) -> PreTrainedModel:
+    """Loads the whole model, with its language-model head; arguments and errors as for `load_backbone`."""
+    config = load_config(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+    sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+    model: Any = _load_model(
+        AutoModelForImageTextToText if sees else AutoModelForCausalLM,
+        name_or_path,
+        dtype=dtype,
+        revision=revision,
+        attn_implementation=attn_implementation,
+        trust_remote_code=trust_remote_code,
+        use_safetensors=use_safetensors,
+    )
+    loaded: PreTrainedModel = model.eval()
+    return loaded
+
+
+def _load_model(
+    auto: Any,
+    name_or_path: str,
+    *,
+    dtype: torch.dtype,
+    revision: str | None,
+    attn_implementation: str | None,
+    trust_remote_code: bool,
+    use_safetensors: bool,
+) -> PreTrainedModel:
+    """Loads a model as one of transformers' Auto classes has it, and refuses one whose weights are not all there."""
     with _model_errors(name_or_path), _quiet_loading():
-        model, found = AutoModel.from_pretrained(
+        model, found = auto.from_pretrained(
             name_or_path,
             revision=revision,
             dtype=dtype,
@@ -268,6 +321,5 @@ def load_backbone(
         )
     if model.config.is_encoder_decoder:
         raise ModelError(f"model.name_or_path={name_or_path}: an encoder-decoder model; memvec needs a causal decoder")
-    decoder = model.get_decoder()  # of a vision-language model the text path; else the model itself
-    decoder.requires_grad_(False)
-    return Backbone(decoder, layer=layer).eval()
+    loaded: PreTrainedModel = model.requires_grad_(False)
+    return loaded

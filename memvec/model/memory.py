@@ -1,7 +1,7 @@
 """Gets through a batch that does not fit into memory.
 
-In: a function that computes some rows of a batch. Out: its result for all of them, with NaN where a single row does not
-fit.
+In: a function that computes some rows of a batch. Out: its result for all of them, with NaN, or what else was asked
+for, where a single row does not fit.
 
 How: on a real out-of-memory error, and no other, the rows are halved and both halves tried, down to one. The error is
 let go of before the next try: its traceback holds the very tensors that are too many.
@@ -30,7 +30,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def compute_in_parts(
-    compute: Callable[[slice], torch.Tensor], *, rows: int, most: int, dimension: int, may_halve: bool = True
+    compute: Callable[[slice], torch.Tensor],
+    *,
+    rows: int,
+    most: int,
+    dimension: int,
+    may_halve: bool = True,
+    missing: float = torch.nan,
 ) -> tuple[torch.Tensor, list[int]]:
     """Computes all rows of a batch in as few parts as memory allows.
 
@@ -40,9 +46,10 @@ def compute_in_parts(
         most: Most rows in a part.
         dimension: D.
         may_halve: Whether a part that does not fit may be tried as two; false where other processes compute along.
+        missing: What stands in the place of a row that does not fit.
 
     Returns:
-        `[B, D]`, and the positions of rows that do not fit even alone, whose vectors are NaN.
+        `[B, D]`, and the positions of rows that do not fit even alone, which are filled with `missing`.
 
     Raises:
         ModelError: A part does not fit, and it may not be halved.
@@ -76,5 +83,5 @@ def compute_in_parts(
         waiting += [slice(middle, part.stop), slice(part.start, middle)]
     device = next(iter(parts.values())).device if parts else None
     for row in too_large:
-        parts[row] = torch.full((1, dimension), torch.nan, device=device)
+        parts[row] = torch.full((1, dimension), missing, device=device)
     return torch.cat([parts[start] for start in sorted(parts)]), sorted(too_large)

@@ -92,7 +92,7 @@ class Finalizer:
             dimension=self.journal.dimension,
         )
 
-    def write_vectors(self, *, rank: int = 0, world_size: int = 1) -> None:
+    def write_results(self, *, rank: int = 0, world_size: int = 1) -> None:
         """Writes this rank's share of the Parquet files.
 
         Raises:

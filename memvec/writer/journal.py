@@ -1,12 +1,13 @@
 """The journal: what a run has computed so far, in append-only files that survive whatever kills the run.
 
-In: row numbers and their vectors, or the reason why a row has none. Out: for every row, where its vector lies.
+In: row numbers and what was computed for them, or the reason why there is nothing. Out: for every row, where its result
+lies. A result is a vector (`read_journal` below) or whatever else a record batch holds (`memvec.generation.outputs`).
 
 How: every process of every attempt writes a file of its own, a frame a flush:
 
     magic (8 bytes) | payload length (8) | CRC-32 of the payload (4) | zeros to 64 | payload | zeros to a multiple of 64
 
-where the payload is an Arrow IPC stream of one record batch `(index, vector, reason)`. A frame is whole or it does not
+where the payload is an Arrow IPC stream of one record batch `(index, …, reason)`. A frame is whole or it does not
 count: a torn tail and a damaged middle fail their length or checksum, are reported, and their rows are computed again.
 Reading goes on at the next magic. Why not one Arrow stream a file: a stream ends at its first damage.
 
@@ -20,7 +21,7 @@ import mmap
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -47,6 +48,18 @@ def journal_schema(dimension: int) -> pa.Schema:
     )
 
 
+def vector_rows(index: NDArray[np.int64], vectors: NDArray[np.float32]) -> pa.RecordBatch:
+    """Returns rows of a frame.
+
+    Args:
+        index: Row numbers, `[B]`.
+        vectors: `[B, D]` float32.
+    """
+    schema = journal_schema(vectors.shape[1])
+    values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+    return pa.record_batch([pa.array(index), values, pa.nulls(len(index), pa.string())], schema=schema)
+
+
 class JournalWriter:
     """Appends frames to a new file of this process's own.
 
@@ -62,19 +75,32 @@ class JournalWriter:
         self.path, self._descriptor = _create(folder, rank)
 
     def append(self, index: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
-        """Appends one frame of computed rows.
-
-        Args:
-            index: Row numbers, `[B]`.
-            vectors: `[B, D]` float32.
-        """
-        values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
-        self._write(index, values, pa.nulls(len(index), pa.string()))
+        """Appends one frame of computed vectors; `index` is `[B]`, `vectors` `[B, D]`."""
+        self.append_rows(vector_rows(index, vectors))
 
     def reject(self, index: int, reason: str, *, dimension: int) -> None:
         """Appends one frame that says why a row has no vector."""
-        nothing = pa.nulls(1, pa.list_(pa.float32(), dimension))
-        self._write(np.asarray([index], dtype=np.int64), nothing, pa.array([reason]))
+        row = [pa.array([index]), pa.nulls(1, pa.list_(pa.float32(), dimension)), pa.array([reason])]
+        self.append_rows(pa.record_batch(row, schema=journal_schema(dimension)))
+
+    def append_rows(self, rows: pa.RecordBatch) -> None:
+        """Appends one frame.
+
+        Args:
+            rows: With the columns `index` and `reason`, and between them what was computed.
+        """
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, rows.schema) as writer:
+            writer.write_batch(rows)
+        payload = sink.getvalue()
+        padding = bytes(-len(payload) % ALIGNMENT)
+        if os.fstat(self._descriptor).st_nlink == 0:
+            raise FileNotFoundError(f"{self.path} was removed while the run was writing to it")
+        frame = memoryview(b"".join([HEADER.pack(MAGIC, len(payload), zlib.crc32(payload)), payload, padding]))
+        while frame:  # write may take less than it is given
+            frame = frame[os.write(self._descriptor, frame) :]
+        if self.fsync == "flush":
+            os.fsync(self._descriptor)
 
     def __enter__(self) -> JournalWriter:
         return self
@@ -93,21 +119,6 @@ class JournalWriter:
                 self.path.unlink(missing_ok=True)
         finally:
             os.close(descriptor)
-
-    def _write(self, index: NDArray[np.int64], vectors: pa.Array, reasons: pa.Array) -> None:
-        schema = journal_schema(vectors.type.list_size)
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, schema) as writer:
-            writer.write_batch(pa.record_batch([pa.array(index), vectors, reasons], schema=schema))
-        payload = sink.getvalue()
-        padding = bytes(-len(payload) % ALIGNMENT)
-        if os.fstat(self._descriptor).st_nlink == 0:
-            raise FileNotFoundError(f"{self.path} was removed while the run was writing to it")
-        frame = memoryview(b"".join([HEADER.pack(MAGIC, len(payload), zlib.crc32(payload)), payload, padding]))
-        while frame:  # write may take less than it is given
-            frame = frame[os.write(self._descriptor, frame) :]
-        if self.fsync == "flush":
-            os.fsync(self._descriptor)
 
 
 def _create(folder: Path, rank: int) -> tuple[Path, int]:
@@ -161,18 +172,39 @@ def read_journal(folder: Path, *, rows: int) -> JournalIndex:
         folder: The journal's folder; without files the index is empty.
         rows: N, how many rows the run has; a frame that names others is damaged.
     """
-    files = sorted(folder.glob(f"*{SUFFIX}"))
+    files = journal_files(folder)
     index = JournalIndex(files, np.full(rows, -1, dtype=np.int32), np.zeros(rows, dtype=np.int64))
+    for number, batch, address in read_frames(files, rows=rows, damaged=index.damaged):
+        _enter(index, batch, number, address)
+    return index
+
+
+def journal_files(folder: Path) -> list[Path]:
+    """Returns the journal's files, in a fixed order."""
+    return sorted(folder.glob(f"*{SUFFIX}"))
+
+
+def read_frames(files: Sequence[Path], *, rows: int, damaged: list[str]) -> Iterator[tuple[int, pa.RecordBatch, int]]:
+    """Yields every whole frame: its file's position in `files`, its record batch, and where that file is mapped.
+
+    Args:
+        files: Of `journal_files`.
+        rows: N, how many rows the run has; a frame that names others is damaged.
+        damaged: Gets one sentence for every piece of a file that had to be passed over.
+    """
     for number, path in enumerate(files):
         if path.stat().st_size == 0:
             continue
         with path.open("rb") as stream:  # the mapping outlives the file's descriptor, and goes with its last reader
             content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        for batch in _frames(content, path.name, index.damaged):
-            _enter(index, batch, number, pa.py_buffer(content).address)
-    for sentence in index.damaged:
+        for batch in _frames(content, path.name, damaged):
+            index = batch.column(INDEX).to_numpy()
+            if len(index) and not (index.min() >= 0 and index.max() < rows):
+                damaged.append(f"{path.name}: a frame that names rows which this run has not")
+                continue
+            yield number, batch, pa.py_buffer(content).address
+    for sentence in damaged:
         log.warning("journal: %s; the rows in them are computed again", sentence)
-    return index
 
 
 def _frames(content: mmap.mmap, name: str, damaged: list[str]) -> Iterator[pa.RecordBatch]:
@@ -209,9 +241,6 @@ def _payload(content: mmap.mmap, view: pa.Buffer, at: int) -> pa.Buffer | None:
 def _enter(index: JournalIndex, batch: pa.RecordBatch, number: int, address: int) -> None:
     """Enters a frame's rows; `address` is where its file is mapped."""
     rows = batch.column(INDEX).to_numpy()
-    if len(rows) and not (rows.min() >= 0 and rows.max() < len(index.file)):
-        index.damaged.append(f"{index.files[number].name}: a frame that names rows which this run has not")
-        return
     vectors, reasons = batch.column(VECTOR), batch.column(REASON)
     if reasons.null_count < len(rows):
         index.reasons.update(zip(rows.tolist(), reasons.to_pylist(), strict=True))

@@ -92,7 +92,7 @@ def test_vectors_of_any_order_and_rank_come_out_in_input_order(prepared: Callabl
     append(folder, list(range(19, -1, -2)), rank=0)
     append(folder, list(range(0, 20, 2)), rank=1)
     finalizer = Finalizer(folder)
-    finalizer.write_vectors()
+    finalizer.write_results()
     assert_complete(folder)
     assert files(folder) == ["part-00000-of-00001.parquet"]
     counts = finalizer.counts
@@ -105,7 +105,7 @@ def test_finalising_twice_changes_nothing(prepared: Callable[..., RunFolder], tw
     before: dict[str, tuple[int, bytes]] = {}
     for _ in range(2):
         finalizer = Finalizer(folder)
-        finalizer.write_vectors()
+        finalizer.write_results()
         finalizer.write_rejected()
         after = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.vectors.iterdir()}
         assert not before or after == before
@@ -119,12 +119,12 @@ def test_a_part_that_is_there_is_kept_and_a_missing_one_is_written(
 ) -> None:
     folder = prepared()
     append(folder, list(range(20)))
-    Finalizer(folder).write_vectors()
+    Finalizer(folder).write_results()
     kept, lost = (folder.vectors / f"part-0000{n}-of-00013.parquet" for n in (3, 4))
     written = kept.stat().st_mtime_ns
     lost.unlink()
     (folder.vectors / f".{lost.name}.1.partial").write_bytes(b"PAR1 what a killed process left")
-    Finalizer(folder).write_vectors()
+    Finalizer(folder).write_results()
     assert kept.stat().st_mtime_ns == written
     assert_complete(folder)
 
@@ -137,7 +137,7 @@ def test_ranks_write_every_part_once(
     append(folder, list(range(20)))
     seen: set[str] = set()
     for rank in reversed(range(world_size)):
-        Finalizer(folder).write_vectors(rank=rank, world_size=world_size)
+        Finalizer(folder).write_results(rank=rank, world_size=world_size)
         new = set(files(folder)) - seen
         assert len(new) == len(range(rank, 13, world_size))
         seen |= new
@@ -148,7 +148,7 @@ def test_ranks_write_every_part_once(
 def test_parts_hold_as_many_rows_as_fit(prepared: Callable[..., RunFolder], two_rows_a_file: None) -> None:
     folder = prepared()
     append(folder, list(range(20)))
-    Finalizer(folder).write_vectors()
+    Finalizer(folder).write_results()
     rows = [pq.read_metadata(folder.vectors / name).num_rows for name in files(folder)]
     assert rows == [2] * 12 + [1]
 
@@ -157,7 +157,7 @@ def test_several_row_groups_keep_the_order(prepared: Callable[..., RunFolder], m
     monkeypatch.setattr(finalize, "ROWS_PER_GROUP", 7)
     folder = prepared()
     append(folder, list(range(20)))
-    Finalizer(folder).write_vectors()
+    Finalizer(folder).write_results()
     assert pq.read_metadata(folder.vectors / files(folder)[0]).num_row_groups == 4
     assert_complete(folder)
 
@@ -181,7 +181,7 @@ def test_rows_that_could_not_be_computed_are_rejected_behind_those_of_the_input(
     append(folder, [row for row in range(20) if row != 3])
     reject(folder, 3, "not finite")
     finalizer = Finalizer(folder)
-    finalizer.write_vectors()
+    finalizer.write_results()
     finalizer.write_rejected()
     assert (finalizer.counts.entries, finalizer.counts.rejected) == (23, 3)
     assert read(folder)["id"][:] == [f"m/{n}" for n in range(25) if n % 20 != 3]
@@ -202,7 +202,7 @@ def test_a_row_computed_later_counts_although_an_attempt_gave_it_up(prepared: Ca
     reject(folder, 0, "out of memory")
     append(folder, [0])
     finalizer = Finalizer(folder)
-    finalizer.write_vectors()
+    finalizer.write_results()
     finalizer.write_rejected()
     assert (finalizer.counts.entries, finalizer.counts.rejected) == (1, 0)
     assert read_rejected(folder.rejected) == []
@@ -212,7 +212,7 @@ def test_a_row_computed_later_counts_although_an_attempt_gave_it_up(prepared: Ca
 def test_the_text_is_kept_where_it_is_wanted(keep_text: bool, prepared: Callable[..., RunFolder]) -> None:
     folder = prepared()
     append(folder, list(range(20)))
-    Finalizer(folder, keep_text=keep_text).write_vectors()
+    Finalizer(folder, keep_text=keep_text).write_results()
     columns = ["id", "text", "vector", "num_tokens"]
     assert read(folder).column_names == (columns if keep_text else [name for name in columns if name != "text"])
 
@@ -222,7 +222,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_of_one_line(prepared: Calla
     append(folder, list(range(20)))
     folder.vectors.write_text("a file in its place")
     with pytest.raises(WriterError, match="cannot be written") as caught:
-        Finalizer(folder).write_vectors()
+        Finalizer(folder).write_results()
     assert "\n" not in str(caught.value)
 
 

@@ -1,0 +1,109 @@
+"""Hydra entry: conversations in, memory texts and their vectors out.
+
+    python -m memvec.extract data.path=conversations.jsonl output_dir=runs/a
+
+    conversations ─ memvec.generate ─> memory texts ─ memvec.predict ─> vectors
+
+In: a composed configuration (conf/extract.yaml). Out: a run folder as `memvec.predict` leaves it, so `memvec.load`
+reads it, and within it `memories/`, as `memvec.generate` leaves it. Killed in either stage, the same command goes on
+there.
+
+The weights are loaded once where both stages use the same model: the decoder that wrote the texts computes the vectors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from memvec.build import run_folder
+from memvec.cli import main
+from memvec.errors import InputError
+from memvec.generate import memory_stage
+from memvec.generation.module import GenerationModule
+from memvec.generation.summary import GenerationSummary
+from memvec.model.backbone import Backbone
+from memvec.model.module import HiddenStateModule
+from memvec.model.packing import unpack
+from memvec.predict import vector_stage
+from memvec.run import MEMORIES
+from memvec.stage import run_stage
+from memvec.summary import RunSummary
+
+SHARED_BY_BOTH = ("model", "trainer", "resume", "profile")
+
+
+@dataclass(frozen=True)
+class ExtractSummary:
+    """What both stages came to.
+
+    Args:
+        memories: Of the first.
+        vectors: Of the second.
+    """
+
+    memories: GenerationSummary
+    vectors: RunSummary
+
+    def lines(self) -> list[str]:
+        """Returns the closing summary."""
+        return [*self.memories.lines(), *self.vectors.lines()]
+
+
+def extract(cfg: DictConfig) -> ExtractSummary:
+    """Runs both stages, or goes on in the one in which an earlier attempt stopped.
+
+    Args:
+        cfg: The configuration, as `memvec.compose(…, config_name="extract")` returns it, with `output_dir` set.
+
+    Returns:
+        The summary of both.
+
+    Raises:
+        InputError: No memory was found, so there is nothing to compute vectors of.
+        MemvecError: Something in the configuration, input, model or folder is wrong; the message says what.
+    """
+    folder = run_folder(cfg)
+    first = memory_stage(_memories_config(cfg, folder.root / MEMORIES))
+    memories = cast(GenerationSummary, run_stage(first, is_last=False))
+    if memories.generation.memories == 0:
+        raise InputError(f"{first.folder.root}: no memory was found in {memories.generation.windows} windows")
+    second = vector_stage(_vectors_config(cfg, first.folder.memories))
+    second.follow(first)
+    share_weights(cast(GenerationModule, first.module), second.module)
+    return ExtractSummary(memories, run_stage(second))
+
+
+def share_weights(generator: GenerationModule, module: HiddenStateModule) -> bool:
+    """Gives the decoder that has generated to the module that computes vectors, where it is the same model.
+
+    Returns:
+        Whether it is; it is not loaded where the first stage was complete already, or ran in other processes.
+    """
+    described = [(m.location, m.revision, m.attn_implementation) for m in (generator, module)]
+    if generator.backbone is None or described[0] != described[1]:
+        return False
+    unpack(generator.backbone.decoder)  # the second stage chooses its own kernels
+    generator.language_model = None  # its head is not needed any more
+    module.backbone = Backbone(generator.backbone.decoder, layer=module.layer).eval()
+    return True
+
+
+def _memories_config(cfg: DictConfig, output_dir: Path) -> DictConfig:
+    """Returns the configuration of the first stage, as conf/generate.yaml has it."""
+    own = {"data": cfg.data, "generation": cfg.generation, "writer": cfg.outputs, "output_dir": str(output_dir)}
+    return OmegaConf.create({**own, **{name: cfg[name] for name in SHARED_BY_BOTH}})
+
+
+def _vectors_config(cfg: DictConfig, memories: Path) -> DictConfig:
+    """Returns the configuration of the second stage, as conf/predict.yaml has it."""
+    data = OmegaConf.merge(cfg.vectors, {"path": str(memories)})
+    own = {"data": data, "prompt": cfg.prompt, "writer": cfg.writer, "output_dir": cfg.output_dir}
+    return OmegaConf.create({**own, **{name: cfg[name] for name in SHARED_BY_BOTH}})
+
+
+if __name__ == "__main__":
+    main(extract, config_name="extract")

@@ -1,0 +1,77 @@
+"""Hydra entry: conversations in, memory texts out.
+
+    python -m memvec.generate data.path=conversations.jsonl output_dir=runs/memories
+
+    read + validate -> cut into windows -> tokenise -> length-grouped batches -> generate -> parse -> journal
+      -> once more what could not be parsed -> memories in order, as Parquet and JSON lines
+
+In: a composed configuration (conf/generate.yaml). Out: a finished run folder, and its summary. `memvec.predict` takes
+any of its files as `data.path`; `memvec.extract` does both.
+
+The parts are connected here; `memvec.stage` runs them.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from omegaconf import DictConfig
+
+from memvec.build import (
+    build_conversations,
+    build_generator,
+    build_output_writer,
+    build_trainer,
+    run_folder,
+)
+from memvec.cli import main
+from memvec.generation.finalize import MemoryFinalizer
+from memvec.generation.outputs import ATTEMPTS
+from memvec.generation.summary import GenerationSummary
+from memvec.logs import ignore_known_warnings
+from memvec.metrics import Stopwatch
+from memvec.stage import Stage, run_stage
+
+
+def generate(cfg: DictConfig) -> GenerationSummary:
+    """Runs the whole flow, or goes on with it where an earlier attempt stopped.
+
+    Args:
+        cfg: The configuration, as `memvec.compose(…, config_name="generate")` returns it, with `output_dir` set.
+
+    Returns:
+        The finished run's summary.
+
+    Raises:
+        MemvecError: Something in the configuration, input, model or folder is wrong; the message says what.
+    """
+    return cast(GenerationSummary, run_stage(memory_stage(cfg)))
+
+
+def memory_stage(cfg: DictConfig) -> Stage:
+    """Returns the parts of the flow, connected: conversations -> data module -> module -> writer -> results."""
+    ignore_known_warnings()
+    stopwatch = Stopwatch()
+    folder = run_folder(cfg)
+    with stopwatch.stage("build"):
+        module = build_generator(cfg)
+        datamodule = build_conversations(cfg, module, folder)
+        writer = build_output_writer(cfg, folder)
+        trainer = build_trainer(cfg, writer, folder)
+    return Stage(
+        cfg=cfg,
+        folder=folder,
+        module=module,
+        datamodule=datamodule,
+        trainer=trainer,
+        results=lambda: MemoryFinalizer(folder, module.prompt.instructions),
+        stopwatch=stopwatch,
+        what="windows",
+        attempts=ATTEMPTS,
+        keeps_history=False,
+        summary=GenerationSummary,
+    )
+
+
+if __name__ == "__main__":
+    main(generate, config_name="generate")

@@ -1,0 +1,1 @@
+"""The earlier stage: from conversations to memory texts."""

@@ -1,0 +1,262 @@
+"""The LightningModule of generation: a batch of prompts in, what the model writes to each out.
+
+In: a left-padded `Batch` (`memvec.data.collator`). Out: `[B, G]` int64, the tokens written, -1 behind a row's end.
+
+How: transformers' `generate` on the whole model, whose decoder is the same that `HiddenStateModule` computes vectors
+with; so loading, the shared prefix, the choice of kernels and the probe before the fast path is trusted are that
+class's. What is compared here is the scores of the next two tokens. With padding on the left the shared prefix stands
+before the padding; positions are counted without it, so attention over whole keys and values cannot tell. Sliding
+windows can, since they count places, so a model with any runs without the shared prefix.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Literal
+
+import torch
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+
+from memvec.config import at_least
+from memvec.data.collator import Batch, real_tokens
+from memvec.errors import ConfigError, ModelError
+from memvec.generation.decoding import RepetitionStop, row_seed, score_processors, turn_end_ids, written_tokens
+from memvec.generation.prompt import MemoryPrompt
+from memvec.model import backbone as loading
+from memvec.model.memory import compute_in_parts
+from memvec.model.module import DTYPES, HiddenStateModule
+from memvec.model.parity import Path
+
+log = logging.getLogger(__name__)
+
+
+class GenerationModule(HiddenStateModule):
+    """Writes an answer to each prompt.
+
+    Args:
+        name_or_path: Model folder, `.gguf` file, `gguf:<package>` or Hub name.
+        prompt: What the model is asked.
+        max_new_tokens: Most tokens of an answer.
+        temperature: 0 takes the likeliest token each time; else tokens are drawn, the more evenly the higher it is.
+        top_p: Draw from the likeliest tokens that together have this probability.
+        repetition_penalty: Divides the scores of tokens that an answer has already; 1 is none.
+        retry_temperature: The temperature at which an answer that could not be understood is tried again.
+        seed: What is drawn depends on this, the row and the attempt, never on the batch.
+        revision: Of a Hub model; None is its main branch.
+        prefix_cache: As for `HiddenStateModule`, and so are the others.
+        attn_implementation: transformers' name; None is the model's default.
+        tune: Whether kernels are chosen by measuring.
+        compile: Whether norms and feed-forward blocks are compiled.
+        probe: Whether the fast path is compared with the plain one first.
+        trust_remote_code: Whether code that comes with the model may run.
+        use_safetensors: Whether pickled checkpoints are refused.
+
+    Raises:
+        ConfigError: An option does not make sense.
+        ModelError: There is no such model.
+    """
+
+    def __init__(
+        self,
+        name_or_path: str,
+        *,
+        prompt: MemoryPrompt,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        repetition_penalty: float = 1.0,
+        retry_temperature: float = 0.7,
+        seed: int = 0,
+        revision: str | None = None,
+        prefix_cache: Literal["auto", "off"] = "auto",
+        attn_implementation: str | None = None,
+        tune: Literal["auto", "off"] = "auto",
+        compile: bool = False,  # noqa: A002 - the field's name for it
+        probe: Literal["auto", "off"] = "auto",
+        trust_remote_code: bool = False,
+        use_safetensors: bool = True,
+    ) -> None:
+        super().__init__(
+            name_or_path,
+            revision=revision,
+            prefix_cache=prefix_cache,
+            attn_implementation=attn_implementation,
+            tune=tune,
+            compile=compile,
+            probe=probe,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=use_safetensors,
+        )
+        self.prompt = prompt
+        self.max_new_tokens = at_least("generation.max_new_tokens", max_new_tokens, 1)
+        self.temperature = _number("generation.temperature", temperature, least=0.0)
+        self.top_p = _number("generation.top_p", top_p, least=0.0, most=1.0)
+        self.repetition_penalty = _number("generation.repetition_penalty", repetition_penalty, least=0.1)
+        self.retry_temperature = _number("generation.retry_temperature", retry_temperature, least=0.01)
+        self.seed = at_least("generation.seed", seed, 0)
+        self.language_model: PreTrainedModel | None = None
+        self.end_token_ids: list[int] = []
+
+    def fingerprint(self, *, precision: str) -> dict[str, Any]:
+        """Returns what decides the answers to given tokens, for the run's fingerprint."""
+        described = super().fingerprint(precision=precision)
+        del described["layer"]  # all of them
+        return {
+            **described,
+            "max_new_tokens": self.max_new_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "repetition_penalty": self.repetition_penalty,
+            "retry_temperature": self.retry_temperature,
+            "seed": self.seed,
+        }
+
+    def configure_model(self) -> None:
+        """Loads the weights, in the dtype that `trainer.precision` stands for."""
+        if self.language_model is not None:
+            return
+        if self.has_shared_weights:
+            raise ModelError("generating shares no weights out over devices; allowed: trainer=default, trainer=ddp")
+        model: Any = loading.load_language_model(
+            self.location,
+            dtype=DTYPES.get(str(self.trainer.precision), torch.float32),
+            revision=self.revision,
+            attn_implementation=self.attn_implementation,
+            trust_remote_code=self.trust_remote_code,
+            use_safetensors=self.use_safetensors,
+        )
+        known: Any = model.generation_config.eos_token_id if model.generation_config is not None else None
+        ends = set(known) if isinstance(known, list) else {known} - {None}
+        self.end_token_ids = sorted(ends | turn_end_ids(self.load_tokenizer()))
+        model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call] # its own temperature and penalties are not what was asked for
+        # In this order: the backbone puts right what casting the whole model does to its float32 buffers.
+        self.language_model = model
+        self.backbone = loading.Backbone(model.get_decoder())
+
+    def share_prefix(self, input_ids: torch.Tensor) -> int:
+        """Computes the prefix that prompts share, where that is wanted and valid; returns its tokens, or 0."""
+        shared = super().share_prefix(input_ids)
+        if self.prefix is not None and any(getattr(layer, "is_sliding", False) for layer in self.prefix.cache.layers):
+            log.info("generating runs without it: sliding windows would count the padding behind it")
+            self.prefix, self.path = None, Path.BATCHED
+            return 0
+        return shared
+
+    def predict_step(self, batch: Batch, batch_idx: int = 0) -> torch.Tensor:
+        """Returns what is written to each row, `[B, max_new_tokens]` int64 with -1 behind its end.
+
+        A row that does not fit into memory even alone has written nothing at all, and `rejections` says so.
+        """
+
+        def compute(part: slice) -> torch.Tensor:
+            return self._write(self.path, batch, part)
+
+        rows = len(batch["input_ids"])
+        most = 1 if self.path is Path.ONE_BY_ONE else rows
+        written, too_large = compute_in_parts(compute, rows=rows, most=most, dimension=self.max_new_tokens, missing=-1)
+        for row in too_large:
+            tokens = int(batch["length"][row])
+            reason = f"out of memory: {tokens} tokens and {self.max_new_tokens} new ones do not fit even alone"
+            self.rejections[int(batch["index"][row])] = reason
+        return written
+
+    def _write(self, path: Path, batch: Batch, part: slice) -> torch.Tensor:
+        """Generates for some rows of a batch, `[b, max_new_tokens]`."""
+        inputs = self._inputs(path, batch, part)
+        rows, width = inputs["input_ids"].shape
+        attempt = self.trainer.datamodule.attempt  # type: ignore[attr-defined]
+        processors = score_processors(
+            seeds=[row_seed(self.seed, attempt=attempt, row=row) for row in batch["index"][part].tolist()],
+            width=width,
+            device=self.device,
+            temperature=max(self.temperature, self.retry_temperature) if attempt else self.temperature,
+            top_p=self.top_p,
+            penalty=self.repetition_penalty,
+        )
+        stop = RepetitionStop(width=width, rows=rows, device=self.device)
+        sequences = self._generate(inputs, self.max_new_tokens, processors, StoppingCriteriaList([stop])).sequences
+        return written_tokens(
+            sequences, width=width, end_token_ids=self.end_token_ids, stop=stop, room=self.max_new_tokens
+        )
+
+    def _vectors_along(self, path: Path, batch: Batch) -> tuple[torch.Tensor, list[int]]:
+        """Returns the scores of the next two tokens, `[B, 2V]`: what probe and kernels are judged by."""
+        rows = len(batch["input_ids"])
+        most = 1 if path is Path.ONE_BY_ONE else rows
+
+        def compute(part: slice) -> torch.Tensor:
+            token = int(batch["input_ids"][0, -1])  # whichever it is, the same along all paths
+            forced = LogitsProcessorList([_ForcedToken(token)])
+            output = self._generate(self._inputs(path, batch, part), 2, forced, StoppingCriteriaList(), scores=True)
+            return torch.cat(output.logits, dim=1).float()
+
+        parts = [compute(slice(start, min(start + most, rows))) for start in range(0, rows, most)]
+        return torch.cat(parts), []
+
+    def _choose_kernels(self, batch: Batch) -> None:
+        """Chooses the matrix products; the attention stays: what wins on two short rows loses on many long ones."""
+        asked, self.attn_implementation = self.attn_implementation, self._backbone().decoder.config._attn_implementation
+        super()._choose_kernels(batch)
+        self.attn_implementation = asked
+
+    def _inputs(self, path: Path, batch: Batch, part: slice) -> dict[str, Any]:
+        """Returns what `generate` takes for some rows of a batch, without the padding that none of them needs."""
+        prefix_length, length = batch["prefix_length"], batch["length"][part]
+        width = int(length.max())
+        padded = batch["input_ids"][part]
+        input_ids = torch.cat([padded[:, :prefix_length], padded[:, padded.shape[1] - width + prefix_length :]], dim=1)
+        mask = real_tokens(length, width=width, left_behind=prefix_length)
+        cache = None
+        if prefix_length and self.prefix is not None and path is Path.SHARED_PREFIX:
+            cache = self.prefix.expand(len(length))
+        return {"input_ids": input_ids, "attention_mask": mask.long(), "past_key_values": cache}
+
+    def _generate(
+        self,
+        inputs: dict[str, Any],
+        max_new_tokens: int,
+        processors: LogitsProcessorList,
+        stopping: StoppingCriteriaList,
+        *,
+        scores: bool = False,
+    ) -> Any:
+        if self.language_model is None:
+            raise RuntimeError("configure_model has not run: use this module with a Lightning Trainer")
+        config = GenerationConfig(  # type: ignore[no-untyped-call]
+            max_new_tokens=max_new_tokens,
+            do_sample=False,  # the processors draw, where anything is to be drawn
+            eos_token_id=None if scores else self.end_token_ids,
+            pad_token_id=self.end_token_ids[0],
+            return_dict_in_generate=True,
+            output_logits=scores,
+        )
+        model: Any = self.language_model
+        return model.generate(
+            **inputs, generation_config=config, logits_processor=processors, stopping_criteria=stopping
+        )
+
+
+class _ForcedToken(LogitsProcessor):
+    """Makes one token the next, whatever the scores are."""
+
+    def __init__(self, token: int) -> None:
+        self.token = token
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Returns scores `[B, V]` of which the token's is the largest."""
+        forced: Any = torch.full_like(scores, -1.0)
+        forced[:, self.token] = 1.0
+        return forced  # type: ignore[no-any-return]
+
+
+def _number(name: str, value: Any, *, least: float, most: float | None = None) -> float:
+    """Returns a number within limits.
+
+    Raises:
+        ConfigError: It is none, or outside of them.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not value >= least or (most is not None and value > most):
+        allowed = f"a number of at least {least}" if most is None else f"a number from {least} to {most}"
+        raise ConfigError(f"{name}={value}: allowed: {allowed}")
+    return float(value)

@@ -1,0 +1,33 @@
+"""The lines a finished generation closes with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from memvec.generation.finalize import GenerationCounts
+from memvec.summary import RunSummary
+
+
+@dataclass(frozen=True)
+class GenerationSummary(RunSummary):
+    """A finished run of generation; see `RunSummary` for what it holds."""
+
+    @property
+    def generation(self) -> GenerationCounts:
+        """What became of conversations and windows."""
+        return GenerationCounts(**self.manifest["counts"])
+
+    def lines(self) -> list[str]:
+        """Returns the closing summary."""
+        counts = self.generation
+        found = f"{counts.with_memories:,} with memories, {counts.nothing:,} with nothing to remember"
+        failed = f"{counts.failed:,} not understood" + (f" (why: {self.folder.failed})" if counts.failed else "")
+        rejected = f"{counts.rejected:,}" + (f" (why: {self.folder.rejected})" if counts.rejected else "")
+        tokens, windows = self.metrics["output_tokens_per_second"], self.metrics["entries_per_second"]
+        return [
+            f"memories   {counts.memories:,} of {counts.conversations:,} conversations",
+            f"windows    {counts.windows:,}: {found}, {failed}",
+            f"rejected   {rejected}",
+            f"written    {tokens:,.0f} tokens/s ({windows:,.2f} windows/s; {self.manifest['notes']['path']})",
+            f"memories   {self.folder.memories}",
+        ]

@@ -1,0 +1,162 @@
+"""Reads conversations: whose messages they are, or the paragraphs of a document, as rows that can be validated.
+
+In: sources (`memvec.data.source`) whose rows hold a list of messages, in LoCoMo's spelling (`speaker`, `text`) or
+OpenAI's (`role`, `content`), or a text; a `.txt` file is one text, and its name the id. Out: `(row, id, transcript)` as
+any other reader yields it, where the transcript is a `Transcript` written as JSON, or says what is wrong with the row
+(`Malformed`). So `memvec.data.dataset.write_entries` validates, counts and stores conversations as it does memory
+texts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from memvec.data.dataset import lone_surrogate
+from memvec.data.reader import MISSING, Malformed, Record
+from memvec.data.source import Source
+
+SPEAKER_KEYS = ("speaker", "role")
+TEXT_KEYS = ("text", "content")
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message, or one paragraph of a document.
+
+    Args:
+        text: What was said; empty for a message without words, which keeps its number.
+        speaker: Who said it; None in a document.
+    """
+
+    text: str
+    speaker: str | None = None
+
+    def render(self) -> str:
+        """Returns the message as the model reads it."""
+        return self.text if self.speaker is None else f"{self.speaker}: {self.text}"
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """A conversation.
+
+    Args:
+        messages: In order.
+        date: When it was, in the input's own words, or None.
+    """
+
+    messages: tuple[Message, ...]
+    date: str | None = None
+
+    def to_json(self) -> str:
+        """Returns the form it is stored in."""
+        messages = [[message.speaker, message.text] for message in self.messages]
+        return json.dumps({"date": self.date, "messages": messages}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, content: str) -> Transcript:
+        """Reads what `to_json` wrote."""
+        stored = json.loads(content)
+        return cls(tuple(Message(text, speaker) for speaker, text in stored["messages"]), stored["date"])
+
+
+@dataclass(frozen=True)
+class TranscriptSource:
+    """A source of conversations.
+
+    Args:
+        source: Where the rows come from.
+        date_column: Name of the field with the date, or None.
+    """
+
+    source: Source
+    date_column: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What messages and `rejected.jsonl` call it."""
+        return self.source.name
+
+    def digest(self, *, columns: Sequence[str | None]) -> str:
+        """Returns a digest of the content, as `Source.digest` does."""
+        return self.source.digest(columns=(*columns, self.date_column))
+
+    def records(self, *, text_column: str, id_column: str | None) -> Iterator[Record]:
+        """Yields `(row, id, transcript)`.
+
+        Args:
+            text_column: Name of the field with the messages, or with a document's text.
+            id_column: Name of the field with the id, or None.
+        """
+        more = () if self.date_column is None else (self.date_column,)
+        records = self.source.records(text_column=text_column, id_column=id_column, more=more)
+        if not self.source.has_columns:
+            lines = "\n".join(record[2] for record in records)
+            yield 1, Path(self.name).stem, _to_json(lines, None)
+            return
+        for row, record_id, messages, *date in records:
+            yield row, record_id, _to_json(messages, next(iter(date), None))
+
+
+def _to_json(messages: Any, date: Any) -> Any:
+    """Returns the transcript of a row as JSON, or what is wrong with it; what is not there stays as it is."""
+    if messages is MISSING or messages is None or isinstance(messages, Malformed):
+        return messages
+    try:
+        read = _paragraphs(messages) if isinstance(messages, str) else _messages(messages)
+    except _Unusable as problem:
+        return Malformed(str(problem))
+    if not any(message.text for message in read):
+        return Malformed("no message has any text")
+    return Transcript(tuple(read), None if date is None or date is MISSING or date == "" else str(date)).to_json()
+
+
+class _Unusable(Exception):  # noqa: N818 - never leaves this module
+    """Says why a row is no conversation."""
+
+
+def _paragraphs(text: str) -> list[Message]:
+    if (at := lone_surrogate(text)) is not None:
+        raise _Unusable(f"the text has a lone surrogate at character {at}, which is not a Unicode text")
+    return [Message(line.strip()) for line in text.splitlines() if line.strip()]
+
+
+def _messages(messages: Any) -> list[Message]:
+    if not isinstance(messages, Sequence):
+        raise _Unusable(f"the messages are of type {type(messages).__name__}, not a list or a text")
+    return [_message(message, f"message {number}") for number, message in enumerate(messages)]
+
+
+def _message(message: Any, place: str) -> Message:
+    if not isinstance(message, dict):
+        raise _Unusable(f"{place} is of type {type(message).__name__}, not an object")
+    speaker = _first(message, SPEAKER_KEYS)
+    if not isinstance(speaker, str) or not speaker.strip():
+        raise _Unusable(f"{place} has no {' or '.join(map(repr, SPEAKER_KEYS))}")
+    if not any(key in message for key in TEXT_KEYS):
+        raise _Unusable(f"{place} has no {' or '.join(map(repr, TEXT_KEYS))}")
+    text = _spoken(_first(message, TEXT_KEYS), place)
+    for name, value in (("speaker", speaker), ("text", text)):
+        if lone_surrogate(value) is not None:
+            raise _Unusable(f"the {name} of {place} has a lone surrogate, which is not a Unicode text")
+    return Message(" ".join(text.split()), " ".join(speaker.split()))
+
+
+def _first(message: dict[str, Any], keys: Sequence[str]) -> Any:
+    """Returns the first value that is not null; Parquet gives every row both spellings where any row has them."""
+    return next((message[key] for key in keys if message.get(key) is not None), None)
+
+
+def _spoken(content: Any, place: str) -> str:
+    """Returns the words of a message: of OpenAI's parts the texts, of a tool call or an image nothing."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, Sequence) and all(isinstance(part, dict) for part in content):
+        return " ".join(part["text"] for part in content if isinstance(part.get("text"), str))
+    raise _Unusable(f"the text of {place} is of type {type(content).__name__}, not a string")

@@ -1,0 +1,82 @@
+"""The prediction writer of generation: what the model has written becomes text, is read, and goes to the journal.
+
+In: after each batch, its tokens. Out: rows of `memvec.generation.outputs.OUTPUT_SCHEMA`.
+
+How: in the writer's thread (`memvec.writer.prediction_writer`), so decoding and parsing cost the model no time. Whether
+an output was understood stands in the journal, so a run that goes on knows what to try again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import lightning.pytorch as pl
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerFast
+
+from memvec.generation.datamodule import ConversationDataModule
+from memvec.generation.echoes import Instructions, PromptContent
+from memvec.generation.module import GenerationModule
+from memvec.generation.outputs import OUTPUT_SCHEMA
+from memvec.generation.parser import Outcome, parse
+from memvec.schema import SPEAKERS, TEXT
+from memvec.writer.prediction_writer import JournalCallback
+
+
+class OutputWriter(JournalCallback):
+    """Appends outputs to this process's journal file.
+
+    Args:
+        journal: The journal's folder; it exists when predicting starts.
+        flush_every: Windows in a frame: at most so many, plus what was in flight, are lost when the process dies.
+        fsync: When frames reach the disk itself; see `memvec.writer.journal.JournalWriter`.
+    """
+
+    def __init__(self, journal: Path, *, flush_every: int = 8, fsync: Literal["flush", "close"] = "close") -> None:
+        super().__init__(journal, flush_every=flush_every, fsync=fsync)
+        self._module: GenerationModule | None = None
+        self._tokenizer: PreTrainedTokenizerFast | None = None
+        self._output_tokens = 0
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Opens this process's journal file."""
+        datamodule: ConversationDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        self._module = cast(GenerationModule, pl_module)
+        self._tokenizer = self._module.load_tokenizer()
+        self._instructions = self._module.prompt.instructions
+        self._windows = Dataset.from_file(str(datamodule.folder.entries))
+        self._attempt = datamodule.attempt
+        self._output_tokens = 0
+        super().on_predict_start(trainer, pl_module)
+
+    def to_rows(self, index: NDArray[np.int64], predictions: NDArray[np.int64]) -> pa.RecordBatch:
+        """Returns what was written as rows of the journal; `predictions` is `[B, G]` with -1 behind a row's end."""
+        rows = [self._to_row(row, tokens[tokens >= 0].tolist()) for row, tokens in zip(index, predictions, strict=True)]
+        return pa.RecordBatch.from_pylist(rows, schema=OUTPUT_SCHEMA)
+
+    def counters(self) -> dict[str, int]:
+        """Returns how many tokens were written since predicting started."""
+        return {"output_tokens": self._output_tokens}
+
+    def _to_row(self, row: int, tokens: list[int]) -> dict[str, Any]:
+        if self._module is None or self._tokenizer is None:
+            raise RuntimeError("predicting has not started")
+        said = {"index": row, "attempt": self._attempt, "num_tokens": len(tokens), "is_cut": False}
+        if not tokens:  # even a model that has nothing to say writes its end
+            reason = self._module.rejections.get(int(row), "the model wrote nothing")
+            return {**said, "outcome": Outcome.UNPARSEABLE.value, "reason": reason}
+        self._output_tokens += len(tokens)
+        text = str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+        is_cut = tokens[-1] not in self._module.end_token_ids
+        prompt = prompt_content(self._windows[int(row)], self._instructions)
+        outcome = parse(text, is_cut=is_cut, prompt=prompt).outcome
+        return {**said, "is_cut": is_cut, "text": text, "outcome": outcome.value}
+
+
+def prompt_content(window: dict[str, Any], instructions: Instructions) -> PromptContent:
+    """Returns what the model was given to read about a window."""
+    return PromptContent(instructions, window[TEXT], tuple(window[SPEAKERS]))
