@@ -226,9 +226,14 @@ def test_metrics_say_how_fast_and_how_padded_the_run_was(
     assert metrics["entries_per_second"] > 0
     assert metrics["peak_memory_bytes"] > 10**6
     assert all(value >= 0 for value in metrics["seconds"].values())
-    # Batches of four of the different prompts, longest first, by hand.
+    # Batches of at most four of the different prompts, longest first, none of less than 3/4 of the first, by hand.
     lengths = sorted(prompt_lengths(llama, list(dict.fromkeys(TEXTS))), reverse=True)
-    padded = sum(max(lengths[at : at + 4]) * len(lengths[at : at + 4]) for at in range(0, len(lengths), 4))
+    batches: list[list[int]] = []
+    for length in lengths:
+        if not batches or len(batches[-1]) == 4 or length < 0.75 * batches[-1][0]:
+            batches.append([])
+        batches[-1].append(length)
+    padded = sum(batch[0] * len(batch) for batch in batches)
     assert metrics["padding_share"] == pytest.approx(1 - sum(lengths) / padded)
     rate = metrics["tokens_per_second"] / metrics["entries_per_second"]
     assert rate == pytest.approx(sum(lengths) / len(lengths))
