@@ -220,16 +220,20 @@ def test_without_max_length_the_models_own_limit_holds(tiny_config: Configure, w
 def test_metrics_say_how_fast_and_how_padded_the_run_was(
     tiny_config: Configure, write_jsonl: Write, llama: Path
 ) -> None:
-    texts = ["tea " * times for times in range(1, 10)]  # alike in length: nothing but the batch size ends a batch
-    cfg = tiny_config(write_jsonl(texts), "data.batch_size=4", "model.prefix_cache=off")
+    cfg = tiny_config(write_jsonl(TEXTS), "data.batch_size=4", "model.prefix_cache=off")
     memvec.predict(cfg)
     metrics = read_json(Path(cfg.output_dir) / "metrics.json")
     assert metrics["entries_per_second"] > 0
     assert metrics["peak_memory_bytes"] > 10**6
     assert all(value >= 0 for value in metrics["seconds"].values())
-    # Batches of four, longest first, by hand.
-    lengths = sorted(prompt_lengths(llama, texts), reverse=True)
-    padded = sum(max(lengths[at : at + 4]) * len(lengths[at : at + 4]) for at in range(0, len(lengths), 4))
+    # Batches of at most four of the different prompts, longest first, none of less than 3/4 of the first, by hand.
+    lengths = sorted(prompt_lengths(llama, list(dict.fromkeys(TEXTS))), reverse=True)
+    batches: list[list[int]] = []
+    for length in lengths:
+        if not batches or len(batches[-1]) == 4 or length < 0.75 * batches[-1][0]:
+            batches.append([])
+        batches[-1].append(length)
+    padded = sum(batch[0] * len(batch) for batch in batches)
     assert metrics["padding_share"] == pytest.approx(1 - sum(lengths) / padded)
     rate = metrics["tokens_per_second"] / metrics["entries_per_second"]
     assert rate == pytest.approx(sum(lengths) / len(lengths))
@@ -322,7 +326,7 @@ def test_a_run_that_stopped_before_its_last_step_is_completed(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("memvec.writer.finalize.Finalizer.write_results", stop)
+        patch.setattr("memvec.writer.finalize.Finalizer.write_vectors", stop)
         with pytest.raises(KeyboardInterrupt):
             memvec.predict(cfg)
     assert not (Path(cfg.output_dir) / "manifest.json").exists()
