@@ -133,11 +133,12 @@ def config_error_line(error: BaseException, *, config_name: str = "predict") -> 
 def known_overrides(config_name: str = "predict") -> list[str]:
     """Returns the names of all overrides that a top-level file of conf/ declares, such as `data.batch_size`."""
     folder = conf_folder()
-    top = cast(DictConfig, OmegaConf.load(folder / f"{config_name}.yaml"))
+    top = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(folder / f"{config_name}.yaml")))
     names: set[str] = set()
-    for key in set(top) - {"defaults", "hydra"}:
-        names |= {f"{key}.{inner}" for inner in top[key]} if isinstance(top[key], DictConfig) else {str(key)}
-    groups = {str(key) for choice in top.defaults if isinstance(choice, DictConfig) for key in choice}
+    for key, value in top.items():
+        if key not in ("defaults", "hydra"):
+            names |= {f"{key}.{inner}" for inner in value} if isinstance(value, dict) else {key}
+    groups = {str(key) for choice in top["defaults"] if isinstance(choice, dict) for key in choice if "/" not in key}
     for group in groups - {"experiment"}:
         names.add(group)
         for path in (folder / group).glob("*.yaml"):

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from memvec.config import compose, conf_folder
 from memvec.data.dataset import reject_reason
-from memvec.errors import ConfigError, InputError
+from memvec.errors import SIGNALLED, ConfigError, InputError, Interrupted
 from memvec.run import RunFolder
 from memvec.schema import VECTOR
 
@@ -61,7 +61,10 @@ def encode_texts(cfg: DictConfig, texts: Sequence[str]) -> tuple[torch.Tensor, d
         with path.open("w", encoding="utf-8") as stream:
             stream.writelines(json.dumps({"text": text}) + "\n" for text in texts)
         cfg.data.path, cfg.output_dir = plain(path), plain(Path(scratch) / "run")
-        manifest = predict(cfg).manifest
+        try:
+            manifest = predict(cfg).manifest
+        except Interrupted as error:  # what it says about going on is true of folders that stay
+            raise Interrupted(error.exit_code - SIGNALLED) from error
         return read_vectors(cfg.output_dir), manifest
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import signal
 
+SIGNALLED = 128  # a shell's exit code for a process that a signal ended is this and the signal's number
+
 
 class MemvecError(Exception):
     """Root of the tree; `except memvec.MemvecError` catches whatever memvec raises on purpose."""
@@ -55,4 +57,4 @@ class Interrupted(MemvecError):  # noqa: N818 - not an error, though it ends the
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.exit_code = 128 + number
+        self.exit_code = SIGNALLED + number

@@ -95,8 +95,10 @@ def _shown(name: str, value: Any) -> str:
 
 
 def job_labels(rows: list[dict[str, Any]]) -> list[str]:
-    """Returns a short label for every job, of the settings that tell jobs apart in speed."""
-    return [f"{row['batch_size']} / {row['max_tokens']}, {row['precision']} x {row['devices']}" for row in rows]
+    """Returns a label for every job: the settings in which the jobs differ, or its number where they differ in none."""
+    measured = ("entries_per_second", "tokens_per_second", "padding_share", "peak_memory_bytes")
+    varied = [n for n in COLUMNS if n not in ("job", *measured) and len({str(row[n]) for row in rows}) > 1]
+    return [", ".join(f"{COLUMNS[n]} {row[n]}" for n in varied) or f"job {row['job']}" for row in rows]
 
 
 def write_table(folder: Path) -> list[str]:
@@ -125,7 +127,6 @@ def _plot(rows: list[dict[str, Any]], path: Path) -> None:
     axes = figure.subplots()
     axes.bar(range(len(rows)), [row["entries_per_second"] for row in rows], color="#4477aa")
     axes.set_xticks(range(len(rows)), [label.replace(", ", "\n") for label in job_labels(rows)], fontsize=8)
-    axes.set_xlabel("batch size / max tokens, precision x devices")
     axes.set_ylabel("entries per second")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)

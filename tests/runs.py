@@ -64,7 +64,8 @@ def write_run(
     writer.close()
     folder.rejected.write_text("".join(f"{line}\n" for line in rejected), encoding="utf-8")
     write_json_under(folder.fingerprint, {"model": "0" * 64, "layer": -1, "dtype": "float32"})
-    cfg = memvec.compose([f"output_dir={folder.root}", *overrides])
+    cfg = memvec.compose(overrides)
+    cfg.output_dir = str(folder.root)
     metrics = {
         **dict.fromkeys(("entries_per_second", "tokens_per_second", "padding_share"), 0.5),
         **{"computed_entries": row, "seconds": {"build": 1.0}, "peak_memory_bytes": 2**30},

@@ -157,6 +157,24 @@ def test_every_override_that_help_names_is_there() -> None:
         assert leaf in (OmegaConf.select(cfg, parent) if parent else cfg), override
 
 
+@pytest.mark.parametrize("config_name", ["search", "evaluate"])
+def test_help_of_the_other_commands_names_their_overrides(config_name: str) -> None:
+    there = set(leaves(to_container(compose(config_name=config_name)))) | {"prompt"}
+    template = OmegaConf.load(CONF / f"{config_name}.yaml").hydra.help.template
+    assert set(re.findall(r"^  ([a-z_.]+) {2,}\S", template, re.MULTILINE)) == there
+
+
+@pytest.mark.parametrize(
+    ("config_name", "override", "meant"),
+    [("search", "qeury=a", "query"), ("search", "promt=raw", "prompt"), ("evaluate", "querys=a", "queries")],
+)
+def test_a_misspelt_override_of_another_command_is_told_what_that_command_has(
+    config_name: str, override: str, meant: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"did you mean {meant}\\?"):
+        compose([override], config_name=config_name)
+
+
 def test_the_default_is_the_sample_through_the_embedded_model() -> None:
     cfg = compose()
     assert cfg.data.path == sample_path()

@@ -1,8 +1,9 @@
-"""The table of a sweep: its numbers, its files, and what it says where there is none."""
+"""The report of a sweep and of a run: numbers, files, and what is said where there is none."""
 
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +11,14 @@ import pytest
 from omegaconf import DictConfig
 
 import memvec
-from memvec.errors import RunFolderError
-from memvec.report import COLUMNS, sweep_rows, table_lines, write_report
+from memvec.errors import ExtraError, RunFolderError
+from memvec.files import write_json
+from memvec.page.sweep import sweep_page
+from memvec.report import main, write_report
+from memvec.retrieval.measures import MEASURES
 from memvec.sweep import FAILED, failed_jobs
+from memvec.sweep_table import COLUMNS, job_labels, shown_table, sweep_rows
+from tests.runs import random_vectors, write_run
 
 
 @pytest.fixture
@@ -29,7 +35,7 @@ def test_every_finished_job_is_a_row_in_the_order_of_the_jobs(sweep: Path) -> No
     rows = sweep_rows(sweep)
     assert [row["job"] for row in rows] == ["0", "2", "10"]
     assert [row["batch_size"] for row in rows] == [4, 1, 8]
-    assert all(tuple(row) == COLUMNS for row in rows)
+    assert all(tuple(row) == tuple(COLUMNS) for row in rows)
     assert all(row["entries_per_second"] > 0 for row in rows)
 
 
@@ -57,10 +63,63 @@ def test_a_plot_is_drawn_where_matplotlib_is_installed(sweep: Path) -> None:
     assert (sweep / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_tables_columns_are_aligned(sweep: Path) -> None:
-    assert len({len(line) for line in table_lines(sweep_rows(sweep))}) == 1
+def test_settings_that_few_sweeps_vary_are_shown_where_they_differ(sweep: Path) -> None:
+    rows = sweep_rows(sweep)
+    assert not {"layer", "prompt"} & set(shown_table(rows)[0])
+    rows[1]["layer"] = 3
+    header, *lines = shown_table(rows)
+    assert [line[header.index("layer")] for line in lines] == ["-1", "3", "-1"]
+    assert job_labels(rows) == ["batch size 4, layer -1", "batch size 1, layer 3", "batch size 8, layer -1"]
+    assert job_labels(rows[:1]) == ["job 0"]
+
+
+def test_a_sweeps_page_shows_its_table_and_its_evaluation(sweep: Path) -> None:
+    page = sweep_page(sweep)
+    assert [table["title"] for table in page["tables"]] == ["Jobs"]
+    assert [row["cells"] for row in page["tables"][0]["rows"]] == shown_table(sweep_rows(sweep))[1:]
+    assert page["charts"][0]["labels"] == ["batch size 4", "batch size 1", "batch size 8"]
+    measures = dict.fromkeys(MEASURES, 0.25)
+    write_json(sweep / "2" / "evaluation.json", {"measures": measures})
+    page = sweep_page(sweep)
+    assert page["tables"][1]["rows"][0]["cells"] == ["2", "one_token_zh", "-1", *["0.2500"] * 5]
+    assert page["charts"][1]["series"] == [{"name": "one_token_zh", "values": [0.25]}]
+
+
+def test_the_report_of_a_sweep_writes_its_page(sweep: Path) -> None:
+    lines = write_report(sweep)
+    assert lines[-1] == f"report     {sweep / 'report.html'}"
+    assert "batch size 8" in (sweep / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_folder_without_a_finished_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="holds no finished run of a sweep"):
         write_report(tmp_path)
+    (tmp_path / "journal").mkdir()
+    with pytest.raises(RunFolderError, match="an unfinished run; run the same command again"):
+        write_report(tmp_path)
+
+
+def test_without_scikit_learn_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path / "run", random_vectors(20))
+    for module in ("sklearn", "sklearn.decomposition"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(
+        ExtraError, match=r"map of a run needs sklearn, which is missing: pip install 'memvec\[report\]'"
+    ):
+        write_report(tmp_path / "run")
+
+
+def test_the_command_writes_the_page_or_says_in_one_line_why_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("sklearn")
+    folder = write_run(tmp_path / "run", random_vectors(20)).root
+    monkeypatch.setattr(sys, "argv", ["memvec.report", str(folder)])
+    main()
+    assert capsys.readouterr().out == f"report     {folder / 'report.html'}\n"
+    monkeypatch.setattr(sys, "argv", ["memvec.report", str(tmp_path / "nothing")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert said == f"memvec: error: {tmp_path / 'nothing'}: holds no finished run of a sweep\n"

@@ -8,6 +8,7 @@ beside which every two of them look alike.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +31,7 @@ class Neighbourhood:
     rows: NDArray[np.int64]
     scores: Vectors
 
-    def pairs(self, texts: list[str | None], most: int) -> list[tuple[float, int, int]]:
+    def pairs(self, texts: Sequence[str | None], most: int) -> list[tuple[float, int, int]]:
         """Returns the most similar pairs of entries whose texts differ, as (similarity, one, other)."""
         one = np.repeat(np.arange(len(self.rows)), self.rows.shape[1])
         other, scores = self.rows.reshape(-1), self.scores.reshape(-1)

@@ -30,6 +30,8 @@ def principal_components(vectors: Vectors) -> Vectors:
         ExtraError: scikit-learn is not installed.
     """
     decomposition = import_extra("sklearn.decomposition", extra=EXTRA, purpose=PURPOSE)
+    if not np.ptp(vectors, axis=0).any():  # one vector, or equal ones, which have no direction
+        return np.zeros((len(vectors), 1), dtype=np.float32)
     components = min(COMPONENTS, *vectors.shape)
     found: Vectors = decomposition.PCA(components, svd_solver="covariance_eigh").fit_transform(vectors)
     return found
@@ -69,7 +71,7 @@ def clusters(components: Vectors) -> tuple[NDArray[np.int64], NDArray[np.int64]]
         components: What `principal_components` returned, `[n, c]`.
 
     Returns:
-        The cluster of each, `[n]`, the largest being 0; and for each cluster the vector nearest to its centre.
+        The cluster of each, `[n]`, the largest being 0; and for each cluster its vector nearest to its centre.
     """
     clustering = import_extra("sklearn.cluster", extra=EXTRA, purpose=PURPOSE)
     # k-means warns where there are fewer different vectors than clusters.
@@ -77,5 +79,6 @@ def clusters(components: Vectors) -> tuple[NDArray[np.int64], NDArray[np.int64]]
     model = clustering.KMeans(wanted, n_init=3, random_state=0).fit(components)
     order = np.argsort(-np.bincount(model.labels_, minlength=wanted), kind="stable")
     rank = np.argsort(order)
-    central = model.transform(components).argmin(axis=0)  # [wanted]
+    own = np.eye(wanted, dtype=bool)[model.labels_]  # [n, wanted]
+    central = np.where(own, model.transform(components), np.inf).argmin(axis=0)  # [wanted]
     return rank[model.labels_].astype(np.int64), central[order].astype(np.int64)

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from memvec.api import load
 from memvec.encoding import prompt_name
-from memvec.files import read_json
-from memvec.page.contents import Json, chart, packed, table
+from memvec.page.charts import run_charts
+from memvec.page.contents import Json, packed, table
 from memvec.page.groups import Colouring, by_length, by_name, by_prefix
 from memvec.page.neighbours import NEAREST, Neighbourhood, neighbourhood
 from memvec.page.projection import clusters, positions, principal_components
@@ -35,7 +35,8 @@ MOST_POINTS = 20_000
 ROWS_OF_A_TABLE = 50
 CHARACTERS_OF_ALL_TEXTS = 4_000_000
 CHARACTERS_OF_A_TEXT = (120, 2_000)  # never less, never more
-BINS = 40
+
+Texts = Sequence[str | None]  # None where the run kept none
 
 
 def run_page(folder: RunFolder, *, most_points: int = MOST_POINTS) -> Json:
@@ -55,9 +56,7 @@ def run_page(folder: RunFolder, *, most_points: int = MOST_POINTS) -> Json:
     sample = dataset.with_format("arrow")[rows]
     lengths = sample.column(NUM_TOKENS).to_numpy()
     ids = [str(name) for name in sample.column(ID).to_pylist()]
-    texts: list[str | None] = [None] * len(ids)
-    if TEXT in sample.column_names:
-        texts = _cut(sample.column(TEXT).to_pylist())
+    texts: Texts = _cut(sample.column(TEXT).to_pylist()) if TEXT in sample.column_names else [None] * len(ids)
     vectors = sample.column(VECTOR).combine_chunks().flatten().to_numpy().reshape(len(rows), -1)
     nearest = neighbourhood(vectors)
     sampled = _sampled(len(rows), len(dataset))
@@ -79,7 +78,7 @@ def run_page(folder: RunFolder, *, most_points: int = MOST_POINTS) -> Json:
             "similarities": packed(np.round(nearest.scores * 10_000), np.int16),
             "colourings": [_colouring(one) for one in colourings if one is not None],
         },
-        "charts": _charts(summary, dataset.data.column(NUM_TOKENS).to_numpy()),
+        "charts": run_charts(summary, dataset.data.column(NUM_TOKENS).to_numpy()),
         "tables": [
             *_same_texts(dataset, summary),
             _near_duplicates(nearest, ids, texts, sampled),
@@ -99,7 +98,7 @@ def _sampled(shown: int, entries: int) -> str:
     return "" if shown == entries else f"A random sample of {shown:,} of the {entries:,} entries."
 
 
-def _cut(texts: Sequence[str]) -> list[str | None]:
+def _cut(texts: Sequence[str]) -> list[str]:
     """Cuts texts so that all of them together fit into a page."""
     fewest, most = CHARACTERS_OF_A_TEXT
     limit = min(most, max(fewest, CHARACTERS_OF_ALL_TEXTS // len(texts)))
@@ -140,75 +139,20 @@ def _colouring(colouring: Colouring) -> Json:
     return {"name": colouring.name, "groups": groups, "codes": codes, "steps": colouring.in_steps}
 
 
-def _charts(summary: RunSummary, lengths: NDArray[np.integer]) -> list[Json]:
-    step = max(1, -(-(int(lengths.max()) + 1) // BINS))
-    shortest, longest = int(lengths.min()), int(lengths.max())
-    charts = [
-        _chart_by_length(
-            "Lengths of the prompts",
-            np.bincount(lengths // step),
-            step,
-            unit="entries",
-            note=f"Shortest {shortest:,}, median {np.median(lengths):,.0f}, longest {longest:,} tokens.",
-        )
-    ]
-    if summary.folder.history.is_file():  # a run of an earlier version has none
-        history = read_json(summary.folder.history)
-        if sum(history["timeline"]["entries"]):  # nor one whose last attempt had nothing left to compute
-            charts += [_padding_chart(history["lengths"]), *_timeline_charts(history["timeline"])]
-    return charts
-
-
-def _padding_chart(history: Json) -> Json:
-    entries, padding = np.asarray(history["entries"]), np.asarray(history["padding"])
-    return _chart_by_length(
-        "Padding by length",
-        np.round(padding / np.maximum(entries, 1), 2),
-        history["tokens_per_bin"],
-        unit="padding tokens an entry",
-        note=f"{padding.sum():,} tokens in all, over the {entries.sum():,} entries of the run's last attempt.",
-    )
-
-
-def _chart_by_length(title: str, values: NDArray[Any], step: int, *, unit: str, note: str) -> Json:
-    """Returns a histogram over bins of `step` tokens, from the first bin that is not empty."""
-    first = int(np.flatnonzero(values)[0]) if values.any() else 0
-    starts = range(first * step, len(values) * step, step)
-    labels = [str(start) if step == 1 else f"{start}-{start + step - 1}" for start in starts]
-    shown = {unit: values[first:].tolist()}
-    return chart(title, kind="bars", labels=labels, series=shown, axis="tokens in a prompt", unit=unit, note=note)
-
-
-def _timeline_charts(timeline: Json) -> list[Json]:
-    seconds = timeline["seconds"]
-    slice_seconds = seconds[-1] / len(seconds)
-    return [
-        chart(
-            f"Throughput over the run, {name} a second",
-            kind="bars",
-            labels=[f"{end:,.1f}" for end in seconds],
-            series={f"{name}/s": [round(value / slice_seconds, 1) for value in timeline[name]]},
-            axis="seconds since predicting began",
-            unit=f"{name}/s",
-            note="The longest prompts run first." if name == "entries" else "",
-        )
-        for name in ("tokens", "entries")
-    ]
-
-
 def _same_texts(dataset: Dataset, summary: RunSummary) -> list[Json]:
     """Returns a table of texts that stand there more than once, over the whole run; none where no prompt does."""
     if TEXT not in dataset.column_names or summary.counts.unique == summary.counts.entries:
         return []
-    column = dataset.data.column(TEXT)
-    counted = [(pair["counts"], pair["values"]) for pair in pc.value_counts(column).to_pylist() if pair["counts"] > 1]
-    counted.sort(key=lambda pair: -pair[0])
-    note = f"{len(counted):,} texts stand there more than once; each was computed once."
-    rows = [((f"{count:,}", _cut([text])[0] or ""), ()) for count, text in counted[:ROWS_OF_A_TABLE]]
-    return [table("Equal texts", ("times", "text"), rows, note=note)] if counted else []
+    counted = pc.value_counts(dataset.data.column(TEXT))
+    repeated = counted.filter(pc.greater(counted.field("counts"), 1))
+    most = np.argsort(-repeated.field("counts").to_numpy(), kind="stable")[:ROWS_OF_A_TABLE]
+    shown = repeated.take(most).to_pylist()
+    note = f"{len(repeated):,} texts stand there more than once; each was computed once."
+    rows = [((f"{pair['counts']:,}", *_cut([pair["values"]])), ()) for pair in shown]
+    return [table("Equal texts", ("times", "text"), rows, note=note)] if rows else []
 
 
-def _near_duplicates(nearest: Neighbourhood, ids: list[str], texts: list[str | None], sampled: str) -> Json:
+def _near_duplicates(nearest: Neighbourhood, ids: list[str], texts: Texts, sampled: str) -> Json:
     rows = [
         ((f"{score:.3f}", ids[one], texts[one] or "", ids[other], texts[other] or ""), (one, other))
         for score, one, other in nearest.pairs(texts, ROWS_OF_A_TABLE)
@@ -217,7 +161,7 @@ def _near_duplicates(nearest: Neighbourhood, ids: list[str], texts: list[str | N
     return table("Near-duplicates", ("similarity", "id", "text", "id", "text"), rows, note=note)
 
 
-def _outliers(nearest: Neighbourhood, ids: list[str], texts: list[str | None], sampled: str) -> Json:
+def _outliers(nearest: Neighbourhood, ids: list[str], texts: Texts, sampled: str) -> Json:
     found = nearest.outliers(ROWS_OF_A_TABLE)
     rows = [((f"{score:.3f}", ids[row], texts[row] or ""), (row,)) for score, row in found]
     note = f"The entries least similar on average to their {NEAREST} nearest (cosine, mean subtracted). {sampled}"

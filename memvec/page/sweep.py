@@ -24,9 +24,8 @@ def sweep_page(folder: Path) -> Json:
     speed = chart(
         "Entries a second",
         kind="rows",
-        labels=[f"job {row['job']}: {label}" for row, label in zip(rows, job_labels(rows), strict=True)],
+        labels=job_labels(rows),
         series={"entries/s": [round(row["entries_per_second"], 1) for row in rows]},
-        axis="batch size / max tokens, precision x devices",
         unit="entries/s",
     )
     charts, tables = [speed], [table("Jobs", header, [(line, ()) for line in cells])]

@@ -15,7 +15,7 @@ from memvec.run import RunFolder
 from memvec.sweep_table import settings
 from memvec.table import aligned, write_csv
 
-BEST_BY = "ndcg@10"
+BEST_BY = "nDCG@10"
 SETTINGS = ("job", "prompt", "layer")
 
 

@@ -67,7 +67,7 @@ class ExactIndex:
         units = as_units(queries if self.mean is None else queries - self.mean)
         scores = np.empty((len(units), self.rows), dtype=np.float32)
         for start, block in self._blocks():
-            np.matmul(units, block.T, out=scores[:, start : start + len(block)])
+            scores[:, start : start + len(block)] = units @ block.T
         scores *= self._inverse_lengths
         return scores
 

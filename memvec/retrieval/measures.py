@@ -22,7 +22,7 @@ from memvec.errors import InputError
 from memvec.retrieval.exact import ExactIndex, Vectors
 from memvec.retrieval.queries import Id, Query
 
-MEASURES = ("hit@1", "hit@10", "recall@10", "mrr", "ndcg@10")
+MEASURES = ("hit@1", "hit@10", "recall@10", "MRR", "nDCG@10")
 QUERIES_AT_ONCE = 64
 
 
@@ -33,12 +33,15 @@ def measure(scores: torch.Tensor, relevant: torch.Tensor) -> dict[str, float]:
         scores: Similarities with its C candidates, `[C]`.
         relevant: Which of them answer it, `[C]` bool, at least one.
     """
+    # torchmetrics takes a score of 0 or less for "not found", and cosines may be negative: so the places speak.
+    order = torch.argsort(scores, descending=True, stable=True)
+    found, relevant = 1 / torch.arange(1, len(scores) + 1), relevant[order]
     values = (
-        retrieval_hit_rate(scores, relevant, top_k=1),
-        retrieval_hit_rate(scores, relevant, top_k=10),
-        retrieval_recall(scores, relevant, top_k=10),
-        retrieval_reciprocal_rank(scores, relevant),
-        retrieval_normalized_dcg(scores, relevant, top_k=10),
+        retrieval_hit_rate(found, relevant, top_k=1),
+        retrieval_hit_rate(found, relevant, top_k=10),
+        retrieval_recall(found, relevant, top_k=10),
+        retrieval_reciprocal_rank(found, relevant),
+        retrieval_normalized_dcg(found, relevant, top_k=10),
     )
     return dict(zip(MEASURES, map(float, values), strict=True))
 

@@ -110,9 +110,9 @@ function lineLegend(chart) {
 function rowsOfBars(chart) {
   const values = chart.series[0].values;
   const most = Math.max(...values) || 1;
-  return makeTable(["", chart.unit, ""], chart.labels, (label, column) => {
-    const value = values[chart.labels.indexOf(label)];
-    if (column === 0) return element("td", {}, memory(label));
+  return makeTable(["", chart.unit, ""], [...values.keys()], (place, column) => {
+    const value = values[place];
+    if (column === 0) return element("td", {}, memory(chart.labels[place]));
     if (column === 1) return element("td", { className: "number", textContent: format(value) });
     const bar = element("span", { className: "meter" });
     bar.style.width = `${(100 * value) / most}%`;

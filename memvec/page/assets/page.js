@@ -155,7 +155,7 @@ function makePage(contents) {
   const charts = element("div", { className: "charts" }, ...contents.charts.map(makeChart));
   const tables = contents.tables.map((table) => makeTableSection(table, explorer));
   document.getElementById("content").append(
-    section("The run", makeFacts(contents.facts)),
+    section(explorer ? "The run" : "The sweep", makeFacts(contents.facts)),
     ...(explorer ? [...explorer.sections, section("Lengths and speed", charts), ...tables] : [...tables, section("Compared", charts)]));
   return explorer;
 }
