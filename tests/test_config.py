@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerFast
 
 import memvec
+from memvec.build import build_generator, build_output_writer
 from memvec.config import (
     at_least,
     at_least_or_none,
@@ -29,6 +30,9 @@ from memvec.config import (
 from memvec.data.datamodule import MemoryDataModule
 from memvec.data.prompt import Prompt
 from memvec.errors import ConfigError
+from memvec.generation.datamodule import ConversationDataModule
+from memvec.generation.module import GenerationModule
+from memvec.generation.writer import OutputWriter
 from memvec.model.module import HiddenStateModule
 from memvec.run import RunFolder
 from memvec.writer.prediction_writer import VectorWriter
@@ -44,6 +48,10 @@ BUILT: dict[str, type] = {
     "trainer": pl.Trainer,
     "writer": VectorWriter,
 }
+# Files of groups that belong to another command than memvec.predict, or are all that it has of a group.
+OF_GENERATE = {"data/conversations.yaml", "writer/outputs.yaml", "generation/facts_en.yaml", "generation/facts_zh.yaml"}
+# Shared by the top-level files, and chosen by none of them.
+SHARED = {"launch/default.yaml"}
 # What a user has no reason to set: memvec's own choice of class, and what it needs the Trainer to be.
 NOT_OVERRIDES = {
     "_target_",
@@ -59,8 +67,9 @@ def name(path: Path) -> str:
 
 
 def compose_with(path: Path, *overrides: str) -> DictConfig:
-    """Composes predict.yaml with one file of a group chosen."""
-    return compose([f"{path.parent.relative_to(CONF)}={path.stem}", *overrides])
+    """Composes predict.yaml, or generate.yaml where the file belongs to that, with one file of a group chosen."""
+    config_name = "generate" if name(path) in OF_GENERATE else "predict"
+    return compose([f"{path.parent.relative_to(CONF)}={path.stem}", *overrides], config_name=config_name)
 
 
 def commands(path: Path) -> list[str]:
@@ -92,15 +101,18 @@ def test_every_top_level_file_composes_and_resolves(config_name: str) -> None:
     assert to_container(compose(config_name=config_name))
 
 
-@pytest.mark.parametrize("path", GROUP_FILES, ids=name)
+@pytest.mark.parametrize("path", [path for path in GROUP_FILES if name(path) not in SHARED], ids=name)
 def test_every_group_file_composes_and_resolves(path: Path) -> None:
     needed = ["model.name_or_path=a"] if path.parent.name == "model" else []
     cfg = compose_with(path, *needed)
-    assert set(to_container(cfg)) >= {*BUILT, "output_dir", "resume"}
+    groups = {"data", "generation", "model", "trainer", "writer"} if name(path) in OF_GENERATE else set(BUILT)
+    assert set(to_container(cfg)) >= {*groups, "output_dir", "resume"}
 
 
 @pytest.mark.filterwarnings("ignore:.*GPU available.*:UserWarning")
-@pytest.mark.parametrize("path", [path for path in GROUP_FILES if path.parent.name in BUILT], ids=name)
+@pytest.mark.parametrize(
+    "path", [path for path in GROUP_FILES if path.parent.name in BUILT and name(path) not in OF_GENERATE], ids=name
+)
 def test_every_group_file_builds_what_it_names(
     path: Path, llama: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -299,3 +311,17 @@ def test_an_option_that_makes_no_sense_says_what_is_allowed(
 def test_without_an_output_folder_a_program_is_told_to_name_one() -> None:
     with pytest.raises(ConfigError, match="output_dir is not set"):
         memvec.predict(compose())
+
+
+@pytest.mark.parametrize("language", ["facts_en", "facts_zh"])
+def test_every_file_of_generation_builds_what_it_names(language: str, llama: Path, tmp_path: Path) -> None:
+    overrides = [f"generation={language}", "model=hub", f"model.name_or_path={llama}", f"output_dir={tmp_path}"]
+    cfg = compose([*overrides, "data.path=conversations.jsonl", "generation.max_new_tokens=8"], config_name="generate")
+    module = build_generator(cfg)
+    folder = RunFolder(tmp_path)
+    assert type(module) is GenerationModule
+    data = instantiate(cfg.data, _partial_=True, _convert_="all")
+    room = {"model_limit": 4096, "output_tokens": 8}  # more than the tiny model has: its tokenizer splits into letters
+    datamodule = data(prompt=module.prompt, tokenizer=module.load_tokenizer(), folder=folder, **room)
+    assert type(datamodule) is ConversationDataModule
+    assert type(build_output_writer(cfg, folder)) is OutputWriter
