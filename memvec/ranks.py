@@ -51,7 +51,8 @@ def rank_errors(folder: RunFolder) -> Iterator[None]:
     except RuntimeError as error:  # torch.distributed's and the DataLoader's errors are RuntimeErrors
         if not any(message in str(error) for message in LOST_PROCESS):
             raise
-        raise RankError(f"a process of this run ended: {one_line(error)}; {_go_on(folder)}") from error
+        said = one_line(error).partition(" This is typically caused")[0]  # gloo's advice to look for bugs
+        raise RankError(f"a process of this run ended: {said}; {_go_on(folder)}") from error
 
 
 def _go_on(folder: RunFolder) -> str:
