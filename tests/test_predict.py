@@ -34,7 +34,7 @@ Configure = Callable[..., DictConfig]
 Write = Callable[..., Path]
 
 TEMPLATE = '请用一个Token总结以下文本"{text}"：'
-RESULT = ["manifest.json", "metrics.json", "rejected.jsonl", "vectors"]
+RESULT = ["history.json", "manifest.json", "metrics.json", "rejected.jsonl", "vectors"]
 
 
 def visible(folder: Path | str) -> list[str]:
