@@ -339,6 +339,7 @@ def test_killed_while_finalising_a_run_finishes_the_next_time(
     # Everything was computed before: the numbers of the killed attempt are not this one's.
     assert json.loads((output_dir / "metrics.json").read_text())["computed_entries"] == 0
     assert sorted(path.name for path in output_dir.iterdir() if not path.name.startswith(".")) == [
+        "history.json",
         "logs",
         "manifest.json",
         "metrics.json",
