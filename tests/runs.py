@@ -68,7 +68,7 @@ def write_run(
     cfg.output_dir = str(folder.root)
     metrics = {
         **dict.fromkeys(("entries_per_second", "tokens_per_second", "padding_share"), 0.5),
-        **{"computed_entries": row, "seconds": {"build": 1.0}, "peak_memory_bytes": 2**30},
+        **{"computed_entries": row, "seconds": {"build": 1.0}, "peak_memory_bytes": 2**30, "max_tokens": 1024},
     }
     counts = Counts(entries=row, rejected=len(rejected), truncated=0, unique=row, dimension=dimension)
     write_summary(folder, counts=counts, config=to_container(cfg), metrics=metrics, notes={"path": "batched"})
