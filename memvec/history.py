@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from memvec.data.collator import Batch
 from memvec.files import read_json, write_json
+from memvec.lockstep import is_first_with_its_batches
 
 RANK_FILES = "history-rank-*.json"
 MOMENTS = 256
@@ -70,7 +71,9 @@ class RankHistory(pl.Callback):
             self._timeline.add(time.perf_counter() - self._start, datamodule.lengths[rows])
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Writes this rank's file."""
+        """Writes this rank's file; what a tensor-parallel group computes together is counted once."""
+        if not is_first_with_its_batches(trainer):
+            return
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         history = {
             "timeline": self._timeline.to_json(),
