@@ -2,6 +2,7 @@
 
 vectors = memvec.encode(["likes tea", "moved to Lisbon in 2021"])   # [2, D]
 memvec.predict(memvec.compose(["data.path=memories.jsonl", "output_dir=runs/a"]))
+memvec.extract(memvec.compose(["data.path=conversations.jsonl", "output_dir=runs/b"], config_name="extract"))
 dataset = memvec.load("runs/a")
 """
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from memvec.api import encode as encode
     from memvec.api import load as load
     from memvec.config import compose as compose
+    from memvec.extract import extract as extract
+    from memvec.generate import generate as generate
     from memvec.predict import predict as predict
 
 __version__ = "0.1.0"
@@ -30,12 +33,21 @@ __all__ = [
     "WriterError",
     "compose",
     "encode",
+    "extract",
+    "generate",
     "load",
     "predict",
 ]
 
 # Loaded when first used: `python -m memvec.predict --help` should not wait for torch.
-_LAZY = {"compose": "memvec.config", "encode": "memvec.api", "load": "memvec.api", "predict": "memvec.predict"}
+_LAZY = {
+    "compose": "memvec.config",
+    "encode": "memvec.api",
+    "extract": "memvec.extract",
+    "generate": "memvec.generate",
+    "load": "memvec.api",
+    "predict": "memvec.predict",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -47,7 +59,7 @@ def __getattr__(name: str) -> Any:
 
 
 class _Package(ModuleType):
-    """Keeps `memvec.predict` the function: importing the module of that name would put the module in its place."""
+    """Keeps `memvec.predict` and its like functions: importing a module of that name would put it in their place."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _LAZY and isinstance(value, ModuleType):

@@ -27,7 +27,6 @@ from memvec.build import (
 )
 from memvec.cli import main
 from memvec.generation.finalize import MemoryFinalizer
-from memvec.generation.outputs import ATTEMPTS
 from memvec.generation.summary import GenerationSummary
 from memvec.metrics import Stopwatch
 from memvec.stage import Stage, run_stage
@@ -67,7 +66,7 @@ def memory_stage(cfg: DictConfig) -> Stage:
         results=lambda: MemoryFinalizer(folder, module.prompt.instructions),
         stopwatch=stopwatch,
         what="windows",
-        attempts=ATTEMPTS,
+        attempts=module.attempts,
         summary=GenerationSummary,
     )
 

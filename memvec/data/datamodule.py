@@ -113,7 +113,6 @@ class MemoryDataModule(pl.LightningDataModule):
         # A rank may have no row at all where there are more ranks than rows.
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.sampler: LengthGroupedBatchSampler | None = None
-        self.output_tokens = 0  # what a row grows by while it is computed
         self.padding_side: Literal["right", "left"] = "right"
         self.attempt = 0  # where rows that failed are tried again, which time it is
         self._prepared = False
@@ -170,8 +169,8 @@ class MemoryDataModule(pl.LightningDataModule):
         self._probe_rows = _probe_rows(with_prefix, without, lengths)
         self.sampler = LengthGroupedBatchSampler(
             [
-                (with_prefix, lengths[with_prefix] - prefix_length + self.output_tokens),
-                (without, lengths[without] + self.output_tokens),
+                (with_prefix, self.row_tokens(lengths[with_prefix], prefix_length)),
+                (without, self.row_tokens(lengths[without], 0)),
             ],
             batch_size=self.batch_size,
             max_tokens=self.max_tokens or self._default_max_tokens(),
@@ -194,6 +193,15 @@ class MemoryDataModule(pl.LightningDataModule):
             num_workers=self.num_workers,
             pin_memory=self._on_accelerator(),
         )
+
+    def row_tokens(self, lengths: NDArray[np.int32], prefix_length: int) -> NDArray[np.int32]:
+        """Returns the tokens that rows count in a batch, `[N]`: what `max_tokens` limits and the progress bar counts.
+
+        Args:
+            lengths: Tokens of their prompts, `[N]`.
+            prefix_length: Leading tokens that are computed once.
+        """
+        return lengths - prefix_length
 
     def typical_batch(self) -> Batch | None:
         """Returns half of the batch in the middle of this rank's plan, to measure on; None where it would not pay."""
