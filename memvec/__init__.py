@@ -2,6 +2,7 @@
 
 vectors = memvec.encode(["likes tea", "moved to Lisbon in 2021"])   # [2, D]
 memvec.predict(memvec.compose(["data.path=memories.jsonl", "output_dir=runs/a"]))
+memvec.extract(memvec.compose(["data.path=conversations.jsonl", "output_dir=runs/b"], config_name="extract"))
 dataset = memvec.load("runs/a")
 memvec.search("runs/a", ["what does she drink?"], k=3)
 """
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from memvec.api import encode as encode
     from memvec.api import load as load
     from memvec.config import compose as compose
+    from memvec.extract import extract as extract
+    from memvec.generate import generate as generate
     from memvec.predict import predict as predict
     from memvec.search import search as search
 
@@ -33,6 +36,8 @@ __all__ = [
     "WriterError",
     "compose",
     "encode",
+    "extract",
+    "generate",
     "load",
     "predict",
     "search",
@@ -42,6 +47,8 @@ __all__ = [
 _LAZY = {
     "compose": "memvec.config",
     "encode": "memvec.api",
+    "extract": "memvec.extract",
+    "generate": "memvec.generate",
     "load": "memvec.api",
     "predict": "memvec.predict",
     "search": "memvec.search",
@@ -57,7 +64,7 @@ def __getattr__(name: str) -> Any:
 
 
 class _Package(ModuleType):
-    """Keeps `memvec.predict` the function: importing the module of that name would put the module in its place."""
+    """Keeps `memvec.predict` and its like functions: importing a module of that name would put it in their place."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _LAZY and isinstance(value, ModuleType):

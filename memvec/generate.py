@@ -26,7 +26,6 @@ from memvec.build import (
 )
 from memvec.cli import main
 from memvec.generation.finalize import MemoryFinalizer
-from memvec.generation.outputs import ATTEMPTS
 from memvec.generation.summary import GenerationSummary
 from memvec.logs import ignore_known_warnings
 from memvec.metrics import Stopwatch
@@ -67,7 +66,7 @@ def memory_stage(cfg: DictConfig) -> Stage:
         results=lambda: MemoryFinalizer(folder, module.prompt.instructions),
         stopwatch=stopwatch,
         what="windows",
-        attempts=ATTEMPTS,
+        attempts=module.attempts,
         keeps_history=False,
         summary=GenerationSummary,
     )

@@ -58,9 +58,9 @@ class TokenProgressBar(TQDMProgressBar):
         if cast(Any, trainer).datamodule.sampler.is_filler(batch_idx):
             return
         rows, width = batch["input_ids"].shape
-        width += cast(Any, trainer).datamodule.output_tokens
+        tokens = cast(Any, trainer).datamodule.row_tokens(width, batch["prefix_length"])
         self._entries += rows
         bar = self.predict_progress_bar
         elapsed = bar.format_dict["elapsed"]
         bar.set_postfix_str(f"{self._entries / elapsed:,.1f} entries/s" if elapsed else "", refresh=False)
-        bar.update(rows * (width - batch["prefix_length"]))
+        bar.update(rows * tokens)

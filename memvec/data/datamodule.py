@@ -135,7 +135,6 @@ class MemoryDataModule(pl.LightningDataModule):
         self.sampler: LengthGroupedBatchSampler | None = None
         self.prefix_length = 0
         self.budget: int | None = None
-        self.output_tokens = 0  # what a row grows by while it is computed
         self.padding_side: Literal["right", "left"] = "right"
         self.attempt = 0  # where rows that failed are tried again, which time it is
         self._prepared = False
@@ -243,6 +242,15 @@ class MemoryDataModule(pl.LightningDataModule):
         """Returns the batch of these rows."""
         return self._collate(self._prompt_rows.__getitems__(rows))
 
+    def row_tokens(self, lengths: NDArray[np.int32], prefix_length: int) -> NDArray[np.int32]:
+        """Returns the tokens that rows count in a batch, `[N]`: what `max_tokens` limits and the progress bar counts.
+
+        Args:
+            lengths: Tokens of their prompts, `[N]`.
+            prefix_length: Leading tokens that are computed once.
+        """
+        return lengths - prefix_length
+
     @property
     def pays_measuring(self) -> bool:
         """Whether this rank has enough to compute for a measurement of a second or two to pay."""
@@ -339,8 +347,10 @@ class MemoryDataModule(pl.LightningDataModule):
         """Returns the rows left and the tokens each costs: those that begin with the shared prefix, then the others."""
         shares = rows_with_prefix(self.lengths, self.shared, prefix_length)[self.rows]
         with_prefix, without = self.rows[shares], self.rows[~shares]
-        grown = self.lengths + self.output_tokens
-        return [(with_prefix, grown[with_prefix] - prefix_length), (without, grown[without])]
+        return [
+            (with_prefix, self.row_tokens(self.lengths[with_prefix], prefix_length)),
+            (without, self.row_tokens(self.lengths[without], 0)),
+        ]
 
     def _trainer(self) -> pl.Trainer:
         if self.trainer is None:

@@ -15,10 +15,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
+import torch
 from datasets import Dataset
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
@@ -30,6 +31,7 @@ from memvec.data.dataset import write_entries, write_stream
 from memvec.data.source import find_sources
 from memvec.errors import ConfigError
 from memvec.files import atomic_file, write_json
+from memvec.generation.module import GenerationModule
 from memvec.generation.outputs import read_outputs
 from memvec.generation.prompt import MemoryPrompt
 from memvec.generation.transcript import Transcript, TranscriptSource
@@ -37,9 +39,9 @@ from memvec.generation.window import cut_transcript
 from memvec.run import RunFolder
 from memvec.schema import FILE, ID, ROW, TEXT, WINDOW_FEATURES
 
-# Rows decode together, so a batch holds far more tokens than one that is only read; these are with the output.
-TOKENS_ON_CPU = 16_384
-TOKENS_ON_ACCELERATOR = 65_536
+# Rows decode together, and the more of them, the less each costs: a batch is as large as its keys and values may be.
+CACHE_BYTES_ON_CPU = 2 * 2**30
+CACHE_SHARE_OF_FREE_MEMORY = 0.4  # of an accelerator's, with the weights on it
 ROWS_TO_MEASURE = 2
 WINDOWS_PER_BATCH = 1_000
 NO_LIMIT = 2**31
@@ -66,7 +68,8 @@ class ConversationDataModule(MemoryDataModule):
         window_tokens: Most tokens of conversation in a window; None is what the model has room for.
         overlap: Messages that neighbouring windows have in common.
         batch_size: Most windows in a batch.
-        max_tokens: Most tokens in a batch, padding and output included, shared prefix not; None chooses by the device.
+        max_tokens: Most tokens in a batch, padding, output and shared prefix included; None is as many as have room for
+            their keys and values in 2 GiB, or in two fifths of what is free on an accelerator.
         num_workers: Processes that build batches; 0 builds them in the predicting process, which rarely waits for them.
 
     Raises:
@@ -120,7 +123,7 @@ class ConversationDataModule(MemoryDataModule):
         self.date_column = date_column
         self.window_tokens = at_least_or_none("data.window_tokens", window_tokens, 1)
         self.overlap = at_least("data.overlap", overlap, 0)
-        self.output_tokens = output_tokens
+        self.output_tokens = output_tokens  # what a row grows by while it is computed
         self.padding_side = "left"
 
     @cached_property
@@ -188,9 +191,18 @@ class ConversationDataModule(MemoryDataModule):
     def _done(self, rows: int) -> NDArray[np.bool_]:
         return read_outputs(self.folder.journal, rows=rows).is_done(self.attempt)
 
+    def row_tokens(self, lengths: NDArray[np.int32], prefix_length: int) -> NDArray[np.int32]:
+        """Returns the tokens whose keys and values a row holds in the end: its own copy of the shared prefix too."""
+        return lengths + self.output_tokens
+
     def default_budget(self, on_accelerator: bool) -> int:
-        """Returns the most tokens in a batch where nothing is known but the kind of device."""
-        return TOKENS_ON_ACCELERATOR if on_accelerator else TOKENS_ON_CPU
+        """Returns the most tokens in a batch: as many as memory has room for keys and values of."""
+        device = self._trainer().strategy.root_device
+        free = CACHE_BYTES_ON_CPU
+        if device.type == "cuda":
+            free = int(torch.cuda.mem_get_info(device)[0] * CACHE_SHARE_OF_FREE_MEMORY)
+        module = cast(GenerationModule, self._trainer().lightning_module)
+        return max(1, free // module.cache_bytes_per_token())
 
 
 WINDOW_SCHEMA = WINDOW_FEATURES.arrow_schema

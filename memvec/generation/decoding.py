@@ -1,87 +1,129 @@
-"""How the next token is chosen, and when a row has written enough.
+"""Writes an answer to every row of a batch with transformers' `generate`.
 
-In: the scores of the next token for every row of a batch. Out: the scores its choice is made by; whether a row is done.
+In: a model, left-padded prompts, how tokens are chosen. Out: the tokens of each answer.
 
-Why a noise of each row's own and not the library's sampling: that draws for the whole batch from one generator, so what
-a row gets depends on its neighbours, and a run that was stopped and goes on would write something else. Adding Gumbel
-noise to the scores and taking the largest draws from exactly the distribution that the scores mean (Gumbel 1954;
-Maddison et al., "A* Sampling", arXiv:1411.0030), and the noise comes from a generator seeded by the row alone.
+How: in stretches of some tokens; after each, the rows that have come to their end leave the batch with their keys and
+values, so that a long answer does not make the short ones' places cost as much as its own. A row ends with one of the
+model's end tokens, when it goes round in circles, or when it may write no more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import (
-    LogitsProcessor,
-    LogitsProcessorList,
+    GenerationConfig,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
-    RepetitionPenaltyLogitsProcessor,
     StoppingCriteria,
-    TemperatureLogitsWarper,
-    TopPLogitsWarper,
+    StoppingCriteriaList,
 )
+from transformers.cache_utils import Cache
 
-from memvec.data.digest import digest
+from memvec.generation.cache import RoomyLayer
+from memvec.generation.sampling import Sampling
 
+# Short enough that few steps are run for rows that have ended, long enough that leaving costs little.
+TOKENS_IN_A_STRETCH = 24
 # A model that has written the same so many tokens so many times will not stop by itself.
 REPEATED_TOKENS = 24
 REPEATS = 3
 
 
-class RowNoise(LogitsProcessor):
-    """Adds Gumbel noise to the scores, from a generator a row.
+@dataclass
+class Prompts:
+    """A batch of prompts.
 
     Args:
-        seeds: `[B]`, each row's own.
-        device: Where the scores are; other devices draw other numbers from the same seed.
+        input_ids: `[B, T]` int64, padded on the left, or behind a prefix that the cache holds.
+        attention_mask: `[B, T]` int64, 1 for tokens and 0 for padding.
+        cache: Keys and values of the first tokens, which are not computed again, and room for others; or None.
     """
 
-    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
-        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    cache: Cache | None
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Returns the scores `[B, V]` with noise."""
-        draws = torch.empty_like(scores)
-        for row, generator in zip(draws, self.generators, strict=True):
-            row.exponential_(generator=generator)
-        noisy: Any = scores - draws.clamp_min(torch.finfo(scores.dtype).tiny).log()
-        return noisy  # type: ignore[no-any-return]
-
-
-def row_seed(seed: int, *, attempt: int, row: int) -> int:
-    """Returns a seed that only this row of this attempt has."""
-    return int.from_bytes(digest(f"{seed}/{attempt}/{row}".encode())[:7])
+    def generate(self, model: Any, config: GenerationConfig, **how: Any) -> Any:
+        """Calls the model's `generate`."""
+        return model.generate(
+            input_ids=self.input_ids,
+            attention_mask=self.attention_mask,
+            past_key_values=self.cache,
+            generation_config=config,
+            **how,
+        )
 
 
-def score_processors(
-    *, seeds: Sequence[int], width: int, device: torch.device, temperature: float, top_p: float, penalty: float
-) -> LogitsProcessorList:
-    """Returns what turns a model's scores into those the next token is chosen by: the largest is taken.
+def write_answers(
+    model: PreTrainedModel,
+    prompts: Prompts,
+    *,
+    sampling: Sampling,
+    seeds: Sequence[int],
+    end_token_ids: Sequence[int],
+    max_new_tokens: int,
+) -> torch.Tensor:
+    """Returns what the model writes to each prompt, `[B, max_new_tokens]` int64 with -1 behind a row's end.
 
     Args:
-        seeds: `[B]`, each row's own; used where something is drawn.
-        width: T, tokens of the prompts with their padding.
-        device: Where the scores are.
-        temperature: 0 takes the likeliest token; else scores are divided by it, and drawn from.
-        top_p: Draw from the likeliest tokens that together have this probability.
-        penalty: Scores of tokens that a row has written already are divided by it; 1 is none. The prompt's tokens, and
-            the padding among them, are not counted, as the library's own penalty would.
+        model: The whole model.
+        prompts: B of them; their tensors and cache are used up.
+        sampling: How tokens are chosen.
+        seeds: `[B]`, each row's own, for where tokens are drawn.
+        end_token_ids: An answer ends with the first of these, which belongs to it.
+        max_new_tokens: Most tokens of an answer.
     """
-    processors = LogitsProcessorList()
-    if penalty != 1:
-        processors.append(RepetitionPenaltyLogitsProcessor(penalty, prompt_ignore_length=width))
-    if temperature > 0:
-        processors.append(TemperatureLogitsWarper(temperature))
-        if top_p < 1:
-            processors.append(TopPLogitsWarper(top_p))
-        processors.append(RowNoise(seeds, device))
-    return processors
+    width, device = prompts.input_ids.shape[1], prompts.input_ids.device
+    answers = torch.full((len(prompts.input_ids), max_new_tokens), -1, device=device)
+    rows = torch.arange(len(answers), device=device)  # which of the batch's rows are still written to
+    while len(rows) > 0:
+        written = prompts.input_ids.shape[1] - width
+        left = max_new_tokens - written
+        stretch = min(TOKENS_IN_A_STRETCH, left) if _can_leave(prompts.cache) else left
+        config = GenerationConfig(  # type: ignore[no-untyped-call]
+            max_new_tokens=stretch,
+            do_sample=False,  # the processors draw, where anything is to be drawn
+            eos_token_id=list(end_token_ids) or None,
+            pad_token_id=next(iter(end_token_ids), 0),
+            return_dict_in_generate=True,
+        )
+        circles = CirclesStop(width=width, rows=len(rows), device=device)
+        output = prompts.generate(
+            model,
+            config,
+            logits_processor=sampling.processors([seeds[row] for row in rows.tolist()], width=width),
+            stopping_criteria=StoppingCriteriaList([circles]),
+        )
+        tokens = output.sequences[:, width:]  # [b, written + new]
+        length = _answer_length(tokens, end_token_ids, circles)  # [b], more than there is where it goes on
+        positions = torch.arange(tokens.shape[1], device=device)
+        answers[rows, : tokens.shape[1]] = tokens.masked_fill(positions >= length[:, None], -1)
+        staying = ((length > tokens.shape[1]) & (tokens.shape[1] < max_new_tokens)).nonzero()[:, 0]
+        rows = rows[staying]
+        if len(rows) > 0:
+            prompts = _keep(prompts, output.sequences, staying)
+    return answers
 
 
-class RepetitionStop(StoppingCriteria):
+def _can_leave(cache: Cache | None) -> bool:
+    """Whether rows can leave a batch: whether all that is kept of them is known to be keys and values."""
+    return cache is not None and any(isinstance(layer, RoomyLayer) for layer in cache.layers)
+
+
+def _keep(prompts: Prompts, sequences: torch.Tensor, staying: torch.Tensor) -> Prompts:
+    """Returns the prompts of the rows that stay, with what they have written."""
+    new = sequences.shape[1] - prompts.attention_mask.shape[1]
+    mask = torch.nn.functional.pad(prompts.attention_mask, (0, new), value=1)
+    if prompts.cache is not None and len(staying) < len(sequences):
+        prompts.cache.batch_select_indices(staying)
+    return Prompts(sequences[staying], mask[staying], prompts.cache)
+
+
+class CirclesStop(StoppingCriteria):
     """Ends a row that goes round in circles: its last `REPEATED_TOKENS` tokens stand there `REPEATS` times.
 
     Args:
@@ -92,7 +134,7 @@ class RepetitionStop(StoppingCriteria):
 
     def __init__(self, *, width: int, rows: int, device: torch.device) -> None:
         self.width = width
-        self.stopped_at = torch.zeros(rows, dtype=torch.long, device=device)  # tokens written; 0 where it was not ended
+        self.stopped_at = torch.zeros(rows, dtype=torch.long, device=device)  # tokens written; 0 where it goes on
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:
         """Returns which rows are to end, `[B]`."""
@@ -105,25 +147,17 @@ class RepetitionStop(StoppingCriteria):
         return ends  # type: ignore[no-any-return]
 
 
-def written_tokens(
-    sequences: torch.Tensor, *, width: int, end_token_ids: Sequence[int], stop: RepetitionStop, room: int
-) -> torch.Tensor:
-    """Returns what each row has written, `[B, room]` int64, with -1 behind its end.
+def _answer_length(tokens: torch.Tensor, end_token_ids: Sequence[int], circles: CirclesStop) -> torch.Tensor:
+    """Returns the tokens of each answer, its end counted, `[B]`; one more than there are where it has not ended.
 
     Args:
-        sequences: `[B, T + G]`, as `generate` returns them: a row that is done is filled up.
-        width: T.
-        end_token_ids: A row ends with the first of these, which belongs to it.
-        stop: What else may have ended it.
-        room: Most tokens a row may write.
+        tokens: `[B, G]`, written; a row that has ended is filled up.
+        end_token_ids: What ends a row.
+        circles: What else may have ended it.
     """
-    written = sequences[:, width:]
-    positions = torch.arange(written.shape[1], device=written.device)
-    is_end = torch.isin(written, torch.tensor(end_token_ids, device=written.device))
-    length = torch.where(is_end.any(dim=1), is_end.int().argmax(dim=1) + 1, written.shape[1])  # [B]
-    length = torch.where(stop.stopped_at > 0, length.minimum(stop.stopped_at), length)
-    written = written.masked_fill(positions >= length[:, None], -1)
-    return torch.nn.functional.pad(written, (0, room - written.shape[1]), value=-1)
+    is_end = torch.isin(tokens, torch.tensor(end_token_ids, device=tokens.device, dtype=tokens.dtype))
+    length = torch.where(is_end.any(dim=1), is_end.int().argmax(dim=1) + 1, tokens.shape[1] + 1)
+    return torch.where(circles.stopped_at > 0, length.minimum(circles.stopped_at), length)
 
 
 def turn_end_ids(tokenizer: PreTrainedTokenizerFast) -> set[int]:

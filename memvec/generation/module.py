@@ -12,20 +12,26 @@ windows can, since they count places, so a model with any runs without the share
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from torch.utils.hooks import RemovableHandle
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from memvec.config import at_least
+from memvec.config import at_least, one_of
 from memvec.data.collator import Batch, real_tokens
 from memvec.errors import ConfigError, ModelError
-from memvec.generation.decoding import RepetitionStop, row_seed, score_processors, turn_end_ids, written_tokens
+from memvec.generation.cache import roomy_cache
+from memvec.generation.decoding import Prompts, turn_end_ids, write_answers
+from memvec.generation.outputs import ATTEMPTS
 from memvec.generation.prompt import MemoryPrompt
+from memvec.generation.sampling import Sampling, row_seed
 from memvec.model import backbone as loading
 from memvec.model.memory import compute_in_parts
 from memvec.model.module import DTYPES, HiddenStateModule
 from memvec.model.parity import Path
+from memvec.model.tuning import get_products, set_products
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +46,8 @@ class GenerationModule(HiddenStateModule):
         temperature: 0 takes the likeliest token each time; else tokens are drawn, the more evenly the higher it is.
         top_p: Draw from the likeliest tokens that together have this probability.
         repetition_penalty: Divides the scores of tokens that an answer has already; 1 is none.
-        retry_temperature: The temperature at which an answer that could not be understood is tried again.
+        attempts: 2 tries an answer that could not be understood once more; 1 does not.
+        retry_temperature: The temperature of that second time, where it is higher than that of the first.
         seed: What is drawn depends on this, the row and the attempt, never on the batch.
         revision: Of a Hub model; None is its main branch.
         prefix_cache: As for `HiddenStateModule`, and so are the others.
@@ -65,6 +72,7 @@ class GenerationModule(HiddenStateModule):
         temperature: float = 0.0,
         top_p: float = 1.0,
         repetition_penalty: float = 1.0,
+        attempts: int = ATTEMPTS,
         retry_temperature: float = 0.7,
         seed: int = 0,
         revision: str | None = None,
@@ -89,13 +97,17 @@ class GenerationModule(HiddenStateModule):
         )
         self.prompt = prompt
         self.max_new_tokens = at_least("generation.max_new_tokens", max_new_tokens, 1)
-        self.temperature = _number("generation.temperature", temperature, least=0.0)
-        self.top_p = _number("generation.top_p", top_p, least=0.0, most=1.0)
-        self.repetition_penalty = _number("generation.repetition_penalty", repetition_penalty, least=0.1)
+        self.sampling = Sampling(
+            temperature=_number("generation.temperature", temperature, least=0.0),
+            top_p=_number("generation.top_p", top_p, least=0.0, most=1.0),
+            repetition_penalty=_number("generation.repetition_penalty", repetition_penalty, least=0.1),
+        )
+        self.attempts = one_of("generation.attempts", attempts, range(1, ATTEMPTS + 1))
         self.retry_temperature = _number("generation.retry_temperature", retry_temperature, least=0.01)
         self.seed = at_least("generation.seed", seed, 0)
         self.language_model: PreTrainedModel | None = None
         self.end_token_ids: list[int] = []
+        self._products_hook: RemovableHandle | None = None
 
     def fingerprint(self, *, precision: str) -> dict[str, Any]:
         """Returns what decides the answers to given tokens, for the run's fingerprint."""
@@ -104,9 +116,8 @@ class GenerationModule(HiddenStateModule):
         return {
             **described,
             "max_new_tokens": self.max_new_tokens,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "repetition_penalty": self.repetition_penalty,
+            **asdict(self.sampling),
+            "attempts": self.attempts,
             "retry_temperature": self.retry_temperature,
             "seed": self.seed,
         }
@@ -142,6 +153,13 @@ class GenerationModule(HiddenStateModule):
             return 0
         return shared
 
+    def cache_bytes_per_token(self) -> int:
+        """Returns the bytes of one token's keys and values, for attention over whole keys and values in all layers."""
+        config: Any = self._language_model().config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return int(2 * config.num_hidden_layers * heads * size * self._language_model().dtype.itemsize)
+
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> torch.Tensor:
         """Returns what is written to each row, `[B, max_new_tokens]` int64 with -1 behind its end.
 
@@ -162,78 +180,76 @@ class GenerationModule(HiddenStateModule):
 
     def _write(self, path: Path, batch: Batch, part: slice) -> torch.Tensor:
         """Generates for some rows of a batch, `[b, max_new_tokens]`."""
-        inputs = self._inputs(path, batch, part)
-        rows, width = inputs["input_ids"].shape
-        attempt = self.trainer.datamodule.attempt  # type: ignore[attr-defined]
-        processors = score_processors(
-            seeds=[row_seed(self.seed, attempt=attempt, row=row) for row in batch["index"][part].tolist()],
-            width=width,
-            device=self.device,
-            temperature=max(self.temperature, self.retry_temperature) if attempt else self.temperature,
-            top_p=self.top_p,
-            penalty=self.repetition_penalty,
-        )
-        stop = RepetitionStop(width=width, rows=rows, device=self.device)
-        sequences = self._generate(inputs, self.max_new_tokens, processors, StoppingCriteriaList([stop])).sequences
-        return written_tokens(
-            sequences, width=width, end_token_ids=self.end_token_ids, stop=stop, room=self.max_new_tokens
+        attempt: int = self.trainer.datamodule.attempt  # type: ignore[attr-defined]
+        temperature = max(self.sampling.temperature, self.retry_temperature) if attempt else self.sampling.temperature
+        rows = batch["index"][part].tolist()
+        return write_answers(
+            self._language_model(),
+            self._prompts(path, batch, part, room=self.max_new_tokens),
+            sampling=replace(self.sampling, temperature=temperature),
+            seeds=[row_seed(self.seed, attempt=attempt, row=row) for row in rows],
+            end_token_ids=self.end_token_ids,
+            max_new_tokens=self.max_new_tokens,
         )
 
     def _vectors_along(self, path: Path, batch: Batch) -> tuple[torch.Tensor, list[int]]:
         """Returns the scores of the next two tokens, `[B, 2V]`: what probe and kernels are judged by."""
         rows = len(batch["input_ids"])
         most = 1 if path is Path.ONE_BY_ONE else rows
+        token = int(batch["input_ids"][0, -1])  # taken for the first one, whichever it is, along all paths
+        config = GenerationConfig(  # type: ignore[no-untyped-call]
+            max_new_tokens=2, do_sample=False, return_dict_in_generate=True, output_logits=True
+        )
 
-        def compute(part: slice) -> torch.Tensor:
-            token = int(batch["input_ids"][0, -1])  # whichever it is, the same along all paths
+        def scores(part: slice) -> torch.Tensor:
+            prompts = self._prompts(path, batch, part, room=2)
             forced = LogitsProcessorList([_ForcedToken(token)])
-            output = self._generate(self._inputs(path, batch, part), 2, forced, StoppingCriteriaList(), scores=True)
+            output = prompts.generate(self._language_model(), config, logits_processor=forced)
             return torch.cat(output.logits, dim=1).float()
 
-        parts = [compute(slice(start, min(start + most, rows))) for start in range(0, rows, most)]
-        return torch.cat(parts), []
+        return torch.cat([scores(slice(start, min(start + most, rows))) for start in range(0, rows, most)]), []
 
     def _choose_kernels(self, batch: Batch) -> None:
-        """Chooses the matrix products; the attention stays: what wins on two short rows loses on many long ones."""
-        asked, self.attn_implementation = self.attn_implementation, self._backbone().decoder.config._attn_implementation
+        """Chooses how matrix products are computed; the attention stays, since a few rows do not tell for many.
+
+        What is fastest for prompts holds for prompts alone: with one token a row, attention is several times as slow
+        through oneDNN as by torch's default.
+        """
+        decoder = self._backbone().decoder
+        asked, self.attn_implementation = self.attn_implementation, decoder.config._attn_implementation
         super()._choose_kernels(batch)
         self.attn_implementation = asked
+        chosen, default = get_products(), self._products_before
 
-    def _inputs(self, path: Path, batch: Batch, part: slice) -> dict[str, Any]:
-        """Returns what `generate` takes for some rows of a batch, without the padding that none of them needs."""
+        def set_for_width(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+            given = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
+            set_products(chosen if given.shape[1] > 1 else default)
+
+        if chosen != default:
+            self._products_hook = decoder.register_forward_pre_hook(set_for_width, with_kwargs=True)
+
+    def teardown(self, stage: str) -> None:
+        """Puts the setting of matrix products back."""
+        if self._products_hook is not None:
+            self._products_hook.remove()
+        super().teardown(stage)
+
+    def _prompts(self, path: Path, batch: Batch, part: slice, *, room: int) -> Prompts:
+        """Returns some rows of a batch without the padding that none of them needs, with room for so many tokens."""
         prefix_length, length = batch["prefix_length"], batch["length"][part]
         width = int(length.max())
         padded = batch["input_ids"][part]
         input_ids = torch.cat([padded[:, :prefix_length], padded[:, padded.shape[1] - width + prefix_length :]], dim=1)
         mask = real_tokens(length, width=width, left_behind=prefix_length)
-        cache = None
-        if prefix_length and self.prefix is not None and path is Path.SHARED_PREFIX:
-            cache = self.prefix.expand(len(length))
-        return {"input_ids": input_ids, "attention_mask": mask.long(), "past_key_values": cache}
+        shares = prefix_length > 0 and self.prefix is not None and path is Path.SHARED_PREFIX
+        prefix = self.prefix.expand(len(length)) if shares and self.prefix is not None else None
+        cache = roomy_cache(self._language_model().config, room=width + room, prefix=prefix)
+        return Prompts(input_ids, mask.long(), cache)
 
-    def _generate(
-        self,
-        inputs: dict[str, Any],
-        max_new_tokens: int,
-        processors: LogitsProcessorList,
-        stopping: StoppingCriteriaList,
-        *,
-        scores: bool = False,
-    ) -> Any:
+    def _language_model(self) -> PreTrainedModel:
         if self.language_model is None:
             raise RuntimeError("configure_model has not run: use this module with a Lightning Trainer")
-        config = GenerationConfig(  # type: ignore[no-untyped-call]
-            max_new_tokens=max_new_tokens,
-            do_sample=False,  # the processors draw, where anything is to be drawn
-            eos_token_id=None if scores else self.end_token_ids,
-            pad_token_id=self.end_token_ids[0],
-            return_dict_in_generate=True,
-            output_logits=scores,
-        )
-        model: Any = self.language_model
-        return model.generate(
-            **inputs, generation_config=config, logits_processor=processors, stopping_criteria=stopping
-        )
+        return self.language_model
 
 
 class _ForcedToken(LogitsProcessor):

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
+from memvec.data.dataset import lone_surrogate
 from memvec.generation.echoes import PromptContent, letters, starts_with_speaker
 from memvec.generation.json_items import find_json_items
 
@@ -269,9 +270,7 @@ def _is_text(item: str) -> bool:
     """Whether an item can be a memory: a word at least, not a heading, and Unicode."""
     if item.endswith(ENDS_HEADING) or item.startswith(("[", "{")) or MARKUP.fullmatch(item):
         return False
-    return len(letters(item)) > (2 if item.isascii() else 1) and not any(
-        "\ud800" <= character <= "\udfff" for character in item
-    )
+    return len(letters(item)) > (2 if item.isascii() else 1) and lone_surrogate(item) is None
 
 
 def _says_nothing(item: str) -> bool:

@@ -1,0 +1,157 @@
+"""What is written to a batch is what each row alone would get, however rows come, end and leave."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from memvec.data.collator import real_tokens
+from memvec.generation import decoding
+from memvec.generation.cache import roomy_cache
+from memvec.generation.decoding import CirclesStop, Prompts, turn_end_ids, write_answers
+from memvec.generation.sampling import Sampling, row_seed
+from memvec.model.prefix import SharedPrefix, compute_prefix
+from tests.models import build_model
+
+ROOM = 20
+ENDS = list(range(2, 400, 9))  # so many that rows end at different times
+SEEDS = [row_seed(0, attempt=0, row=row) for row in range(5)]
+
+
+@pytest.fixture(params=["llama", "qwen3", "gpt2", "gemma3", "qwen3_moe"])
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return build_model(request.param)
+
+
+def prompts_of(lengths: list[int]) -> list[list[int]]:
+    draw = torch.Generator().manual_seed(1)
+    return [torch.randint(3, 400, (length,), generator=draw).tolist() for length in lengths]
+
+
+def batch_of(prompts: list[list[int]], model: PreTrainedModel, prefix: SharedPrefix | None = None) -> Prompts:
+    """Returns left-padded prompts; with a prefix, it stands before the padding and its keys and values in the cache."""
+    shared = prefix.input_ids.tolist() if prefix is not None else []
+    width = len(shared) + max(map(len, prompts))
+    rows = [shared + [0] * (width - len(shared) - len(prompt)) + prompt for prompt in prompts]
+    length = torch.tensor([len(shared) + len(prompt) for prompt in prompts])
+    mask = real_tokens(length, width=width, left_behind=len(shared))
+    expanded = prefix.expand(len(rows)) if prefix is not None else None
+    cache = roomy_cache(model.config, room=width + ROOM, prefix=expanded)
+    return Prompts(torch.tensor(rows), mask.long(), cache)
+
+
+def alone(model: PreTrainedModel, prompt: list[int], **options: Any) -> list[int]:
+    """Returns what the library itself writes to one prompt, without a cache of ours, greedily."""
+    config = GenerationConfig(max_new_tokens=ROOM, do_sample=False, eos_token_id=ENDS, pad_token_id=0, **options)
+    return model.generate(torch.tensor([prompt]), generation_config=config)[0, len(prompt) :].tolist()
+
+
+def written(answers: torch.Tensor) -> list[list[int]]:
+    return [row[row >= 0].tolist() for row in answers]
+
+
+@torch.inference_mode()
+def write(model: PreTrainedModel, prompts: Prompts, seeds: list[int] = SEEDS, **sampling: Any) -> list[list[int]]:
+    return written(
+        write_answers(
+            model,
+            prompts,
+            sampling=Sampling(**sampling),
+            seeds=seeds,
+            end_token_ids=ENDS,
+            max_new_tokens=ROOM,
+        )
+    )
+
+
+@pytest.mark.parametrize("stretch", [1, 3, 100])
+def test_rows_of_a_batch_get_what_the_library_writes_to_each_alone(
+    stretch: int, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "TOKENS_IN_A_STRETCH", stretch)
+    prompts = prompts_of([30, 5, 17, 17, 9])
+    expected = [alone(model, prompt) for prompt in prompts]
+    assert len({len(row) for row in expected}) > 1  # rows do leave before others
+    assert write(model, batch_of(prompts, model)) == expected
+
+
+def test_a_shared_prefix_before_the_padding_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "TOKENS_IN_A_STRETCH", 4)
+    model = build_model("llama")
+    head, prompts = prompts_of([12])[0], prompts_of([12, 4, 9, 3, 5])[1:]
+    prefix = compute_prefix(model.get_decoder(), torch.tensor(head))
+    assert isinstance(prefix, SharedPrefix)
+    expected = [alone(model, head + prompt) for prompt in prompts]
+    for _ in range(2):  # the prefix itself is not written to
+        assert write(model, batch_of(prompts, model, prefix)) == expected
+
+
+def test_a_model_whose_state_is_not_keys_and_values_runs_with_the_librarys_own_cache() -> None:
+    model = build_model("lfm2")
+    prompts = batch_of(prompts_of([9, 9, 9]), model)
+    assert prompts.cache is None
+    assert write(model, prompts) == [alone(model, prompt) for prompt in prompts_of([9, 9, 9])]
+
+
+@pytest.mark.parametrize(
+    "sampling", [{"temperature": 0.8}, {"temperature": 1.5, "top_p": 0.9, "repetition_penalty": 1.3}]
+)
+def test_what_a_row_draws_depends_on_its_seed_and_not_on_its_batch(sampling: dict[str, float]) -> None:
+    model = build_model("llama")
+    prompts = prompts_of([30, 5, 17, 17, 9])
+    together = write(model, batch_of(prompts, model), **sampling)
+    one_by_one = [
+        write(model, batch_of([p], model), [seed], **sampling)[0] for p, seed in zip(prompts, SEEDS, strict=True)
+    ]
+    assert together == one_by_one
+    others = [row_seed(0, attempt=1, row=row) for row in range(5)]
+    assert write(model, batch_of(prompts, model), others, **sampling) != together
+
+
+def test_the_repetition_penalty_counts_what_was_written_and_not_the_prompt() -> None:
+    model = build_model("llama")
+    prompts = prompts_of([30, 5])
+    plain = write(model, batch_of(prompts, model))
+    penalised = write(model, batch_of(prompts, model), repetition_penalty=5.0)
+    assert [row[0] for row in penalised] == [row[0] for row in plain]  # nothing was written yet
+    assert all(len(set(row)) == len(row) for row in penalised)
+
+
+def test_a_row_that_goes_round_in_circles_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "REPEATED_TOKENS", 4)
+    stop = CirclesStop(width=2, rows=3, device=torch.device("cpu"))
+    rows = torch.tensor(
+        [
+            [9, 9, *[5, 6] * 5],  # the last four tokens stand there three times and more
+            [9, 9, 1, 2, 3, 4, 7, 1, 2, 3, 4, 8],  # twice
+            [5, 6, 5, 6, 5, 6, 5, 6, 5, 6, 1, 2],  # in the prompt, for the most part
+        ]
+    )
+    assert stop(rows, torch.empty(0)).tolist() == [True, False, False]
+    assert stop.stopped_at.tolist() == [10, 0, 0]
+
+
+def test_an_answer_that_was_ended_for_its_circles_holds_all_it_wrote(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "REPEATED_TOKENS", 3)
+    model = build_model("nearly_free")
+    prompts = batch_of(prompts_of([4, 6]), model)
+    answers = write_answers(model, prompts, sampling=Sampling(), seeds=[0, 1], end_token_ids=[2], max_new_tokens=200)
+    for row in written(answers):
+        assert len(row) < 200
+        tail = row[-3:]
+        assert sum(row[at : at + 3] == tail for at in range(len(row) - 2)) == decoding.REPEATS
+
+
+def test_an_answer_ends_with_the_tokenizers_end_and_with_what_its_chat_template_writes(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert turn_end_ids(tokenizer) == {end}
+    other = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|endoftext|>", chat_template=tokenizer.chat_template
+    )
+    other.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    assert turn_end_ids(other) == {end, other.eos_token_id}
