@@ -48,6 +48,8 @@ def rank_errors(folder: RunFolder) -> Iterator[None]:
     except ProcessException as error:  # a spawned rank's; its own error stands in the last line of a traceback in words
         said = re.sub(r"^memvec\.errors\.\w+: ", "", str(error).strip().rpartition("\n")[2])
         raise RankError(f"rank {error.error_index} ended: {said}; {_go_on(folder)}") from error
+    except (ConnectionResetError, BrokenPipeError, EOFError) as error:  # of the pipe to a DataLoader's worker
+        raise RankError(f"a process of this run ended: {one_line(error)}; {_go_on(folder)}") from error
     except RuntimeError as error:  # torch.distributed's and the DataLoader's errors are RuntimeErrors
         if not any(message in str(error) for message in LOST_PROCESS):
             raise

@@ -326,7 +326,7 @@ def test_a_run_that_stopped_before_its_last_step_is_completed(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("memvec.writer.finalize.Finalizer.write_vectors", stop)
+        patch.setattr("memvec.writer.finalize.Finalizer.write_results", stop)
         with pytest.raises(KeyboardInterrupt):
             memvec.predict(cfg)
     assert not (Path(cfg.output_dir) / "manifest.json").exists()

@@ -147,7 +147,7 @@ def sentence_transformers(task: Task, *, chat_template: bool) -> Run:
 def memvec(task: Task, *, name: str = "memvec", overrides: Sequence[str] = ()) -> Run:
     """`memvec.predict` as a user runs it; the seconds are those of its predict stage, from its own metrics.json."""
     from memvec import compose, predict
-    from memvec.api import read_vectors
+    from memvec.encoding import read_vectors
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # as conf/predict.yaml does for the command line
     folder, data = task.scratch / name, task.scratch / f"{name}.jsonl"
