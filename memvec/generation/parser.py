@@ -159,10 +159,13 @@ def _without_reasoning(output: str) -> Iterator[str]:
 
 
 def _read(text: str, *, is_cut: bool, prompt: PromptContent) -> tuple[list[str], bool]:
-    """Reads a part of an output: candidates for memories, and whether it holds an empty JSON list and nothing else."""
+    """Reads a part of an output: candidates for memories, and whether it holds an empty list or section instead."""
     if tagged := _between(TAGGED, text):
         return tagged, False
-    sections = _between(SECTION, text, is_open_to_end=True) or [text]
+    sections = _between(SECTION, text, is_open_to_end=True)
+    if sections and not is_cut and not any(map(str.strip, sections)):
+        return [], True
+    sections = sections or [text]
     items: list[str] = []
     is_empty = False
     for section in sections:

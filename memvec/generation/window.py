@@ -23,7 +23,7 @@ WORD_END = re.compile(r"\s|[，,、；;]")
 # A text cut in two may have a token more on either side of the cut.
 TOKENS_AT_A_CUT = 2
 # How much of a piece may be given up for a better cut.
-SHARE_TO_SEARCH = 0.25
+SHARE_TO_SEARCH = 0.5
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,8 @@ def split_text(text: str, spans: Sequence[Span], *, limit: int) -> Iterator[str]
     while len(spans) - token > limit:
         furthest = max(spans[token + limit - 1][1], at + 1)
         earliest = furthest - int((furthest - at) * SHARE_TO_SEARCH)
-        cut = _last_end(SENTENCE_END, text, earliest, furthest) or _last_end(WORD_END, text, earliest, furthest)
-        cut = cut or furthest
+        ends = (_last_end(pattern, text, earliest, furthest + 1) for pattern in (SENTENCE_END, WORD_END))
+        cut = next((end for end in ends if end is not None), furthest)
         yield text[at:cut]
         while token < len(spans) and spans[token][0] < cut:
             token += 1

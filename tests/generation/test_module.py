@@ -1,0 +1,217 @@
+"""Outputs of whole runs against the library's own `generate`, one prompt after the other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
+
+import memvec
+from memvec.errors import ConfigError, ModelError
+from memvec.generation import writer
+from memvec.generation.module import GenerationModule
+from memvec.generation.transcript import Message
+from memvec.model import memory
+from memvec.model.parity import Path as ComputingPath
+from tests.generation.conftest import CHAT
+
+Configure = Callable[..., DictConfig]
+Write = Callable[..., Path]
+
+TEMPLATE = "Facts of {text}:"
+NEW_TOKENS = 12
+
+
+def raw_lines(folder: Path | str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (Path(folder) / "raw.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def transcripts() -> list[str]:
+    """Returns what the model is given of each conversation: the date, where there is one, and a line a message."""
+    texts = []
+    for row in CHAT:
+        said = [Message(m.get("text") or m["content"], m.get("speaker") or m["role"]) for m in row["messages"]]
+        head = [f"({row['date']})"] if "date" in row else []
+        texts.append("\n".join([*head, *(message.render() for message in said)]))
+    return texts
+
+
+def answers_one_by_one(model: Path, *, image: bool = False) -> list[tuple[str, int]]:
+    """Returns the text and the number of tokens that the library writes about each conversation, greedily."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    auto = AutoModelForImageTextToText if image else AutoModelForCausalLM
+    language_model = auto.from_pretrained(model, dtype=torch.float32).eval()
+    ends = tokenizer.convert_tokens_to_ids(["<|im_end|>"])
+    config = GenerationConfig(max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=ends, pad_token_id=0)
+    answers = []
+    for text in transcripts():
+        chat = [{"role": "user", "content": TEMPLATE.replace("{text}", text)}]
+        prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+        output = language_model.generate(**ids, generation_config=config)[0, ids["input_ids"].shape[1] :]
+        answers.append((tokenizer.decode(output, skip_special_tokens=True), len(output)))
+    return answers
+
+
+PLAIN = ("generation.attempts=1", "generation.repetition_penalty=1.0", "data.window_tokens=null")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "path"),
+    [
+        ("llama", ComputingPath.SHARED_PREFIX),
+        ("gpt2", ComputingPath.SHARED_PREFIX),
+        ("mistral", ComputingPath.BATCHED),  # sliding windows would count the padding behind a shared prefix
+        ("gemma3", ComputingPath.BATCHED),
+        ("lfm2", ComputingPath.BATCHED),  # its convolutions keep a state that is not keys and values
+        ("qwen2_5_vl", ComputingPath.SHARED_PREFIX),
+    ],
+)
+def test_a_run_writes_what_the_library_writes_one_by_one_along_the_fastest_path_that_can_be_trusted(
+    architecture: str,
+    path: ComputingPath,
+    model_folders: Callable[[str], Path],
+    write_conversations: Write,
+    tiny_generation: Configure,
+) -> None:
+    model = model_folders(architecture)
+    cfg = tiny_generation(write_conversations(), *PLAIN, model=model)
+    summary = memvec.generate(cfg)
+    found = [(line["text"], line["num_tokens"]) for line in raw_lines(cfg.output_dir)]
+    assert found == answers_one_by_one(model, image=architecture == "qwen2_5_vl")
+    assert summary.manifest["notes"]["path"] == path.value
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["data.batch_size=1"],
+        ["model.prefix_cache=off"],
+        ["model.probe=off", "data.max_tokens=300"],
+        ["trainer.precision=64-true"],
+    ],
+    ids=str,
+)
+def test_how_windows_are_batched_does_not_change_what_is_written(
+    overrides: list[str], write_conversations: Write, tiny_generation: Configure
+) -> None:
+    path, sampling = write_conversations(), ["generation.temperature=0.9", "generation.top_p=0.9"]
+    sampling += ["trainer.precision=64-true"] if "trainer.precision=64-true" in overrides else []
+    reference = tiny_generation(path, *PLAIN, *sampling, output="reference")
+    cfg = tiny_generation(path, *PLAIN, *sampling, *overrides)
+    memvec.generate(reference)
+    memvec.generate(cfg)
+    assert raw_lines(cfg.output_dir) == raw_lines(reference.output_dir)
+
+
+def test_another_seed_draws_another_text(write_conversations: Write, tiny_generation: Configure) -> None:
+    texts = []
+    for seed in (0, 1):
+        cfg = tiny_generation(
+            write_conversations(), *PLAIN, "generation.temperature=1.0", f"generation.seed={seed}", output=f"run-{seed}"
+        )
+        memvec.generate(cfg)
+        texts.append([line["text"] for line in raw_lines(cfg.output_dir)])
+    assert texts[0] != texts[1]
+
+
+def test_in_half_precision_the_rotary_frequencies_stay_float32(
+    write_conversations: Write, tiny_generation: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dtypes: list[torch.dtype] = []
+    step = GenerationModule.predict_step
+
+    def look(self: GenerationModule, batch: Any, batch_idx: int = 0) -> torch.Tensor:
+        assert self.language_model is not None
+        dtypes.append(self.language_model.model.rotary_emb.inv_freq.dtype)
+        dtypes.append(self.language_model.lm_head.weight.dtype)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(GenerationModule, "predict_step", look)
+    memvec.generate(tiny_generation(write_conversations(), *PLAIN, "trainer.precision=bf16-true"))
+    assert set(dtypes[::2]) == {torch.float32}
+    assert set(dtypes[1::2]) == {torch.bfloat16}
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_halved_and_a_window_that_does_not_fit_alone_is_named(
+    write_conversations: Write, tiny_generation: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = tiny_generation(write_conversations(), *PLAIN, output="expected")
+    memvec.generate(expected)
+    write = GenerationModule._write
+
+    def limited(self: GenerationModule, path: Any, batch: Any, part: slice) -> torch.Tensor:
+        if part.stop - part.start > 1 or 0 in batch["index"][part]:
+            raise torch.OutOfMemoryError("no room")
+        return write(self, path, batch, part)
+
+    monkeypatch.setattr(GenerationModule, "_write", limited)
+    cfg = tiny_generation(write_conversations(), *PLAIN)
+    summary = memvec.generate(cfg)
+    assert raw_lines(cfg.output_dir) == raw_lines(expected.output_dir)[1:]
+    failed = [json.loads(line) for line in (Path(cfg.output_dir) / "failed.jsonl").read_text().splitlines()]
+    of_memory = [line["id"] for line in failed if "out of memory: " in line["reason"]]
+    assert of_memory == ["ann/1-0"]
+    assert summary.generation.windows == 3
+    assert memory.is_out_of_memory(torch.OutOfMemoryError())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("generation.temperature=-1", "generation.temperature=-1: allowed: a number of at least 0.0"),
+        ("generation.top_p=2", "generation.top_p=2: allowed: a number from 0.0 to 1.0"),
+        ("generation.repetition_penalty=high", "generation.repetition_penalty=high"),
+        ("generation.attempts=3", "generation.attempts=3: allowed: 1, 2"),
+        ("generation.max_new_tokens=0", "generation.max_new_tokens=0: allowed: an integer of at least 1"),
+        (
+            "generation.max_new_tokens=256",
+            "generation.max_new_tokens=256: the model takes 256 tokens, the prompt included",
+        ),
+        ("data.window_tokens=0", "data.window_tokens=0"),
+        ("data.overlap=-1", "data.overlap=-1: allowed: an integer of at least 0"),
+        ("generation.prompt.template=no field", "with {text} exactly once"),
+        ("generation.prompt.examples=[{conversation: a}]", "generation.prompt.examples"),
+    ],
+)
+def test_an_option_that_makes_no_sense_says_what_is_allowed(
+    override: str, message: str, write_conversations: Write, tiny_generation: Configure
+) -> None:
+    cfg = tiny_generation(write_conversations(), override)
+    with pytest.raises(ConfigError) as caught:
+        memvec.generate(cfg)
+    assert message in str(caught.value)
+    assert not Path(cfg.output_dir).exists()
+
+
+def test_a_model_without_a_chat_template_is_refused_in_one_line(
+    write_conversations: Write, tiny_generation: Configure, tmp_path: Path, llama: Path
+) -> None:
+    folder = tmp_path / "model"
+    AutoModelForCausalLM.from_pretrained(llama).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ModelError, match="has no chat template"):
+        memvec.generate(tiny_generation(write_conversations(), model=folder))
+
+
+def test_the_writer_reads_outputs_with_the_prompt_they_answer(
+    write_conversations: Write, tiny_generation: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, tuple[str, ...]]] = []
+    parse = writer.parse
+
+    def look(output: str, **options: Any) -> Any:
+        seen.append((options["prompt"].transcript, options["prompt"].speakers))
+        return parse(output, **options)
+
+    monkeypatch.setattr(writer, "parse", look)
+    memvec.generate(tiny_generation(write_conversations(), *PLAIN))
+    assert dict(seen) == dict(zip(transcripts(), [("Ann",), ("user", "assistant"), ("小林",)], strict=True))
