@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
@@ -24,6 +23,7 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.profilers import PyTorchProfiler
 from omegaconf import DictConfig, OmegaConf
+from torch.profiler import ProfilerAction
 
 from memvec.config import one_of
 from memvec.data.datamodule import MemoryDataModule
@@ -41,6 +41,8 @@ from memvec.model.module import HiddenStateModule
 from memvec.progress import TokenProgressBar
 from memvec.run import RunFolder
 from memvec.writer.prediction_writer import JournalCallback, VectorWriter
+
+BATCHES_IN_PROFILE = 3
 
 
 def run_folder(cfg: DictConfig) -> RunFolder:
@@ -118,6 +120,7 @@ def build_trainer(cfg: DictConfig, writer: JournalCallback, folder: RunFolder) -
     callbacks: list[pl.Callback] = [RankLog(folder.logs), writer, *numbers, StopOnSignal()]
     if cfg.trainer.get("enable_progress_bar", True):
         callbacks.append(TokenProgressBar())
+    batches = 1 if isinstance(writer, OutputWriter) else BATCHES_IN_PROFILE  # one of generation is hundreds of steps
     with _without_tips(), _one_line_errors("trainer"):
         environment = _cluster_environment()
         trainer: pl.Trainer = _build(
@@ -126,7 +129,7 @@ def build_trainer(cfg: DictConfig, writer: JournalCallback, folder: RunFolder) -
             callbacks=callbacks,
             default_root_dir=str(folder.root),
             **({} if environment is None else {"plugins": environment}),
-            profiler=_profiler(folder) if one_of("profile", cfg.profile, (True, False)) else None,
+            profiler=_profiler(folder, batches=batches) if one_of("profile", cfg.profile, (True, False)) else None,
         )
     _check_processes(cfg, environment, trainer.num_devices * trainer.num_nodes)
     return trainer
@@ -194,9 +197,17 @@ def _without_tips() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _profiler(folder: RunFolder) -> PyTorchProfiler:
-    """Records three batches, once the first have warmed everything up: a table, and a trace for a viewer."""
-    schedule = torch.profiler.schedule(wait=2, warmup=1, active=3, repeat=1)
+def _profiler(folder: RunFolder, *, batches: int) -> PyTorchProfiler:
+    """Records the first batches, however few there are: a table, and a trace for a viewer.
+
+    Nothing has to be warmed up: choosing kernels and probing have run the model before.
+    """
+
+    def schedule(step: int) -> ProfilerAction:
+        if step >= batches:
+            return ProfilerAction.NONE
+        return ProfilerAction.RECORD_AND_SAVE if step == batches - 1 else ProfilerAction.RECORD
+
     return PyTorchProfiler(dirpath=folder.profile, filename="operations", row_limit=40, schedule=schedule)
 
 

@@ -25,6 +25,15 @@ def test_a_profile_leaves_tables_and_a_trace(
     assert json.loads(trace.read_text())["traceEvents"]
 
 
+def test_a_run_of_one_batch_has_its_profile_too(
+    write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
+) -> None:
+    cfg = tiny_config(write_jsonl(["one", "two"]), "profile=true")
+    memvec.predict(cfg)
+    (operations,) = (Path(cfg.output_dir) / "profile").glob("*operations*.txt")
+    assert "aten::" in operations.read_text()
+
+
 def test_nothing_is_profiled_unasked(write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]) -> None:
     cfg = tiny_config(write_jsonl(["one"]))
     memvec.predict(cfg)

@@ -42,6 +42,7 @@ from memvec.data.dataset import RecordSource, write_entries
 from memvec.data.digest import first_occurrence
 from memvec.data.prompt import Prompt, PromptEncoder
 from memvec.data.sampler import (
+    SHORTEST_IN_BATCH,
     LengthGroupedBatchSampler,
     RankPlan,
     Rows,
@@ -136,6 +137,7 @@ class MemoryDataModule(pl.LightningDataModule):
         self.prefix_length = 0
         self.budget: int | None = None
         self.padding_side: Literal["right", "left"] = "right"
+        self.shortest_in_batch = SHORTEST_IN_BATCH
         self.attempt = 0  # where rows that failed are tried again, which time it is
         self._prepared = False
 
@@ -206,6 +208,7 @@ class MemoryDataModule(pl.LightningDataModule):
             max_tokens=self.budget,
             rank=rank,
             world_size=world_size,
+            shortest_in_batch=self.shortest_in_batch,
             batches_in_step=in_step,
         )
         # torch types these for single rows and lists; it takes `__getitems__` and any iterable of batches all the same.
@@ -236,6 +239,7 @@ class MemoryDataModule(pl.LightningDataModule):
             batch_size=self.batch_size,
             max_tokens=self.budget or self._budget(on_accelerator) or self.default_budget(on_accelerator),
             world_size=world_size,
+            shortest_in_batch=self.shortest_in_batch,
         )
 
     def batch(self, rows: Rows) -> Batch:

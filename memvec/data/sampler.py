@@ -96,7 +96,13 @@ def _deal(loads: NDArray[np.int64], cost: int, count: int) -> NDArray[np.int64]:
     return dealt
 
 
-def cut_batches(costs: NDArray[np.integer], *, batch_size: int, max_tokens: int | None) -> Rows:
+def cut_batches(
+    costs: NDArray[np.integer],
+    *,
+    batch_size: int,
+    max_tokens: int | None,
+    shortest_in_batch: float = SHORTEST_IN_BATCH,
+) -> Rows:
     """Cuts rows that are sorted by falling cost into batches.
 
     Args:
@@ -104,6 +110,7 @@ def cut_batches(costs: NDArray[np.integer], *, batch_size: int, max_tokens: int 
         batch_size: Most rows in a batch.
         max_tokens: Most tokens in a batch, padding included; a row that is longer alone is a batch of its own.
             None is no limit.
+        shortest_in_batch: What the shortest row of a batch costs at least, as a share of its longest.
 
     Returns:
         `[batches + 1]` int64: batch b holds rows `result[b]` to `result[b + 1] - 1`.
@@ -114,7 +121,7 @@ def cut_batches(costs: NDArray[np.integer], *, batch_size: int, max_tokens: int 
     while start < len(costs):
         longest = int(costs[start])
         rows = batch_size if max_tokens is None else min(batch_size, max(1, max_tokens // longest))
-        equal, similar = len(costs) - np.searchsorted(rising, [longest, SHORTEST_IN_BATCH * longest])
+        equal, similar = len(costs) - np.searchsorted(rising, [longest, shortest_in_batch * longest])
         if equal - start >= rows:  # all batches that this one length fills, at once
             boundaries.append(np.arange(start + rows, equal + 1, rows))
         else:
@@ -175,7 +182,12 @@ class RankPlan:
 
 
 def plan_ranks(
-    groups: Sequence[NDArray[np.integer]], *, batch_size: int, max_tokens: int | None, world_size: int
+    groups: Sequence[NDArray[np.integer]],
+    *,
+    batch_size: int,
+    max_tokens: int | None,
+    world_size: int,
+    shortest_in_batch: float = SHORTEST_IN_BATCH,
 ) -> list[RankPlan]:
     """Returns what `LengthGroupedBatchSampler` gives every rank, in numbers, without holding anybody's rows.
 
@@ -184,12 +196,15 @@ def plan_ranks(
         batch_size: Most rows in a batch.
         max_tokens: Most tokens in a batch, padding included; None is no limit.
         world_size: How many ranks.
+        shortest_in_batch: What the shortest row of a batch costs at least, as a share of its longest.
     """
     totals = np.zeros((world_size, 4), dtype=np.int64)
     for values, dealt in (deal_rows(costs, world_size=world_size) for costs in groups):
         for rank in range(world_size):
             costs = np.repeat(values, dealt[:, rank])
-            boundaries = cut_batches(costs, batch_size=batch_size, max_tokens=max_tokens)
+            boundaries = cut_batches(
+                costs, batch_size=batch_size, max_tokens=max_tokens, shortest_in_batch=shortest_in_batch
+            )
             totals[rank] += (len(costs), len(boundaries) - 1, costs.sum(), padded_tokens(costs, boundaries))
     return [RankPlan(*row) for row in totals.tolist()]
 
@@ -214,6 +229,7 @@ class LengthGroupedBatchSampler:
         max_tokens: Most tokens in a batch, padding included; None is no limit.
         rank: This process's rank among those that share the rows.
         world_size: How many of them there are.
+        shortest_in_batch: What the shortest row of a batch costs at least, as a share of its longest.
         batches_in_step: How many batches to yield at least: where every rank must run equally many, a rank with fewer
             runs one row again and again, which is nobody's to write (`is_filler`).
     """
@@ -226,6 +242,7 @@ class LengthGroupedBatchSampler:
         max_tokens: int | None,
         rank: int = 0,
         world_size: int = 1,
+        shortest_in_batch: float = SHORTEST_IN_BATCH,
         batches_in_step: int = 0,
     ) -> None:
         self.max_tokens = max_tokens
@@ -235,7 +252,9 @@ class LengthGroupedBatchSampler:
         for rows, costs in groups:
             mine = rank_rows(costs, rank=rank, world_size=world_size)
             ordered_rows, ordered_costs = rows[mine], costs[mine].astype(np.int64)
-            boundaries = cut_batches(ordered_costs, batch_size=batch_size, max_tokens=max_tokens)
+            boundaries = cut_batches(
+                ordered_costs, batch_size=batch_size, max_tokens=max_tokens, shortest_in_batch=shortest_in_batch
+            )
             self.batches.extend(np.split(ordered_rows, boundaries[1:-1]) if len(mine) else [])
             self.total_tokens += int(ordered_costs.sum())
             self.padded_tokens += padded_tokens(ordered_costs, boundaries)

@@ -125,6 +125,7 @@ class ConversationDataModule(MemoryDataModule):
         self.overlap = at_least("data.overlap", overlap, 0)
         self.output_tokens = output_tokens  # what a row grows by while it is computed
         self.padding_side = "left"
+        self.shortest_in_batch = 0.0  # a batch's tokens are written in as many steps, whatever its prompts' lengths
 
     @cached_property
     def sources(self) -> Sequence[TranscriptSource]:
@@ -143,9 +144,9 @@ class ConversationDataModule(MemoryDataModule):
         }
 
     def typical_batch(self, *, tokens: int = ROWS_TO_MEASURE) -> Batch | None:
-        """Returns two rows from the middle of this rank's plan, to measure on; None where it has none."""
+        """Returns two of the shorter rows of this rank's plan, to measure on; None where it has none."""
         batches = self.sampler.batches if self.sampler is not None else []
-        return self.batch(batches[len(batches) // 2][:ROWS_TO_MEASURE]) if batches else None
+        return self.batch(batches[len(batches) // 2][-ROWS_TO_MEASURE:]) if batches else None
 
     def _write_entries(self) -> None:
         summary = write_entries(

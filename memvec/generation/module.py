@@ -228,6 +228,9 @@ class GenerationModule(HiddenStateModule):
         if chosen != default:
             self._products_hook = decoder.register_forward_pre_hook(set_for_width, with_kwargs=True)
 
+    def _model_to_tune(self) -> PreTrainedModel:
+        return self._language_model()  # with its head, which each new token goes through
+
     def teardown(self, stage: str) -> None:
         """Puts the setting of matrix products back."""
         if self._products_hook is not None:

@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
-from transformers import PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from memvec import lockstep
 from memvec.config import at_least, one_of
@@ -200,7 +200,7 @@ class HiddenStateModule(pl.LightningModule):
         set_products(self._products_before)
 
     def _choose_kernels(self, batch: Batch) -> None:
-        decoder, dtype = self._backbone().decoder, self._precision()
+        decoder, dtype = self._model_to_tune(), self._precision()
         products = product_choices(decoder, computed_in=dtype, device=self.device)
         attentions = attention_choices(decoder.config._attn_implementation, device=self.device)
         if self.attn_implementation is not None:  # the user has chosen
@@ -214,6 +214,9 @@ class HiddenStateModule(pl.LightningModule):
                 dtype=dtype,
                 tokens=batch["input_ids"].shape[1],
             )
+
+    def _model_to_tune(self) -> PreTrainedModel:
+        return self._backbone().decoder
 
     def _choose_path(self, probes: list[Batch]) -> None:
         def compute(path: Path) -> torch.Tensor:

@@ -4,15 +4,15 @@ In: a decoder and a function that runs a few real rows through it. Out: the deco
 
 - on a CPU, the products: torch's default (MKL in float32), oneDNN by torch's `fp32_precision`, or oneDNN on packed
   weights (`memvec.model.packing`); up to 2.4 times apart;
-- the attention implementation (`sdpa` or `eager`: on short rows either may win, by up to 1.4 times).
+- the attention implementation (`sdpa`, or `memvec.model.attention`: on short rows either may win, by up to 1.4 times).
 
 Why measure: which of them is faster differs by processor, dtype and row length, in opposite directions. Why the error
 is checked too: `fp32_precision` allows bfloat16 products, which a processor without bfloat16 tiles computes in exact
 float32 and one with them (AMX) does not; and a block that only looks like what it is packed as gives other vectors. A
 choice whose vectors differ from the default's by more than rounding is not taken, however fast.
 
-`eager` attention keeps a number for every pair of tokens, so what is fastest on short rows is by far the slowest on
-long ones: the choice holds for rows up to `LENGTHS_ALIKE` times as long as those it was measured on, and longer ones
+All but `sdpa` attention keeps a number for every pair of tokens, so what is fastest on short rows is by far the slowest
+on long ones: the choice holds for rows up to `LENGTHS_ALIKE` times as long as those it was measured on, and longer ones
 take the model's default.
 
 The products are chosen first, then the attention with those products: the two hardly depend on each other, and a
@@ -30,6 +30,7 @@ import torch
 from transformers import PreTrainedModel
 
 from memvec.data.reader import one_line
+from memvec.model.attention import GROUPED
 from memvec.model.packing import can_pack, is_packed, pack, unpack
 from memvec.model.parity import relative_error
 
@@ -40,6 +41,8 @@ SMALLEST_GAIN = 1.03
 # A choice that is this much slower the first time is not worth measuring.
 HOPELESS = 1.5
 LENGTHS_ALIKE = 2
+# A model may look into its layers, and an architecture may not go with an attention implementation.
+UNUSABLE = (RuntimeError, AttributeError, ValueError)
 ROUNDING = {torch.float64: 1e-12, torch.float32: 5e-6, torch.float16: 0.02, torch.bfloat16: 0.05}
 
 log = logging.getLogger(__name__)
@@ -108,7 +111,7 @@ def attention_choices(default: str, *, device: torch.device) -> list[str]:
     """
     if device.type != "cpu" or default not in ("sdpa", "eager"):
         return [default]
-    return [default, *({"sdpa", "eager"} - {default})]
+    return [default, *(name for name in ("sdpa", GROUPED) if name != default)]
 
 
 def use_kernels(decoder: PreTrainedModel, kernels: Kernels) -> None:
@@ -163,7 +166,7 @@ def choose_kernels(
             try:
                 use_kernels(decoder, choice)
                 seconds, vectors = measure(compute, give_up_after=HOPELESS * measured[best])
-            except (RuntimeError, AttributeError, NotImplementedError) as failure:  # a model may look into its layers
+            except UNUSABLE as failure:
                 log.info("%s: cannot be used (%s)", choice, one_line(failure))
                 continue
             if (error := relative_error(vectors, reference)) > ROUNDING[dtype]:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 import memvec
 from memvec.data.collator import Batch
+from memvec.model.attention import GROUPED
 from memvec.model.backbone import load_backbone
 from memvec.model.module import HiddenStateModule
 from memvec.model.packing import is_packed
@@ -43,10 +44,10 @@ def decoder() -> PreTrainedModel:
     return build_model("llama").get_decoder()
 
 
-def test_on_a_cpu_there_are_two_attentions_and_two_products_the_default_first(decoder: PreTrainedModel) -> None:
+def test_on_a_cpu_there_are_several_attentions_and_products_the_default_first(decoder: PreTrainedModel) -> None:
     cpu = torch.device("cpu")
-    assert attention_choices("sdpa", device=cpu) == ["sdpa", "eager"]
-    assert attention_choices("eager", device=cpu) == ["eager", "sdpa"]
+    assert attention_choices("sdpa", device=cpu) == ["sdpa", GROUPED]
+    assert attention_choices("eager", device=cpu) == ["eager", "sdpa", GROUPED]
     products = product_choices(decoder, computed_in=torch.float32, device=cpu)
     assert products[0] == "default"
     assert len(products) == 2
@@ -105,7 +106,7 @@ def test_a_faster_choice_that_differs_or_fails_is_not_taken(decoder: PreTrainedM
 
 
 @pytest.mark.parametrize("products", ["default", "oneDNN", "packed"])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", GROUPED])
 def test_every_choice_gives_the_same_vectors(attention: str, products: str, decoder: PreTrainedModel) -> None:
     input_ids = torch.randint(3, 400, (4, 50), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
