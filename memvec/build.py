@@ -36,7 +36,7 @@ from memvec.history import RankHistory
 from memvec.interrupt import StopOnSignal
 from memvec.logs import RankLog
 from memvec.metrics import RankMetrics
-from memvec.model.backbone import prompt_limit
+from memvec.model.checkpoint import prompt_limit
 from memvec.model.module import HiddenStateModule
 from memvec.progress import TokenProgressBar
 from memvec.run import RunFolder
@@ -68,8 +68,8 @@ def build_datamodule(cfg: DictConfig, module: HiddenStateModule, folder: RunFold
         "data",
         cfg.data,
         prompt=_build("prompt", cfg.prompt),
-        tokenizer=module.load_tokenizer(),
-        model_limit=prompt_limit(module.load_config()),
+        tokenizer=module.checkpoint.load_tokenizer(),
+        model_limit=prompt_limit(module.checkpoint.config),
         folder=folder,
     )
     return datamodule
@@ -93,8 +93,8 @@ def build_conversations(cfg: DictConfig, module: GenerationModule, folder: RunFo
         "data",
         cfg.data,
         prompt=module.prompt,
-        tokenizer=module.load_tokenizer(),
-        model_limit=prompt_limit(module.load_config()),
+        tokenizer=module.checkpoint.load_tokenizer(),
+        model_limit=prompt_limit(module.checkpoint.config),
         output_tokens=module.max_new_tokens,
         folder=folder,
     )

@@ -83,8 +83,7 @@ def share_weights(generator: GenerationModule, module: HiddenStateModule) -> boo
     Returns:
         Whether it is; it is not loaded where the first stage was complete already, or ran in other processes.
     """
-    described = [(m.location, m.revision, m.attn_implementation) for m in (generator, module)]
-    if generator.backbone is None or described[0] != described[1]:
+    if generator.backbone is None or generator.checkpoint != module.checkpoint:
         return False
     unpack(generator.backbone.decoder)  # the second stage chooses its own kernels
     generator.language_model = None  # its head is not needed any more

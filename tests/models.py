@@ -30,6 +30,9 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from memvec.model.backbone import Backbone
+from memvec.model.checkpoint import Checkpoint
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -131,3 +134,8 @@ def save_model(folder: Path, architecture: str = "llama") -> Path:
     build_model(architecture).save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
     return folder
+
+
+def load_backbone(folder: Path, *, dtype: torch.dtype = torch.float32, layer: int = -1) -> Backbone:
+    """Loads the backbone of a saved model, as a run does."""
+    return Backbone(Checkpoint(str(folder)).load_decoder(dtype), layer=layer).eval()

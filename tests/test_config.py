@@ -322,6 +322,6 @@ def test_every_file_of_generation_builds_what_it_names(language: str, llama: Pat
     assert type(module) is GenerationModule
     data = instantiate(cfg.data, _partial_=True, _convert_="all")
     room = {"model_limit": 4096, "output_tokens": 8}  # more than the tiny model has: its tokenizer splits into letters
-    datamodule = data(prompt=module.prompt, tokenizer=module.load_tokenizer(), folder=folder, **room)
+    datamodule = data(prompt=module.prompt, tokenizer=module.checkpoint.load_tokenizer(), folder=folder, **room)
     assert type(datamodule) is ConversationDataModule
     assert type(build_output_writer(cfg, folder)) is OutputWriter

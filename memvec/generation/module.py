@@ -27,7 +27,7 @@ from memvec.generation.decoding import Prompts, turn_end_ids, write_answers
 from memvec.generation.outputs import ATTEMPTS
 from memvec.generation.prompt import MemoryPrompt
 from memvec.generation.sampling import Sampling, row_seed
-from memvec.model import backbone as loading
+from memvec.model.backbone import Backbone
 from memvec.model.memory import compute_in_parts
 from memvec.model.module import DTYPES, HiddenStateModule
 from memvec.model.parity import Path
@@ -128,21 +128,15 @@ class GenerationModule(HiddenStateModule):
             return
         if self.has_shared_weights:
             raise ModelError("generating shares no weights out over devices; allowed: trainer=default, trainer=ddp")
-        model: Any = loading.load_language_model(
-            self.location,
-            dtype=DTYPES.get(str(self.trainer.precision), torch.float32),
-            revision=self.revision,
-            attn_implementation=self.attn_implementation,
-            trust_remote_code=self.trust_remote_code,
-            use_safetensors=self.use_safetensors,
-        )
+        dtype = DTYPES.get(str(self.trainer.precision), torch.float32)
+        model: Any = self.checkpoint.load_language_model(dtype)
         known: Any = model.generation_config.eos_token_id if model.generation_config is not None else None
         ends = set(known) if isinstance(known, list) else {known} - {None}
-        self.end_token_ids = sorted(ends | turn_end_ids(self.load_tokenizer()))
+        self.end_token_ids = sorted(ends | turn_end_ids(self.checkpoint.load_tokenizer()))
         model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call] # its own temperature and penalties are not what was asked for
         # In this order: the backbone puts right what casting the whole model does to its float32 buffers.
         self.language_model = model
-        self.backbone = loading.Backbone(model.get_decoder())
+        self.backbone = Backbone(model.get_decoder()).eval()
 
     def share_prefix(self, input_ids: torch.Tensor) -> int:
         """Computes the prefix that prompts share, where that is wanted and valid; returns its tokens, or 0."""
@@ -210,15 +204,13 @@ class GenerationModule(HiddenStateModule):
         return torch.cat([scores(slice(start, min(start + most, rows))) for start in range(0, rows, most)]), []
 
     def _choose_kernels(self, batch: Batch) -> None:
-        """Chooses how matrix products are computed; the attention stays, since a few rows do not tell for many.
+        """Chooses how matrix products are computed.
 
         What is fastest for prompts holds for prompts alone: with one token a row, attention is several times as slow
         through oneDNN as by torch's default.
         """
-        decoder = self._backbone().decoder
-        asked, self.attn_implementation = self.attn_implementation, decoder.config._attn_implementation
         super()._choose_kernels(batch)
-        self.attn_implementation = asked
+        decoder = self._backbone().decoder
         chosen, default = get_products(), self._products_before
 
         def set_for_width(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -227,6 +219,10 @@ class GenerationModule(HiddenStateModule):
 
         if chosen != default:
             self._products_hook = decoder.register_forward_pre_hook(set_for_width, with_kwargs=True)
+
+    def _attentions_to_try(self) -> list[str]:
+        """Returns the present one alone: a few rows do not tell what is fastest for many."""
+        return [self._backbone().decoder.config._attn_implementation]
 
     def _model_to_tune(self) -> PreTrainedModel:
         return self._language_model()  # with its head, which each new token goes through

@@ -46,7 +46,7 @@ class OutputWriter(JournalCallback):
         """Opens this process's journal file."""
         datamodule: ConversationDataModule = trainer.datamodule  # type: ignore[attr-defined]
         self._module = cast(GenerationModule, pl_module)
-        self._tokenizer = self._module.load_tokenizer()
+        self._tokenizer = self._module.checkpoint.load_tokenizer()
         self._instructions = self._module.prompt.instructions
         self._windows = Dataset.from_file(str(datamodule.folder.entries))
         self._attempt = datamodule.attempt

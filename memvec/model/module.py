@@ -15,13 +15,14 @@ from typing import Any, Literal, cast
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
 from memvec import lockstep
 from memvec.config import at_least, one_of
 from memvec.data.collator import Batch
 from memvec.errors import ModelError
-from memvec.model import backbone as loading
+from memvec.model.backbone import Backbone, layer_position
+from memvec.model.checkpoint import Checkpoint, locate_model
 from memvec.model.compilation import compile_regions
 from memvec.model.memory import compute_in_parts, is_out_of_memory
 from memvec.model.packing import unpack
@@ -79,18 +80,20 @@ class HiddenStateModule(pl.LightningModule):
         use_safetensors: bool = True,
     ) -> None:
         super().__init__()
-        self.location = loading.locate_model(name_or_path)
+        self.checkpoint = Checkpoint(
+            locate_model(name_or_path),
+            revision=revision,
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=use_safetensors,
+        )
         self.layer = at_least("model.layer", layer, -(10**6))
-        self.revision = revision
         self.prefix_cache = one_of("model.prefix_cache", prefix_cache, ("auto", "off"))
         self.tune = one_of("model.tune", tune, ("auto", "off"))
         self.compile_wanted = one_of("model.compile", compile, (True, False))
         self.compile_seconds: float | None = None
         self.probe = one_of("model.probe", probe, ("auto", "off"))
-        self.attn_implementation = attn_implementation
-        self.trust_remote_code = trust_remote_code
-        self.use_safetensors = use_safetensors
-        self.backbone: loading.Backbone | None = None
+        self.backbone: Backbone | None = None
         self.prefix: SharedPrefix | None = None
         self.path = Path.BATCHED
         self.probe_errors: dict[str, float] = {}
@@ -103,24 +106,15 @@ class HiddenStateModule(pl.LightningModule):
         """D, the length of a vector; the weights are loaded."""
         return self._backbone().dimension
 
-    def load_config(self) -> PreTrainedConfig:
-        """Returns the model's configuration."""
-        return loading.load_config(self.location, revision=self.revision, trust_remote_code=self.trust_remote_code)
-
-    def load_tokenizer(self) -> PreTrainedTokenizerFast:
-        """Returns the model's tokenizer."""
-        return loading.load_tokenizer(self.location, revision=self.revision, trust_remote_code=self.trust_remote_code)
-
     def fingerprint(self, *, precision: str) -> dict[str, Any]:
         """Returns what decides the vectors of given tokens, for the run's fingerprint.
 
         Raises:
             ConfigError: The model has no such layer.
         """
-        config = self.load_config()
-        loading.layer_position(config, self.layer)
+        layer_position(self.checkpoint.config, self.layer)
         return {
-            "model": loading.model_digest(self.location, config),
+            "model": self.checkpoint.digest,
             "layer": self.layer,
             "dtype": str(DTYPES.get(precision, torch.float32)).removeprefix("torch."),
             "precision": precision,
@@ -129,15 +123,8 @@ class HiddenStateModule(pl.LightningModule):
     def configure_model(self) -> None:
         """Loads the weights, in the dtype that `trainer.precision` stands for; or this process's part of them."""
         if self.backbone is None:
-            self.backbone = loading.load_backbone(
-                self.location,
-                dtype=DTYPES.get(str(self.trainer.precision), torch.float32),
-                layer=self.layer,
-                revision=self.revision,
-                attn_implementation=self.attn_implementation,
-                trust_remote_code=self.trust_remote_code,
-                use_safetensors=self.use_safetensors,
-            )
+            dtype = DTYPES.get(str(self.trainer.precision), torch.float32)
+            self.backbone = Backbone(self.checkpoint.load_decoder(dtype), layer=self.layer).eval()
             if (mesh := weights_mesh(self.device_mesh)) is not None:
                 share_weights(self.backbone, mesh)
 
@@ -202,9 +189,7 @@ class HiddenStateModule(pl.LightningModule):
     def _choose_kernels(self, batch: Batch) -> None:
         decoder, dtype = self._model_to_tune(), self._precision()
         products = product_choices(decoder, computed_in=dtype, device=self.device)
-        attentions = attention_choices(decoder.config._attn_implementation, device=self.device)
-        if self.attn_implementation is not None:  # the user has chosen
-            attentions = [self.attn_implementation]
+        attentions = self._attentions_to_try()
         if len(products) * len(attentions) > 1:
             self.kernels = choose_kernels(
                 decoder,
@@ -214,6 +199,12 @@ class HiddenStateModule(pl.LightningModule):
                 dtype=dtype,
                 tokens=batch["input_ids"].shape[1],
             )
+
+    def _attentions_to_try(self) -> list[str]:
+        """Returns the attention implementations to measure, the present one first."""
+        present = self._backbone().decoder.config._attn_implementation
+        has_user_chosen = self.checkpoint.attn_implementation is not None
+        return [present] if has_user_chosen else attention_choices(present, device=self.device)
 
     def _model_to_tune(self) -> PreTrainedModel:
         return self._backbone().decoder
@@ -318,7 +309,7 @@ class HiddenStateModule(pl.LightningModule):
         """Whether several processes hold one copy of the weights together, and so compute in step."""
         return weights_mesh(self.device_mesh) is not None
 
-    def _backbone(self) -> loading.Backbone:
+    def _backbone(self) -> Backbone:
         if self.backbone is None:
             raise RuntimeError("configure_model has not run: use this module with a Lightning Trainer")
         return self.backbone

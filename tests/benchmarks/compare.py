@@ -25,7 +25,7 @@ from itertools import islice
 from pathlib import Path
 
 from memvec.config import sample_path
-from memvec.model.backbone import locate_model
+from memvec.model.checkpoint import locate_model
 from memvec.model.gguf import is_gguf
 from tests.benchmarks import limit, report
 from tests.benchmarks.contestants import CONTESTANTS, compete, truth

@@ -31,7 +31,6 @@ from memvec.build import build_conversations, build_generator, run_folder
 from memvec.files import read_json
 from memvec.generation.decoding import CirclesStop, turn_end_ids
 from memvec.generation.module import GenerationModule
-from memvec.model.backbone import load_language_model
 
 
 def configure(options: argparse.Namespace, output_dir: Path) -> DictConfig:
@@ -51,8 +50,8 @@ class Loop:
 
     def __init__(self, module: GenerationModule, texts: list[str]) -> None:
         self.module = module
-        self.tokenizer = module.load_tokenizer()
-        self.model: Any = load_language_model(module.location, dtype=torch.float32)
+        self.tokenizer = module.checkpoint.load_tokenizer()
+        self.model: Any = module.checkpoint.load_language_model(torch.float32)
         self.template = module.prompt.to_prompt().render(self.tokenizer)
         self.texts = texts
         self.tokens = 0

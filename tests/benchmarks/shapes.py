@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config
 
 from memvec.errors import ModelError
-from memvec.model.backbone import locate_model
+from memvec.model.checkpoint import locate_model
 from tests.models import build_tokenizer
 
 SHAPES: dict[str, dict[str, Any]] = {

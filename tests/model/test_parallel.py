@@ -13,8 +13,9 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from memvec.errors import ModelError
-from memvec.model.backbone import Backbone, load_backbone
+from memvec.model.backbone import Backbone
 from memvec.model.parallel import share_weights, weights_mesh
+from tests.models import load_backbone
 
 SIX = 6
 
@@ -52,7 +53,7 @@ def test_the_dimension_that_shares_the_weights_is_told() -> None:
 def test_a_process_keeps_its_part_of_the_weights_alone(
     architecture: str, sizes: tuple[int, int], share: int, model_folders: Callable[[str], Path]
 ) -> None:
-    backbone = load_backbone(str(model_folders(architecture)), dtype=torch.float32)
+    backbone = load_backbone(model_folders(architecture))
     whole = numbers_here(backbone)
     mesh = weights_mesh(mesh_of(*sizes))
     assert mesh is not None
@@ -70,7 +71,7 @@ def test_a_process_keeps_its_part_of_the_weights_alone(
 def test_a_model_that_cannot_be_cut_is_an_error_of_one_line(
     architecture: str, processes: int, message: str, model_folders: Callable[[str], Path]
 ) -> None:
-    backbone = load_backbone(str(model_folders(architecture)), dtype=torch.float32)
+    backbone = load_backbone(model_folders(architecture))
     mesh = weights_mesh(mesh_of(SIX // processes, processes))
     assert mesh is not None
     with pytest.raises(ModelError, match=message):

@@ -10,9 +10,9 @@ import torch
 from transformers import MambaConfig, MambaModel, PreTrainedConfig, PreTrainedModel, RwkvConfig, RwkvModel
 from transformers.cache_utils import Cache
 
-from memvec.model.backbone import Backbone, load_backbone
+from memvec.model.backbone import Backbone
 from memvec.model.prefix import SharedPrefix, compute_prefix
-from tests.models import ARCHITECTURES, SHARES_PREFIX, WINDOW
+from tests.models import ARCHITECTURES, SHARES_PREFIX, WINDOW, load_backbone
 
 BATCH, TOKENS = 4, 24
 
@@ -20,7 +20,7 @@ BATCH, TOKENS = 4, 24
 @pytest.fixture
 def backbone_of(model_folders: Callable[[str], Path]) -> Callable[..., Backbone]:
     def load(architecture: str, **options: object) -> Backbone:
-        return load_backbone(str(model_folders(architecture)), dtype=torch.float32, **options)  # type: ignore[arg-type]
+        return load_backbone(model_folders(architecture), **options)  # type: ignore[arg-type]
 
     return load
 

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 import memvec
 from memvec.data.collator import Batch
 from memvec.model.attention import GROUPED
-from memvec.model.backbone import load_backbone
 from memvec.model.module import HiddenStateModule
 from memvec.model.packing import is_packed
 from memvec.model.tuning import (
@@ -27,7 +26,7 @@ from memvec.model.tuning import (
     set_products,
     use_kernels,
 )
-from tests.models import build_model
+from tests.models import build_model, load_backbone
 
 TEXTS = [f"she moved to town number {n} and likes it" for n in range(1200)]
 
@@ -141,7 +140,7 @@ def test_an_attention_the_user_chose_stays(
 
 def test_rows_much_longer_than_those_it_was_measured_on_take_the_default_attention(llama: Path) -> None:
     module = HiddenStateModule(str(llama))
-    module.backbone = load_backbone(str(llama), dtype=torch.float32)
+    module.backbone = load_backbone(llama)
     module.kernels = Choice(Kernels("eager"), {}, default_attention="sdpa", longest=20)
     used = []
     for width in (40, 20, 21, 3):

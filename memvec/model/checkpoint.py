@@ -1,0 +1,197 @@
+"""A pretrained model that is not loaded yet: where it is and how it may be loaded.
+
+In: a model folder, GGUF file or Hub name. Out: its configuration, its tokenizer, what identifies its weights, and the
+weights themselves, as the decoder alone or as the whole language model.
+
+How: transformers' Auto classes, whose many ways to fail become one line each. The decoder is that of `AutoModel`, so
+that there is no language-model head, and of a vision-language model the text path only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from memvec.data.reader import one_line
+from memvec.errors import ModelError
+from memvec.model.gguf import convert_gguf, find_gguf, is_gguf
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A pretrained model that is not loaded yet.
+
+    Args:
+        location: What `locate_model` returned.
+        revision: Of a Hub model; None is its main branch.
+        attn_implementation: transformers' name of the attention implementation; None is the model's default.
+        trust_remote_code: Whether code that comes with the model may run.
+        use_safetensors: Whether only safetensors are loaded; a pickled checkpoint can run code.
+    """
+
+    location: str
+    revision: str | None = None
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+    use_safetensors: bool = True
+
+    @cached_property
+    def config(self) -> PreTrainedConfig:
+        """The whole model's configuration.
+
+        Raises:
+            ModelError: There is no such model.
+        """
+        with _model_errors(self.location):
+            config: PreTrainedConfig = AutoConfig.from_pretrained(
+                self.location, revision=self.revision, trust_remote_code=self.trust_remote_code
+            )
+        return config
+
+    @property
+    def digest(self) -> str:
+        """What identifies the weights: a Hub model's commit, or a digest of a folder's files."""
+        folder = Path(self.location)
+        if not folder.is_dir():
+            return str(getattr(self.config, "_commit_hash", None))
+        return folder_digest(folder, ("*.safetensors", "*.bin", "config.json"))
+
+    def load_tokenizer(self) -> PreTrainedTokenizerFast:
+        """Returns the model's tokenizer.
+
+        Raises:
+            ModelError: There is no such model, or it has no tokenizer.
+        """
+        with _model_errors(self.location):
+            tokenizer = AutoTokenizer.from_pretrained(
+                self.location, revision=self.revision, trust_remote_code=self.trust_remote_code
+            )
+        return cast(PreTrainedTokenizerFast, tokenizer)  # `PromptEncoder` refuses one that is not
+
+    def load_decoder(self, dtype: torch.dtype) -> PreTrainedModel:
+        """Loads the weights without a language-model head, in evaluation mode.
+
+        Args:
+            dtype: Of the weights.
+
+        Raises:
+            ModelError: There is no such model, or it has no causal decoder.
+        """
+        model: Any = self._load(AutoModel, dtype)
+        decoder: PreTrainedModel = model.get_decoder()  # of a vision-language model the text path; else the model
+        return decoder
+
+    def load_language_model(self, dtype: torch.dtype) -> PreTrainedModel:
+        """Loads the whole model, with its language-model head; as `load_decoder` does."""
+        kind = type(self.config)
+        sees = kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and kind not in MODEL_FOR_CAUSAL_LM_MAPPING
+        return self._load(AutoModelForImageTextToText if sees else AutoModelForCausalLM, dtype)
+
+    def _load(self, auto: Any, dtype: torch.dtype) -> PreTrainedModel:
+        """Loads a model as one of the Auto classes has it, and refuses one whose weights are not all there."""
+        named = f"model.name_or_path={self.location}"
+        with _model_errors(self.location), _quiet_loading():
+            model, found = auto.from_pretrained(
+                self.location,
+                revision=self.revision,
+                dtype=dtype,
+                attn_implementation=self.attn_implementation,
+                trust_remote_code=self.trust_remote_code,
+                use_safetensors=self.use_safetensors,
+                ignore_mismatched_sizes=True,  # found out below, by name
+                output_loading_info=True,
+            )
+        if found["mismatched_keys"]:
+            key, stored, expected = min(found["mismatched_keys"])
+            raise ModelError(f"{named}: {key!r} is of shape {list(stored)}, its config says {list(expected)}")
+        if found["missing_keys"]:  # transformers would fill them with random numbers and go on
+            missing = sorted(found["missing_keys"])
+            raise ModelError(f"{named}: {len(missing)} weights are missing, the first {missing[0]!r}")
+        if model.config.is_encoder_decoder:
+            raise ModelError(f"{named}: an encoder-decoder model; memvec needs a causal decoder")
+        loaded: PreTrainedModel = model.requires_grad_(False).eval()
+        return loaded
+
+
+def locate_model(name_or_path: str) -> str:
+    """Returns what `from_pretrained` takes: a folder (a GGUF file is converted first) or a Hub name.
+
+    Raises:
+        ModelError: The path, GGUF file or package does not exist.
+    """
+    if is_gguf(name_or_path):
+        return str(convert_gguf(find_gguf(name_or_path)))
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return str(path)
+    if path.is_file():
+        raise ModelError(
+            f"model.name_or_path={name_or_path}: is a file; allowed: a model folder, a .gguf file, a Hub name"
+        )
+    if name_or_path.startswith(("/", ".", "~")) or name_or_path.count("/") > 1:
+        raise ModelError(f"model.name_or_path={name_or_path}: no such folder")
+    return name_or_path
+
+
+def prompt_limit(config: PreTrainedConfig) -> int | None:
+    """Returns the most tokens a model was made for, or None where its configuration names no limit."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def folder_digest(folder: Path, patterns: tuple[str, ...]) -> str:
+    """Returns a hex SHA-256 over names and content of the files that match."""
+    state = hashlib.sha256()
+    for file in sorted({file for pattern in patterns for file in folder.glob(pattern)}):
+        with file.open("rb") as stream:
+            state.update(f"{file.name}:{hashlib.file_digest(stream, 'sha256').hexdigest()};".encode())
+    return state.hexdigest()
+
+
+@contextmanager
+def _model_errors(name_or_path: str) -> Iterator[None]:
+    """Turns what transformers and huggingface_hub raise for a model that is not there into one line."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        if "trust_remote_code" in str(error):
+            reason = "it comes with code of its own; model.trust_remote_code=true lets that run"
+        elif Path(name_or_path).is_dir():
+            reason = f"the folder cannot be loaded: {one_line(error)}"
+        else:
+            reason = f"no such folder, and the Hub gives no such model: {one_line(error)}"
+        raise ModelError(f"model.name_or_path={name_or_path}: {reason}") from error
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Silences the report that the head's weights are not used, which is what is wanted here."""
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity(logging.ERROR)
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(before)
