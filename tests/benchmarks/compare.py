@@ -135,8 +135,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--repeats", type=_positive, default=5, metavar="N", help="(default: %(default)s)")
     add("--contestants", type=_names, default=list(CONTESTANTS), metavar="A,B", help=f"of {', '.join(CONTESTANTS)}")
     add(
-        "--reference-entries", type=_positive, default=64, metavar="N",
-        help="how many texts the slow reference computes and vectors are compared on (default: %(default)s)",
+        "--reference-entries", type=_positive, default=256, metavar="N",
+        help="how many texts the slow ones compute and vectors are compared on (default: %(default)s)",
     )  # fmt: skip
     add("--output", type=Path, default=Path("outputs/benchmark"), metavar="DIR", help="(default: %(default)s)")
     add("--override", action="append", default=[], metavar="KEY=VALUE", help="of memvec's configuration; repeatable")

@@ -179,7 +179,7 @@ def memvec(task: Task, *, name: str = "memvec", overrides: Sequence[str] = ()) -
 
 CONTESTANTS = {
     "reference": Contestant("one at a time, full model, all hidden states", reference, on_subset=True),
-    "padded": Contestant("batches of 8 in given order, full model", padded),
+    "padded": Contestant("batches of 8 in given order, full model", padded, on_subset=True),
     "sentence-transformers": Contestant(
         "sentence-transformers, last-token pooling, told not to use the chat template",
         partial(sentence_transformers, chat_template=False),
@@ -189,6 +189,7 @@ CONTESTANTS = {
         "sentence-transformers, last-token pooling, as it comes",
         partial(sentence_transformers, chat_template=True),
         ("sentence_transformers",),
+        on_subset=True,
     ),
     "openvino": Contestant("OpenVINO, length-sorted batches, backbone", openvino, ("openvino",), devices=("cpu",)),
     "memvec-compiled": Contestant(
