@@ -1,8 +1,8 @@
 """A tiny model that writes what a test wants written, and a few conversations for it.
 
 How: one attention layer that looks at all tokens alike, a one-hot embedding, and a head that names for each token the
-one that follows. Marks in the conversation (`NOTHING`, `FAILS`, `UNDECIDED`) push the first token of the answer to
-another. It is a Llama like any other, so everything around the model is what it is for a real one.
+one that follows. A mark in the conversation (`NOTHING`, `FAILS`, `SILENT`, `UNDECIDED`) pushes the first token of the
+answer to another. It is a Llama like any other, so everything around the model is what it is for a real one.
 
 What it writes: of a conversation without marks `- She likes <word><digit><letter>.`, always the same greedily, and one
 of two thousand where it is drawn.
@@ -19,6 +19,7 @@ from tests.models import TOKENS, build_tokenizer
 
 NOTHING = "?"  # the model answers that there is nothing to remember
 FAILS = "!"  # it writes what cannot be understood
+SILENT = "%"  # it ends its answer at once
 UNDECIDED = "&"  # it writes that greedily; where it is drawn, a memory about as often
 
 WORDS = [" tea", " cat", " hikes", " one", " mean", " mov", " wor", " Ber", " May", " bi", " all", " to"]
@@ -35,7 +36,7 @@ def save_scripted_model(folder: Path) -> Path:
     tokenizer = build_tokenizer()
     tokens = len(tokenizer)
     width = tokens + COLOURS
-    size = {"hidden_size": width, "intermediate_size": 8, "head_dim": width, "max_position_embeddings": 512}
+    size = {"hidden_size": width, "intermediate_size": 8, "head_dim": width, "max_position_embeddings": 8192}
     one = {"num_attention_heads": 1, "num_key_value_heads": 1, "num_hidden_layers": 1, "tie_word_embeddings": False}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=tokens, **size, **one, **TOKENS)).eval()
 
@@ -43,7 +44,7 @@ def save_scripted_model(folder: Path) -> Path:
         (found,) = tokenizer(token, add_special_tokens=False)["input_ids"]
         return int(found)
 
-    marks = [number(mark) for mark in (NOTHING, FAILS, UNDECIDED)]
+    marks = [number(mark) for mark in (NOTHING, FAILS, SILENT, UNDECIDED)]
     head = torch.zeros(tokens, width)
     start, end = number("\n"), tokenizer.convert_tokens_to_ids("<|im_end|>")
     written: list[int] = []
@@ -55,9 +56,9 @@ def save_scripted_model(folder: Path) -> Path:
             written += slot
     assert len(set(written)) == len(written), "a token can have one follower only"
     memory, none, failure = (number(script[0][0]) for script in (MEMORY, NONE, FAILURE))
-    nothing, fails, undecided = marks
+    nothing, fails, silent, undecided = marks
     head[memory, start], head[memory, undecided] = UNMARKED, NEARLY_MARKED
-    head[none, nothing] = head[failure, fails] = head[failure, undecided] = MARKED
+    head[none, nothing] = head[failure, fails] = head[failure, undecided] = head[end, silent] = MARKED
 
     layer = model.model.layers[0]
     seen = torch.zeros(width)

@@ -1,4 +1,4 @@
-"""A complete journal of outputs becomes memories in order, every output and every failure, however often it is tried."""
+"""A complete journal of outputs becomes memories in order, every output and every failure, however often tried."""
 
 from __future__ import annotations
 
