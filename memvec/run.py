@@ -122,6 +122,7 @@ class RunFolder:
                 self._refuse_other_fingerprint(fingerprint)
             if state is not RunState.FINISHED:
                 self._take_lock()
+                self._remove_partial_files()
             if state is RunState.NEW:
                 write_json(self.fingerprint, fingerprint)
             return state
@@ -174,6 +175,12 @@ class RunFolder:
             raise RunFolderError(
                 f"{self.root}: holds a run of something else: {changes}; name another output_dir or the same settings"
             )
+
+    def _remove_partial_files(self) -> None:
+        """Removes what a process that was killed had begun to write; nobody else writes here while this one may."""
+        for folder in (self.root, self.vectors, self.journal):
+            for partial in folder.glob(".*.partial"):
+                partial.unlink(missing_ok=True)
 
     def _take_lock(self) -> None:
         self.journal.mkdir(parents=True, exist_ok=True)
