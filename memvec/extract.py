@@ -67,6 +67,7 @@ def extract(cfg: DictConfig) -> ExtractSummary:
         MemvecError: Something in the configuration, input, model or folder is wrong; the message says what.
     """
     folder = run_folder(cfg)
+    folder.check_stage_before()
     first = memory_stage(_memories_config(cfg, folder.root / MEMORIES))
     memories = cast(GenerationSummary, run_stage(first, is_last=False))
     if memories.generation.memories == 0:
