@@ -160,7 +160,8 @@ def _compute(stage: Stage) -> None:
             trainer.strategy.barrier("what is to be tried again is known")
             if datamodule.count_remaining() == 0:
                 return
-            log.info("trying again: %d %s", datamodule.count_remaining(), stage.what)
+            if trainer.is_global_zero:
+                log.info("trying again: %d %s", datamodule.count_remaining(), stage.what)
         trainer.predict(stage.module, datamodule=datamodule, return_predictions=False)
         trainer.strategy.barrier("every rank's journal is complete")
 

@@ -20,6 +20,7 @@ from memvec.data.reader import read_file
 from memvec.errors import ConfigError, RunFolderError
 from memvec.files import read_json
 from memvec.generation.summary import GenerationSummary
+from memvec.sweep_table import shown_table, sweep_rows
 from tests.conversations import CHAT, generation_overrides, marked, read_lines, write_lines
 from tests.scripted import FAILS, NOTHING, SILENT, UNDECIDED
 
@@ -164,6 +165,12 @@ def test_resume_false_refuses_a_folder_that_holds_a_run(run: Any) -> None:
         memvec.generate(cfg)
 
 
+def test_a_sweep_of_generation_has_its_table(run: Any) -> None:
+    (row,) = sweep_rows(Path(run[0].output_dir).parent)
+    assert (row["job"], row["batch_size"], row["prompt"]) == ("run", 256, None)
+    assert "prompt" not in shown_table([row])[0]
+
+
 @pytest.mark.parametrize("kind", ["parquet", "json", "openai.jsonl"])
 def test_every_form_of_the_input_gives_the_same(
     kind: str, write_conversations: Write, tiny_generation: Configure
@@ -225,6 +232,16 @@ def test_an_answer_that_leaves_no_room_for_a_prompt_is_refused(
         memvec.generate(tiny_generation(write_conversations(), "generation.max_new_tokens=256"))
     with pytest.raises(ConfigError, match="leaves no room for a text: the prompt template alone takes"):
         memvec.generate(tiny_generation(write_conversations(), "generation.max_new_tokens=250"))
+
+
+@pytest.mark.parametrize("trainer", ["fsdp", "tensor_parallel"])
+def test_a_trainer_that_shares_weights_out_is_refused_before_anything_is_written(
+    trainer: str, write_conversations: Write, tiny_generation: Configure
+) -> None:
+    cfg = tiny_generation(write_conversations(), f"trainer={trainer}", "trainer.devices=2")
+    with pytest.raises(ConfigError, match="generating shares no weights out over devices; allowed: trainer=default, "):
+        memvec.generate(cfg)
+    assert not Path(cfg.output_dir).exists()
 
 
 @pytest.mark.parametrize("how", [(), DRAWN], ids=["greedy", "drawn"])

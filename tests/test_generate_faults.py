@@ -114,6 +114,7 @@ def test_two_processes_give_what_one_gives(root: Path, jobs: dict[str, Done]) ->
     assert code == 0, said
     assert texts(root / "two") == texts(root / "expected")
     assert said.count("memories   ") == 2  # the first rank alone closes with its summary
+    assert said.count("trying again: ") == 1
     assert "Warning" not in said
     metrics = json.loads((root / "two" / "metrics.json").read_text())
     counts = json.loads((root / "two" / "manifest.json").read_text())["counts"]
