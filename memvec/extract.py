@@ -71,6 +71,8 @@ def extract(cfg: DictConfig) -> ExtractSummary:
     first = memory_stage(_memories_config(cfg, folder.root / MEMORIES))
     memories = cast(GenerationSummary, run_stage(first, is_last=False))
     if memories.generation.memories == 0:
+        if not first.trainer.is_global_zero:
+            raise SystemExit(0)  # the first rank says it
         raise InputError(f"{first.folder.root}: no memory was found in {memories.generation.windows} windows")
     second = vector_stage(_vectors_config(cfg, first.folder.memories))
     second.follow(first)

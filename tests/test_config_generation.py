@@ -1,4 +1,4 @@
-"""conf/generate.yaml and conf/extract.yaml: what `--help` names is there, and a mistyped name is told what was meant."""
+"""conf/generate.yaml and conf/extract.yaml: what `--help` names is there, and a mistyped name is told the right one."""
 
 from __future__ import annotations
 

@@ -30,6 +30,7 @@ Configure = Callable[..., DictConfig]
 Write = Callable[..., Path]
 RESULT = ["history.json", "manifest.json", "memories", "metrics.json", "rejected.jsonl", "vectors"]
 ROWS = 20
+TWO_RANKS = ("trainer.devices=2", "trainer.strategy=ddp")
 # Where a run is killed: the file that is about to take its name, in `memories/` in the first stage.
 KILLED = {
     "generating": "memories/journal/metrics-rank-00000.json",
@@ -70,7 +71,7 @@ def jobs(root: Path, scripted: Path) -> dict[str, tuple[int, str]]:
     """Runs every process of this file, two at a time, and returns what they ended with."""
     model = swap_weights(root / "model")
     swap = f"move:{model / 'other.safetensors'}:{model / 'model.safetensors'}"
-    two = overrides(root, root / "two", model, "trainer.devices=2", "trainer.strategy=ddp")
+    two = overrides(root, root / "two", model, *TWO_RANKS)
     silent = write_lines(root / "silent.jsonl", marked(4, (FAILS, NOTHING)))
 
     def killed(name: str) -> tuple[int, str]:
@@ -81,7 +82,7 @@ def jobs(root: Path, scripted: Path) -> dict[str, tuple[int, str]]:
         "two": lambda: finish(start_disturbed("extract", two, at="memories/manifest.json", do=swap)),
         **{name: lambda name=name: killed(name) for name in KILLED},  # type: ignore[misc]
         "no memories": lambda: finish(
-            start(flow("extract", generation_overrides(silent, root / "no memories", scripted)))
+            start(flow("extract", generation_overrides(silent, root / "no memories", scripted, *TWO_RANKS)))
         ),
     }
     with ThreadPoolExecutor(2) as pool:
@@ -221,6 +222,7 @@ def test_without_any_memory_one_line_says_so_and_the_outputs_are_kept(
     line = f"{folder / 'memories'}: no memory was found in 4 windows"
     assert code == 1
     assert said.splitlines()[-1] == f"memvec: error: {line}"
+    assert said.count("no memory was found") == 1
     assert "Traceback" not in said
     assert len(read_lines(folder / "memories" / "failed.jsonl")) == 2
     again = memvec.compose(generation_overrides(root / "silent.jsonl", folder, scripted), config_name="extract")
