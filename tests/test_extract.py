@@ -91,6 +91,7 @@ def jobs(root: Path, scripted: Path) -> dict[str, tuple[int, str]]:
 
 def assert_as_expected(folder: Path, root: Path) -> None:
     assert sorted(path.name for path in folder.iterdir() if path.name not in ("logs", ".datasets")) == RESULT
+    assert not list(folder.rglob("*.partial"))
     assert texts(folder / "memories") == texts(root / "expected" / "memories")
     assert_same(memvec.load(folder), memvec.load(root / "expected"))
 
@@ -189,8 +190,14 @@ def test_two_processes_load_the_weights_once_each_and_give_what_one_gives(
     assert "Warning" not in said
     assert not (root / "model" / "other.safetensors").exists()
     assert_as_expected(root / "two", root)
-    assert read_json(root / "two" / "metrics.json")["ranks"] == 2
-    assert said.count("vectors    ") == 1
+    memories = root / "two" / "memories"
+    retried = read_json(memories / "manifest.json")["counts"]["retried"]
+    assert read_json(memories / "metrics.json")["computed_entries"] == ROWS + retried
+    for folder in (memories, root / "two"):
+        assert read_json(folder / "metrics.json")["ranks"] == 2
+        assert [path.name for path in sorted((folder / "logs").iterdir())] == ["rank-00000.log", "rank-00001.log"]
+    # The first rank alone speaks on the terminal.
+    assert said.count("vectors    ") == said.count("windows    ") == said.count("trying again: ") == 1
 
 
 @pytest.mark.parametrize("name", KILLED)
@@ -203,6 +210,8 @@ def test_killed_anywhere_the_same_command_goes_on_where_it_was(
     is_second_stage = name in ("between the stages", "computing vectors", "finalising the vectors")
     assert finished.exists() == is_second_stage
     before = finished.stat().st_mtime_ns if is_second_stage else 0
+    if name == "finalising the memories":
+        assert (folder / "memories" / "memories.jsonl").exists()
     summary = extracted(root, folder, scripted)
     assert_as_expected(folder, root)
     if is_second_stage:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,21 +19,17 @@ from memvec.generation.summary import GenerationSummary
 from memvec.run import RunFolder
 from tests.conversations import generation_overrides, marked, write_lines
 from tests.processes import (
-    children,
     finish,
     flow,
     journal_bytes,
     kill_group,
     start,
-    start_disturbed,
     wait_until,
-    wait_until_gone,
 )
 from tests.test_generate import DRAWN, MARKS, texts
 
 ROWS = 150
 SLOW = ("data.batch_size=1", "writer.flush_every=2")
-TWO_RANKS = ("trainer.devices=2", "trainer.strategy=ddp")
 Done = tuple[int, str]
 
 
@@ -70,21 +64,14 @@ def killed_in_the_midst(root: Path, model: Path, output: str) -> None:
     kill_group(process)
 
 
-def stopped(root: Path, model: Path, number: int, ranks: tuple[str, ...], output: str) -> Done:
-    process = start(flow("generate", overrides(root, model, output, *SLOW, *ranks)))
+def stopped(root: Path, model: Path, number: int, output: str) -> Done:
+    process = start(flow("generate", overrides(root, model, output, *SLOW)))
     wait_until(lambda: journal_bytes(root / output) > 2_000, process)
-    started = children(process)
     if number == signal.SIGINT:  # a terminal sends it to every process of the group
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
-    done = finish(process, seconds=60)
-    wait_until_gone(started)
-    return done
-
-
-def ran(process: subprocess.Popen[str]) -> Done:
-    return finish(process)
+    return finish(process, seconds=60)
 
 
 @pytest.fixture(scope="module")
@@ -92,34 +79,17 @@ def jobs(root: Path, scripted: Path) -> dict[str, Done | None]:
     """Runs every job of this file, two at a time, and returns what they ended with."""
 
     def typed(output: str, *other: str, data: str = "conversations.jsonl") -> Done:
-        return ran(start(flow("generate", overrides(root, scripted, output, *other, data=data))))
+        return finish(start(flow("generate", overrides(root, scripted, output, *other, data=data))))
 
     jobs: dict[str, Callable[[], Done | None]] = {
         "killed": lambda: killed_in_the_midst(root, scripted, "killed"),
-        "finalising": lambda: ran(
-            start_disturbed("generate", overrides(root, scripted, "finalising"), at="memories.jsonl")
-        ),
-        "SIGTERM": lambda: stopped(root, scripted, signal.SIGTERM, TWO_RANKS, "SIGTERM"),
-        "SIGINT": lambda: stopped(root, scripted, signal.SIGINT, (), "SIGINT"),
-        "two": lambda: typed("two", *TWO_RANKS, "data.batch_size=8"),
+        "SIGTERM": lambda: stopped(root, scripted, signal.SIGTERM, "SIGTERM"),
+        "SIGINT": lambda: stopped(root, scripted, signal.SIGINT, "SIGINT"),
         "broken": lambda: typed("broken", data="broken.jsonl"),
         "misspelt": lambda: typed("misspelt", "generation.temprature=1"),
     }
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(jobs, pool.map(lambda job: job(), jobs.values()), strict=True))
-
-
-def test_two_processes_give_what_one_gives(root: Path, jobs: dict[str, Done]) -> None:
-    code, said = jobs["two"]
-    assert code == 0, said
-    assert texts(root / "two") == texts(root / "expected")
-    assert said.count("memories   ") == 2  # the first rank alone closes with its summary
-    assert said.count("trying again: ") == 1
-    assert "Warning" not in said
-    metrics = json.loads((root / "two" / "metrics.json").read_text())
-    counts = json.loads((root / "two" / "manifest.json").read_text())["counts"]
-    assert (metrics["ranks"], metrics["computed_entries"]) == (2, ROWS + counts["retried"])
-    assert [path.name for path in sorted((root / "two" / "logs").iterdir())] == ["rank-00000.log", "rank-00001.log"]
 
 
 def test_a_killed_run_goes_on_without_computing_flushed_windows_again(
@@ -133,21 +103,6 @@ def test_a_killed_run_goes_on_without_computing_flushed_windows_again(
     assert f"going on in {root / 'killed'}: {ROWS - kept} windows are left to compute" in caplog.text
     assert texts(root / "killed") == texts(root / "expected")
     assert summary.metrics["computed_entries"] == ROWS - kept + summary.generation.retried
-
-
-def test_killed_while_finalising_a_run_finishes_the_next_time_with_nothing_to_compute(
-    root: Path, scripted: Path, jobs: dict[str, Done]
-) -> None:
-    assert jobs["finalising"][0] == -signal.SIGKILL
-    folder = RunFolder(root / "finalising")
-    assert windows_done(folder) == ROWS
-    assert folder.raw.exists()
-    assert not folder.memory_lines.exists()
-    summary = go_on(root, scripted, "finalising")
-    assert summary.metrics["computed_entries"] == 0
-    assert texts(folder.root) == texts(root / "expected")
-    assert folder.memories.exists()
-    assert [path.name for path in folder.root.iterdir() if path.name.startswith(".")] == []
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
