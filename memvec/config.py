@@ -139,11 +139,12 @@ def known_overrides(config_name: str = "predict") -> list[str]:
         if key not in ("defaults", "hydra"):
             names |= {f"{key}.{inner}" for inner in value} if isinstance(value, dict) else {key}
     groups = {str(key) for choice in top["defaults"] if isinstance(choice, dict) for key in choice if "/" not in key}
-    for group in groups - {"experiment"}:
-        names.add(group)
+    for choice in groups - {"experiment"}:
+        group, _, place = choice.partition("@")  # `data@vectors`: an option of data, whose place is `vectors`
+        names.add(place or group)
         for path in (folder / group).glob("*.yaml"):
             keys = {str(key) for key in OmegaConf.load(path)} - {"defaults", "_target_"}
-            names |= {f"{group}.{key}" for key in keys}
+            names |= {f"{place or group}.{key}" for key in keys}
     return sorted(names)
 
 

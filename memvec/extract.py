@@ -67,9 +67,12 @@ def extract(cfg: DictConfig) -> ExtractSummary:
         MemvecError: Something in the configuration, input, model or folder is wrong; the message says what.
     """
     folder = run_folder(cfg)
+    folder.check_stage_before()
     first = memory_stage(_memories_config(cfg, folder.root / MEMORIES))
     memories = cast(GenerationSummary, run_stage(first, is_last=False))
     if memories.generation.memories == 0:
+        if not first.trainer.is_global_zero:
+            raise SystemExit(0)  # the first rank says it
         raise InputError(f"{first.folder.root}: no memory was found in {memories.generation.windows} windows")
     second = vector_stage(_vectors_config(cfg, first.folder.memories))
     second.follow(first)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import cast
 
+from lightning.pytorch.strategies import ModelParallelStrategy
 from omegaconf import DictConfig
 
 from memvec.build import (
@@ -25,6 +26,7 @@ from memvec.build import (
     run_folder,
 )
 from memvec.cli import main
+from memvec.errors import ConfigError
 from memvec.generation.finalize import MemoryFinalizer
 from memvec.generation.summary import GenerationSummary
 from memvec.logs import ignore_known_warnings
@@ -57,6 +59,8 @@ def memory_stage(cfg: DictConfig) -> Stage:
         datamodule = build_conversations(cfg, module, folder)
         writer = build_output_writer(cfg, folder)
         trainer = build_trainer(cfg, writer, folder)
+    if isinstance(trainer.strategy, ModelParallelStrategy):  # said before the folder is claimed or a process started
+        raise ConfigError("generating shares no weights out over devices; allowed: trainer=default, trainer=ddp")
     return Stage(
         cfg=cfg,
         folder=folder,

@@ -98,6 +98,20 @@ class RunFolder:
             state = "an unfinished run; run the same command again to go on" if self.journal.is_dir() else "no run"
             raise RunFolderError(f"{self.root}: holds {state}")
 
+    def check_stage_before(self) -> None:
+        """Refuses, before the stage before starts, a folder that would be refused once that is complete.
+
+        Raises:
+            RunFolderError: A run lies there that had no such stage, or other files do.
+        """
+        if RunFolder(self.root / MEMORIES).is_finished:
+            return  # the claim follows at once
+        if self.is_finished or self.fingerprint.is_file():
+            raise RunFolderError(
+                f"{self.root}: holds a run of something else, without {MEMORIES}/; name another output_dir"
+            )
+        self._refuse_other_files({MEMORIES})
+
     def claim(self, fingerprint: dict[str, Any], *, resume: bool = True) -> RunState:
         """Takes the folder for a run, or says why it cannot be had. To be called by one process of a run.
 
@@ -122,6 +136,7 @@ class RunFolder:
                 self._refuse_other_fingerprint(fingerprint)
             if state is not RunState.FINISHED:
                 self._take_lock()
+                self._remove_partial_files()
             if state is RunState.NEW:
                 write_json(self.fingerprint, fingerprint)
             return state
@@ -145,13 +160,15 @@ class RunFolder:
             return RunState.FINISHED
         if self.fingerprint.is_file():
             return RunState.UNFINISHED
+        self._refuse_other_files({MEMORIES} if RunFolder(self.root / MEMORIES).is_finished else set())
+        return RunState.NEW
+
+    def _refuse_other_files(self, before: set[str]) -> None:
         found = sorted(path.name for path in self.root.iterdir()) if self.root.is_dir() else []
-        before = {MEMORIES} if RunFolder(self.root / MEMORIES).is_finished else set()
         others = [name for name in found if name not in HARMLESS | before | {self.journal.name}]
         if others or (self.journal.exists() and not self._journal_is_bare()):
             shown = ", ".join(others[:5]) or self.journal.name
             raise RunFolderError(f"{self.root}: holds other files ({shown}); name an empty or new output_dir")
-        return RunState.NEW
 
     def _read_manifest(self) -> dict[str, Any] | None:
         """Returns the manifest, or None where there is none of memvec's."""
@@ -174,6 +191,12 @@ class RunFolder:
             raise RunFolderError(
                 f"{self.root}: holds a run of something else: {changes}; name another output_dir or the same settings"
             )
+
+    def _remove_partial_files(self) -> None:
+        """Removes what a process that was killed had begun to write; nobody else writes here while this one may."""
+        for folder in (self.root, self.vectors, self.journal):
+            for partial in folder.glob(".*.partial"):
+                partial.unlink(missing_ok=True)
 
     def _take_lock(self) -> None:
         self.journal.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 
 from memvec.config import to_container
 from memvec.data.datamodule import MemoryDataModule
+from memvec.errors import InputError
 from memvec.history import forget_histories, write_history
 from memvec.interrupt import signals_to_spawned_ranks
 from memvec.metrics import Stopwatch, combine_ranks, first_notes, forget_ranks, stage_table
@@ -137,7 +138,12 @@ def _claim(stage: Stage) -> RunState:
         forget_histories(folder.journal)
         forget_ranks(folder.journal)  # an attempt that was killed may have left its numbers
         with stage.stopwatch.stage("prepare"):
-            datamodule.prepare_data()
+            try:
+                datamodule.prepare_data()
+            except InputError:
+                if state is RunState.NEW:  # nothing was computed: the input put right may have the folder
+                    folder.release(remove_journal=True)
+                raise
         if state is RunState.UNFINISHED:
             log.info("going on in %s: %d %s are left to compute", folder.root, datamodule.count_remaining(), stage.what)
     return state
@@ -154,7 +160,8 @@ def _compute(stage: Stage) -> None:
             trainer.strategy.barrier("what is to be tried again is known")
             if datamodule.count_remaining() == 0:
                 return
-            log.info("trying again: %d %s", datamodule.count_remaining(), stage.what)
+            if trainer.is_global_zero:
+                log.info("trying again: %d %s", datamodule.count_remaining(), stage.what)
         trainer.predict(stage.module, datamodule=datamodule, return_predictions=False)
         trainer.strategy.barrier("every rank's journal is complete")
 

@@ -66,7 +66,7 @@ def settings(job: RunFolder) -> dict[str, Any]:
         "batch_size": config["data"]["batch_size"],
         "precision": config["trainer"]["precision"],
         "devices": config["trainer"]["devices"],
-        "prompt": prompt_name(config["prompt"]),
+        "prompt": prompt_name(config["prompt"]) if "prompt" in config else None,  # a run that generates has none
         "layer": config["model"]["layer"],
     }
 

@@ -18,7 +18,9 @@ from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerFast
 
 import memvec
+from tests.conversations import CHAT, generation_overrides, write_lines
 from tests.models import ARCHITECTURES, NEARLY_FREE, build_tokenizer, save_model
+from tests.scripted import save_scripted_model
 
 TEXTS = [
     "爱喝茶",
@@ -89,5 +91,33 @@ def tiny_config(llama: Path, tmp_path: Path) -> Callable[..., DictConfig]:
                 *overrides,
             ]
         )
+
+    return configure
+
+
+@pytest.fixture(scope="session")
+def scripted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder whose model writes what `tests.scripted` says."""
+    return save_scripted_model(tmp_path_factory.mktemp("models") / "scripted")
+
+
+@pytest.fixture
+def write_conversations(tmp_path: Path) -> Callable[..., Path]:
+    """Writes conversations as JSON lines."""
+
+    def write(rows: Sequence[Any] = CHAT, name: str = "conversations.jsonl") -> Path:
+        return write_lines(tmp_path / name, rows)
+
+    return write
+
+
+@pytest.fixture
+def tiny_generation(llama: Path, tmp_path: Path) -> Callable[..., DictConfig]:
+    """Composes a configuration that generates with a tiny model, quietly on the CPU."""
+
+    def configure(
+        data_path: Path, *overrides: str, model: Path = llama, output: str = "run", name: str = "generate"
+    ) -> DictConfig:
+        return memvec.compose(generation_overrides(data_path, tmp_path / output, model, *overrides), config_name=name)
 
     return configure

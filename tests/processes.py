@@ -45,6 +45,16 @@ def arguments(data_path: Path, output_dir: Path, model: Path, *overrides: str) -
     ]  # fmt: skip
 
 
+def flow(name: str, overrides: Sequence[str]) -> list[str]:
+    """Returns the command line of one of memvec's flows."""
+    return [sys.executable, "-m", f"memvec.{name}", *overrides]
+
+
+def start_disturbed(name: str, overrides: Sequence[str], *, at: str, do: str = "kill") -> subprocess.Popen[str]:
+    """Starts a flow to which `tests.at_rename` does something at the moment before a file takes its name."""
+    return start([sys.executable, "-m", "tests.at_rename", *overrides], {"RUN": name, "AT": at, "DO": do})
+
+
 def start(command: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
     """Starts a process in a process group of its own, its output in pipes."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **(environment or {})}

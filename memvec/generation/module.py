@@ -21,7 +21,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from memvec.config import at_least, one_of
 from memvec.data.collator import Batch, real_tokens
-from memvec.errors import ConfigError, ModelError
+from memvec.errors import ConfigError
 from memvec.generation.cache import roomy_cache
 from memvec.generation.decoding import Prompts, turn_end_ids, write_answers
 from memvec.generation.outputs import ATTEMPTS
@@ -126,8 +126,6 @@ class GenerationModule(HiddenStateModule):
         """Loads the weights, in the dtype that `trainer.precision` stands for."""
         if self.language_model is not None:
             return
-        if self.has_shared_weights:
-            raise ModelError("generating shares no weights out over devices; allowed: trainer=default, trainer=ddp")
         dtype = DTYPES.get(str(self.trainer.precision), torch.float32)
         model: Any = self.checkpoint.load_language_model(dtype)
         known: Any = model.generation_config.eos_token_id if model.generation_config is not None else None

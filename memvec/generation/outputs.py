@@ -139,7 +139,8 @@ def _enter(index: OutputIndex, batch: pa.RecordBatch, number: int, address: int)
     texts, reasons = batch.column(TEXT), batch.column(REASON).to_pylist()
     _, offsets, values = texts.buffers()
     places = np.frombuffer(offsets, dtype=np.int32, count=len(rows) + 1)
-    first = (values.address if values is not None else address) - address
+    has_characters = values is not None and values.size > 0  # where all texts are empty, the buffer lies nowhere
+    first = values.address - address if has_characters else 0
     has_text = np.asarray([reason is None for reason in reasons])
     index.reasons.update({int(row): reason for row, reason in zip(rows, reasons, strict=True) if reason is not None})
     at = (batch.column(ATTEMPT).to_numpy()[has_text], rows[has_text])

@@ -18,6 +18,7 @@ from typing import Any
 from memvec.data.dataset import lone_surrogate
 from memvec.data.reader import MISSING, Malformed, Record
 from memvec.data.source import Source
+from memvec.errors import InputError
 
 SPEAKER_KEYS = ("speaker", "role")
 TEXT_KEYS = ("text", "content")
@@ -98,8 +99,11 @@ class TranscriptSource:
             lines = "\n".join(record[2] for record in records)
             yield 1, Path(self.name).stem, _to_json(lines, None)
             return
-        for row, record_id, messages, *date in records:
-            yield row, record_id, _to_json(messages, next(iter(date), None))
+        try:
+            for row, record_id, messages, *date in records:
+                yield row, record_id, _to_json(messages, next(iter(date), None))
+        except InputError as error:  # the reader of texts names the option that texts have
+            raise InputError(str(error).replace("data.text_column", "data.messages_column")) from error
 
 
 def _to_json(messages: Any, date: Any) -> Any:

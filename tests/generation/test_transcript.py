@@ -132,8 +132,11 @@ def test_a_column_of_texts_holds_documents(write_conversations: Write) -> None:
 def test_a_file_without_the_column_or_with_broken_json_is_an_error_that_names_it(
     tmp_path: Path, write_conversations: Write
 ) -> None:
-    with pytest.raises(InputError, match=r"conversations\.jsonl: no column 'messages'; columns found: id, turns"):
+    with pytest.raises(
+        InputError, match=r"conversations\.jsonl: no column 'messages'; columns found: id, turns"
+    ) as error:
         read(write_conversations([{"id": "a", "turns": []}]))
+    assert str(error.value).endswith("(set data.messages_column)")
     (tmp_path / "broken.jsonl").write_text(json.dumps(row({"speaker": "A", "text": "b"})) + '\n{"id": ')
     with pytest.raises(InputError, match=r"broken\.jsonl, line 2: not JSON"):
         read(tmp_path / "broken.jsonl")

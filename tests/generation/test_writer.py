@@ -1,0 +1,111 @@
+"""What the model has written goes to the journal as text, with what it came to: journals of real runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig
+
+import memvec
+from memvec.errors import ConfigError
+from memvec.files import read_json
+from memvec.generation.finalize import MemoryFinalizer
+from memvec.generation.parser import Outcome
+from memvec.generation.writer import OutputWriter
+from memvec.run import RunFolder
+from memvec.writer.journal import journal_files, read_frames
+from tests.conversations import generation_overrides, marked, write_lines
+from tests.scripted import FAILS, NOTHING, UNDECIDED
+
+# Drawn at so high a temperature, what is undecided comes out either way; the rest stays what it is.
+RETRY = "generation.retry_temperature=200"
+MEMORIES, NONE, FAILED = (outcome.value for outcome in (Outcome.MEMORIES, Outcome.NOTHING, Outcome.UNPARSEABLE))
+
+
+def journal_of(cfg: DictConfig) -> tuple[RunFolder, list[list[dict[str, Any]]]]:
+    """Runs until every output is in the journal, and returns its frames."""
+
+    def stop(self: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MemoryFinalizer, "write_results", stop)
+        with pytest.raises(KeyboardInterrupt):
+            memvec.generate(cfg)
+    folder = RunFolder(cfg.output_dir)
+    frames = read_frames(journal_files(folder.journal), rows=1000, damaged=[])
+    return folder, [batch.to_pylist() for _, batch, _ in frames]
+
+
+@pytest.fixture(scope="module")
+def run(
+    scripted: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[RunFolder, list[list[dict[str, Any]]], list[dict[str, Any]]]:
+    """A run that was stopped before its results, its frames, and all their rows."""
+    root = tmp_path_factory.mktemp("writer")
+    path = write_lines(root / "conversations.jsonl", marked(22, ("", NOTHING, FAILS, *[UNDECIDED] * 8)))
+    overrides = generation_overrides(path, root / "run", scripted, RETRY, "writer.flush_every=4", "data.batch_size=5")
+    folder, frames = journal_of(memvec.compose(overrides, config_name="generate"))
+    return folder, frames, [row for frame in frames for row in frame]
+
+
+def test_each_output_stands_in_the_journal_with_its_window_and_outcome(run: Any) -> None:
+    first = {row["index"]: row for row in run[2] if row["attempt"] == 0}
+    assert sorted(first) == list(range(22))
+    assert first[0]["text"].startswith("- She likes ")
+    assert [(first[n]["text"], first[n]["outcome"]) for n in (1, 2, 3)] == [("nil", NONE), ("#", FAILED), ("#", FAILED)]
+    assert (first[0]["outcome"], first[0]["reason"]) == (MEMORIES, None)
+
+
+def test_the_end_of_an_answer_is_counted_and_not_written(run: Any) -> None:
+    first = {row["index"]: row for row in run[2] if row["attempt"] == 0}
+    assert [first[n]["num_tokens"] for n in (0, 1, 2)] == [10, 4, 2]
+    assert not any("<|" in row["text"] or row["is_cut"] for row in run[2])
+
+
+def test_a_second_attempt_is_made_of_what_was_not_understood_and_of_nothing_else(run: Any) -> None:
+    failed = sorted(row["index"] for row in run[2] if row["attempt"] == 0 and row["outcome"] == FAILED)
+    again = {row["index"]: row["outcome"] for row in run[2] if row["attempt"] == 1}
+    assert sorted(again) == failed == [n for n in range(22) if n % 11 >= 2]
+    assert again[2] == again[13] == FAILED
+    assert MEMORIES in again.values()  # with another seed, some of the undecided
+
+
+def test_frames_hold_as_many_windows_as_asked_for(run: Any) -> None:
+    sizes = [len(frame) for frame in run[1]]
+    assert max(sizes) == 4
+    assert sizes.count(4) >= len(sizes) - 2  # the last of either attempt need not be full
+
+
+def test_written_tokens_are_counted_over_both_attempts(run: Any) -> None:
+    folder, _, rows = run
+    metrics = read_json(folder.journal / "metrics-rank-00000.json")
+    assert metrics["counted"] == {"output_tokens": sum(row["num_tokens"] for row in rows)}
+    assert metrics["entries"] == len(rows)
+
+
+def test_an_answer_that_reaches_its_limit_is_cut(
+    scripted: Path, write_conversations: Callable[..., Path], tiny_generation: Callable[..., DictConfig]
+) -> None:
+    path = write_conversations(marked(3, ("", NOTHING, FAILS)))
+    options = ("generation.max_new_tokens=4", "generation.attempts=1")
+    _, frames = journal_of(tiny_generation(path, *options, model=scripted))
+    rows = sorted((row for frame in frames for row in frame), key=lambda row: row["index"])
+    # The second has its end within the limit, as its last token.
+    assert [(row["text"], row["is_cut"], row["outcome"]) for row in rows] == [
+        ("- She l", True, FAILED),
+        ("nil", False, NONE),
+        ("#", False, FAILED),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"flush_every": 0}, "writer.flush_every=0"), ({"fsync": "never"}, "writer.fsync=never: allowed: flush, close")],
+)
+def test_an_option_that_makes_no_sense_says_what_is_allowed(options: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        OutputWriter(tmp_path, **options)
