@@ -18,6 +18,7 @@ it has not flushed; it heeds the first one and no other, and what started it kil
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
 import subprocess
@@ -38,6 +39,8 @@ from memvec.errors import Interrupted
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SECONDS_TO_FLUSH = 25
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+log = logging.getLogger(__name__)
 
 
 def end_with_parent() -> None:
@@ -109,11 +112,19 @@ class StopOnSignal(pl.Callback):
         if trainer.received_sigterm:
             self._received = signal.SIGTERM
             self._pass_on(signal.SIGTERM)
-        self._stop_if_received(trainer)
+        self._stop_if_received(trainer, batches=0)
 
-    def on_predict_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *arguments: Any) -> None:
+    def on_predict_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         """Ends the run where a signal came during the batch."""
-        self._stop_if_received(trainer)
+        self._stop_if_received(trainer, batches=batch_idx + 1)
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Puts the handlers back that were there before."""
@@ -132,10 +143,11 @@ class StopOnSignal(pl.Callback):
         if self._leads:
             self._restore()
             return
-        # The signal may come again until this process has ended: the handlers stay, and Lightning, which puts those
-        # back that it has found, must not find any to put back.
+        # The signal may come again until this process has ended, so it is ignored from here on, even while Python shuts
+        # down; and Lightning, which puts back the handlers that it has found, must not find any to put back.
         for number in self._before:
             trainer._signal_connector._original_handlers.pop(number, None)
+            signal.signal(number, signal.SIG_IGN)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self._leads:
@@ -151,12 +163,13 @@ class StopOnSignal(pl.Callback):
         for process in self._processes:
             process.send_signal(number)
 
-    def _stop_if_received(self, trainer: pl.Trainer) -> None:
+    def _stop_if_received(self, trainer: pl.Trainer, *, batches: int) -> None:
         # Where weights are shared out, a process that stopped alone would leave the others waiting for it.
         received = int(lockstep.agreed_maximum(trainer, self._received or 0))
         if not received:
             return
         self._agreed = received
+        log.info("stopping after %d batches", batches)
         if self._must_end_with_0:
             raise SystemExit(0)
         raise Interrupted(received)

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerFast
 
 import memvec
 from tests.models import ARCHITECTURES, NEARLY_FREE, build_tokenizer, save_model
+from tests.processes import MANY, arguments, resume, write_texts
 
 TEXTS = [
     "爱喝茶",
@@ -57,6 +59,20 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
 @pytest.fixture(scope="session")
 def llama(model_folders: Callable[[str], Path]) -> Path:
     return model_folders("llama")
+
+
+@pytest.fixture(scope="session")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with so many rows that a run over it in small batches takes many seconds."""
+    return write_texts(tmp_path_factory.mktemp("many") / "many.jsonl", MANY)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(many: Path, llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """What a run over `many` gives to which nothing happens."""
+    output_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    resume(arguments(many, output_dir, llama))
+    return memvec.load(output_dir)
 
 
 @pytest.fixture

@@ -16,10 +16,13 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
+import memvec
 from memvec.run import RunFolder
+from memvec.summary import RunSummary
 from memvec.writer.journal import read_journal
 
 SECONDS_TO_START = 120
+MANY = 5_000
 WORDS = "she likes tea coffee moved to Lisbon works at the bank bakery cat dog 喜欢 喝茶 上海 周末 in 2021".split()  # noqa: SIM905
 
 
@@ -43,6 +46,13 @@ def arguments(data_path: Path, output_dir: Path, model: Path, *overrides: str) -
         sys.executable, "-m", "memvec.predict", f"data.path={data_path}", f"output_dir={output_dir}", "model=hub",
         f"model.name_or_path={model}", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false", *overrides,
     ]  # fmt: skip
+
+
+def resume(command: Sequence[str]) -> RunSummary:
+    """Goes on, in this process and over one rank, with the run that a command line has begun; that is quicker."""
+    own = ("trainer.devices=", "trainer.strategy=", "trainer=")
+    overrides = [argument for argument in command if "=" in argument and not argument.startswith(own)]
+    return memvec.predict(memvec.compose([*overrides, "trainer.devices=1"]))
 
 
 def start(command: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import memvec
+from tests import several_commands
 from tests.conftest import TEXTS
 
 Done = subprocess.CompletedProcess[str]
@@ -46,24 +47,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(folder: Path, llama: Path) -> dict[str, Done]:
-    """Runs every command of this file, two at a time."""
+def runs(folder: Path, llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Done]:
+    """Runs every command of this file: the wrong ones, of which none gets far, from one process that forks for each."""
     good = [
         *("data.path=memories.jsonl", "model=hub", f"model.name_or_path={llama}", "trainer.accelerator=cpu"),
         *("trainer.devices=1", "trainer.enable_progress_bar=false"),
     ]
-    commands = {"a good run": good, "help": ["--help"]}
+    wrong = {}
     for name, (arguments, _, _) in WRONG.items():
-        output = (
-            []
-            if any(argument.startswith("output_dir") for argument in arguments)
-            else [f"output_dir=out/{name.replace(' ', '-')}"]
-        )
-        commands[name] = [*good, *output, *arguments]
+        has_folder = any(argument.startswith("output_dir") for argument in arguments)
+        wrong[name] = [*good, *([] if has_folder else [f"output_dir=out/{name.replace(' ', '-')}"]), *arguments]
+    said = tmp_path_factory.mktemp("said")
+    (said / "commands.json").write_text(json.dumps(wrong), encoding="utf-8")
+    commands = {
+        "a good run": ["-m", "memvec.predict", *good],
+        "help": ["-m", "memvec.predict", "--help"],
+        "the wrong ones": [several_commands.__file__, str(said / "commands.json")],
+    }
 
     def run(arguments: list[str]) -> Done:
         return subprocess.run(
-            [sys.executable, "-m", "memvec.predict", *arguments],
+            [sys.executable, *arguments],
             cwd=folder,
             env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
             capture_output=True,
@@ -73,7 +77,13 @@ def runs(folder: Path, llama: Path) -> dict[str, Done]:
         )
 
     with ThreadPoolExecutor(2) as pool:
-        return dict(zip(commands, pool.map(run, commands.values()), strict=True))
+        runs = dict(zip(commands, pool.map(run, commands.values()), strict=True))
+    assert runs["the wrong ones"].returncode == 0, runs["the wrong ones"].stderr
+    codes = json.loads((said / "codes.json").read_text(encoding="utf-8"))
+    for name, command in wrong.items():
+        out, err = ((said / f"{name}{suffix}").read_text(encoding="utf-8") for suffix in (".out", ".err"))
+        runs[name] = Done(command, codes[name], out, err)
+    return runs
 
 
 @pytest.mark.parametrize("wrong", WRONG)

@@ -39,13 +39,9 @@ def by_torchrun(folder: Path, command: list[str], ranks: int) -> list[subprocess
 
 
 def by_slurm(folder: Path, command: list[str], ranks: int) -> list[subprocess.Popen[str]]:
-    """Two tasks as two nodes of one device, three as one node of three."""
-    nodes = 2 if ranks == 2 else 1
-    return slurm_tasks(
-        [*command, "trainer.strategy=ddp", f"trainer.devices={ranks // nodes}", f"trainer.num_nodes={nodes}"],
-        tasks=ranks,
-        nodes=nodes,
-    )
+    """Every task as a node of one device."""
+    several = ["trainer.strategy=ddp", "trainer.devices=1", f"trainer.num_nodes={ranks}"]
+    return slurm_tasks([*command, *several], tasks=ranks, nodes=ranks)
 
 
 LAUNCHERS: dict[str, Callable[..., list[subprocess.Popen[str]]]] = {
@@ -54,15 +50,8 @@ LAUNCHERS: dict[str, Callable[..., list[subprocess.Popen[str]]]] = {
     "torchrun": by_torchrun,
     "SLURM": by_slurm,
 }
-# Two spawned ranks run in test_faults.py, two of torchrun below.
-JOBS = [
-    ("ddp", "two"),
-    ("ddp", "three"),
-    ("ddp_spawn", "three"),
-    ("torchrun", "three"),
-    ("SLURM", "two"),
-    ("SLURM", "three"),
-]
+# Two ranks that Lightning starts run in test_interrupt.py.
+JOBS = [("ddp", "three"), ("ddp_spawn", "three"), ("torchrun", "two"), ("SLURM", "two")]
 
 
 @pytest.fixture(scope="module")
