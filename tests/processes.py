@@ -55,12 +55,13 @@ def resume(command: Sequence[str]) -> RunSummary:
     return memvec.predict(memvec.compose([*overrides, "trainer.devices=1"]))
 
 
-def start(command: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+def start(
+    command: Sequence[str], environment: Mapping[str, str] | None = None, *, folder: Path | None = None
+) -> subprocess.Popen[str]:
     """Starts a process in a process group of its own, its output in pipes."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **(environment or {})}
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, **pipes, text=True, env=environment, start_new_session=True, cwd=folder)
 
 
 def torchrun(command: Sequence[str], processes: int) -> list[str]:
@@ -94,6 +95,28 @@ def finish(process: subprocess.Popen[str], seconds: float = 120) -> tuple[int, s
         kill_group(process)
         raise
     return process.returncode, stdout + stderr
+
+
+def run_from_one(
+    commands: Mapping[str, Sequence[str]], scratch: Path, *, folder: Path | None = None
+) -> dict[str, subprocess.CompletedProcess[str]]:
+    """Runs commands, `["memvec.predict", …]`, one after another in processes that one process forks (quicker).
+
+    Args:
+        commands: By their names.
+        scratch: An empty folder.
+        folder: Where they run.
+    """
+    (scratch / "commands.json").write_text(json.dumps(commands), encoding="utf-8")
+    script = Path(__file__).with_name("several_commands.py")
+    code, said = finish(start([sys.executable, str(script), str(scratch / "commands.json")], folder=folder))
+    assert code == 0, said
+    codes = json.loads((scratch / "codes.json").read_text(encoding="utf-8"))
+    done = {}
+    for name, command in commands.items():
+        out, err = ((scratch / f"{name}{suffix}").read_text(encoding="utf-8") for suffix in (".out", ".err"))
+        done[name] = subprocess.CompletedProcess(command, codes[name], out, err)
+    return done
 
 
 def kill_group(process: subprocess.Popen[str]) -> None:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import memvec
-from tests import several_commands
 from tests.conftest import TEXTS
+from tests.processes import run_from_one, start
 
 Done = subprocess.CompletedProcess[str]
 
@@ -53,36 +51,20 @@ def runs(folder: Path, llama: Path, tmp_path_factory: pytest.TempPathFactory) ->
         *("data.path=memories.jsonl", "model=hub", f"model.name_or_path={llama}", "trainer.accelerator=cpu"),
         *("trainer.devices=1", "trainer.enable_progress_bar=false"),
     ]
+    command = [sys.executable, "-m", "memvec.predict"]
+    processes = {
+        "a good run": start([*command, *good], folder=folder),
+        "help": start([*command, "--help"], folder=folder),
+    }
     wrong = {}
     for name, (arguments, _, _) in WRONG.items():
         has_folder = any(argument.startswith("output_dir") for argument in arguments)
-        wrong[name] = [*good, *([] if has_folder else [f"output_dir=out/{name.replace(' ', '-')}"]), *arguments]
-    said = tmp_path_factory.mktemp("said")
-    (said / "commands.json").write_text(json.dumps(wrong), encoding="utf-8")
-    commands = {
-        "a good run": ["-m", "memvec.predict", *good],
-        "help": ["-m", "memvec.predict", "--help"],
-        "the wrong ones": [several_commands.__file__, str(said / "commands.json")],
-    }
-
-    def run(arguments: list[str]) -> Done:
-        return subprocess.run(
-            [sys.executable, *arguments],
-            cwd=folder,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
-
-    with ThreadPoolExecutor(2) as pool:
-        runs = dict(zip(commands, pool.map(run, commands.values()), strict=True))
-    assert runs["the wrong ones"].returncode == 0, runs["the wrong ones"].stderr
-    codes = json.loads((said / "codes.json").read_text(encoding="utf-8"))
-    for name, command in wrong.items():
-        out, err = ((said / f"{name}{suffix}").read_text(encoding="utf-8") for suffix in (".out", ".err"))
-        runs[name] = Done(command, codes[name], out, err)
+        output = [] if has_folder else [f"output_dir=out/{name.replace(' ', '-')}"]
+        wrong[name] = ["memvec.predict", *good, *output, *arguments]
+    runs = run_from_one(wrong, tmp_path_factory.mktemp("said"), folder=folder)
+    for name, process in processes.items():
+        out, err = process.communicate(timeout=120)
+        runs[name] = Done(process.args, process.returncode, out, err)
     return runs
 
 
