@@ -9,7 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "true"
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 import memvec
 from tests.models import ARCHITECTURES, NEARLY_FREE, build_tokenizer, save_model
-from tests.processes import MANY, arguments, resume, write_texts
+from tests.processes import MANY, arguments, resume, stop_fork_server, write_texts
 
 TEXTS = [
     "爱喝茶",
@@ -36,6 +36,12 @@ TEXTS = [
     "养了一只猫，名字叫“团子”。😺",
     "Wants to run a marathon before turning forty, trains on Tuesdays, Thursdays and Sundays.",
 ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fork_server() -> Iterator[None]:
+    yield
+    stop_fork_server()
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import pytest
 
 import memvec
 from tests.conftest import TEXTS
-from tests.processes import run_from_one, start
+from tests.processes import start
 
 Done = subprocess.CompletedProcess[str]
 
@@ -45,25 +45,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(folder: Path, llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Done]:
-    """Runs every command of this file: the wrong ones, of which none gets far, from one process that forks for each."""
+def runs(folder: Path, llama: Path) -> dict[str, Done]:
+    """Runs every command of this file."""
+    command = [sys.executable, "-m", "memvec.predict"]
     good = [
         *("data.path=memories.jsonl", "model=hub", f"model.name_or_path={llama}", "trainer.accelerator=cpu"),
         *("trainer.devices=1", "trainer.enable_progress_bar=false"),
     ]
-    command = [sys.executable, "-m", "memvec.predict"]
     processes = {
-        "a good run": start([*command, *good], folder=folder),
-        "help": start([*command, "--help"], folder=folder),
+        "a good run": start([*command, *good], folder=folder, fresh=True),
+        "help": start([*command, "--help"], folder=folder, fresh=True),
     }
-    wrong = {}
     for name, (arguments, _, _) in WRONG.items():
         has_folder = any(argument.startswith("output_dir") for argument in arguments)
         output = [] if has_folder else [f"output_dir=out/{name.replace(' ', '-')}"]
-        wrong[name] = ["memvec.predict", *good, *output, *arguments]
-    runs = run_from_one(wrong, tmp_path_factory.mktemp("said"), folder=folder)
+        processes[name] = start([*command, *good, *output, *arguments], folder=folder)
+    runs = {}
     for name, process in processes.items():
         out, err = process.communicate(timeout=120)
+        assert process.returncode is not None
         runs[name] = Done(process.args, process.returncode, out, err)
     return runs
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from datasets import Dataset
 
 import memvec
 from tests.processes import (
+    Process,
     arguments,
     assert_same,
     children,
@@ -38,7 +38,7 @@ TWO_SHARING_RANKS = ("trainer=fsdp", "trainer.devices=2")
 ADVICE = "memvec: finishing the batch in hand; a second signal stops at once"
 
 
-def wait_until_computing(output_dir: Path, process: subprocess.Popen[str], *, ranks: int) -> None:
+def wait_until_computing(output_dir: Path, process: Process, *, ranks: int) -> None:
     """Waits until every rank has written a frame."""
     journal = output_dir / "journal"
     wait_until(lambda: sum(path.stat().st_size > 10_000 for path in journal.glob("*.frames")) == ranks, process)

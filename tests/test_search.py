@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from memvec.errors import ConfigError, InputError, RunFolderError
 from memvec.run import RunFolder
 from memvec.search import search_for_config
 from tests.conftest import TEXTS
-from tests.processes import run_from_one
+from tests.processes import finish, start
 
 
 @pytest.fixture(scope="module")
@@ -116,20 +117,16 @@ def test_either_one_query_or_a_file_is_wanted(run: RunFolder, overrides: tuple[s
         configured(run, *overrides)
 
 
-def test_the_command_line_takes_a_query_as_it_is_typed(run: RunFolder, tmp_path: Path) -> None:
-    command = ["memvec.search", f"output_dir={run.root}", "accelerator=cpu", "k=1"]
-    typed = {
-        "good": [*command, "query=what's she drinking, tea (or {coffee})?"],
-        "wrong": [*command, "qeury=tea"],
-        "sweep": [*command, "-m", "query=tea"],
-    }
-    done = run_from_one(typed, tmp_path)
-    good, wrong, sweep = done["good"], done["wrong"], done["sweep"]
-    assert (good.returncode, good.stderr) == (0, "")
-    header, hit = good.stdout.splitlines()  # nothing else is printed
+def test_the_command_line_takes_a_query_as_it_is_typed(run: RunFolder) -> None:
+    command = [sys.executable, "-m", "memvec.search", f"output_dir={run.root}", "accelerator=cpu", "k=1"]
+    good = start([*command, "query=what's she drinking, tea (or {coffee})?"])
+    wrong = start([*command, "qeury=tea"])
+    sweep = start([*command, "-m", "query=tea"])
+    code, said = finish(good)
+    assert code == 0, said
+    header, hit = said.splitlines()  # nothing else is printed
     assert header.split() == ["score", "id", "text"]
     assert hit.split()[1].startswith("m/")
-    message = "memvec: error: qeury: no such override; did you mean query? (--help lists them)\n"
-    assert (wrong.returncode, wrong.stdout, wrong.stderr) == (2, "", message)
-    assert (sweep.returncode, sweep.stdout) == (2, "")
-    assert sweep.stderr.startswith("memvec: error: memvec.search runs no sweeps")
+    assert finish(wrong) == (2, "memvec: error: qeury: no such override; did you mean query? (--help lists them)\n")
+    code, said = finish(sweep)
+    assert (code, said.startswith("memvec: error: memvec.search runs no sweeps")) == (2, True)
