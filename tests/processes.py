@@ -25,7 +25,7 @@ from memvec.summary import RunSummary
 from memvec.writer.journal import read_journal
 
 SECONDS_TO_START = 120
-MANY = 5_000
+MANY = 8_000
 WORDS = "she likes tea coffee moved to Lisbon works at the bank bakery cat dog 喜欢 喝茶 上海 周末 in 2021".split()  # noqa: SIM905
 
 
