@@ -7,9 +7,8 @@ import os
 # Before the libraries are imported, which read it then: nothing here may wait for a network that is not there.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "true"
-if (
-    "PYTEST_XDIST_WORKER" in os.environ
-):  # tests run side by side: torch's threads would wait for each other's processors
+# Where tests run side by side, more threads would only wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
