@@ -39,9 +39,14 @@ ADVICE = "memvec: finishing the batch in hand; a second signal stops at once"
 
 
 def wait_until_computing(output_dir: Path, process: Process, *, ranks: int) -> None:
-    """Waits until every rank has written a frame."""
-    journal = output_dir / "journal"
-    wait_until(lambda: sum(path.stat().st_size > 10_000 for path in journal.glob("*.frames")) == ranks, process)
+    """Waits until every rank has begun, and has written a frame or had two seconds for it."""
+
+    def sizes() -> list[int]:
+        return [path.stat().st_size for path in output_dir.glob("journal/*.frames")]
+
+    wait_until(lambda: len(sizes()) == ranks, process)
+    latest = time.monotonic() + 2
+    wait_until(lambda: all(sizes()) or time.monotonic() > latest, process)
     assert process.poll() is None
 
 
