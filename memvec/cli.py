@@ -112,6 +112,12 @@ def _say(lines: Sequence[str]) -> None:
 
 
 def _report(error: Exception, config_name: str = "predict") -> int:
+    """Says what ended this process, and returns its exit code.
+
+    A signal ends all processes of a run, and the first one says so for all of them.
+    """
+    if isinstance(error, Interrupted) and started_rank() > 0:
+        return error.exit_code
     rank = f"rank {started_rank()}: " if started_rank() else ""
     if isinstance(error, MemvecError):
         line, code = str(error), error.exit_code

@@ -7,19 +7,24 @@ import os
 # Before the libraries are imported, which read it then: nothing here may wait for a network that is not there.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "true"
+# Where tests run side by side, more threads would only wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerFast
 
 import memvec
 from tests.conversations import CHAT, generation_overrides, write_lines
 from tests.models import ARCHITECTURES, NEARLY_FREE, build_tokenizer, save_model
+from tests.processes import MANY, arguments, resume, stop_fork_server, write_texts
 from tests.scripted import save_scripted_model
 
 TEXTS = [
@@ -36,6 +41,12 @@ TEXTS = [
     "养了一只猫，名字叫“团子”。😺",
     "Wants to run a marathon before turning forty, trains on Tuesdays, Thursdays and Sundays.",
 ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fork_server() -> Iterator[None]:
+    yield
+    stop_fork_server()
 
 
 @pytest.fixture(scope="session")
@@ -59,6 +70,20 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
 @pytest.fixture(scope="session")
 def llama(model_folders: Callable[[str], Path]) -> Path:
     return model_folders("llama")
+
+
+@pytest.fixture(scope="session")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with so many rows that a run over it in small batches takes many seconds."""
+    return write_texts(tmp_path_factory.mktemp("many") / "many.jsonl", MANY)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(many: Path, llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """What a run over `many` gives to which nothing happens."""
+    output_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    resume(arguments(many, output_dir, llama))
+    return memvec.load(output_dir)
 
 
 @pytest.fixture

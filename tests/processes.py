@@ -6,20 +6,26 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
 
+import memvec
 from memvec.run import RunFolder
+from memvec.summary import RunSummary
 from memvec.writer.journal import read_journal
 
 SECONDS_TO_START = 120
+MANY = 8_000
 WORDS = "she likes tea coffee moved to Lisbon works at the bank bakery cat dog 喜欢 喝茶 上海 周末 in 2021".split()  # noqa: SIM905
 
 
@@ -45,22 +51,105 @@ def arguments(data_path: Path, output_dir: Path, model: Path, *overrides: str) -
     ]  # fmt: skip
 
 
+def resume(command: Sequence[str]) -> RunSummary:
+    """Goes on, in this process and over one rank, with the run that a command line has begun; that is quicker."""
+    own = ("trainer.devices=", "trainer.strategy=", "trainer=")
+    overrides = [argument for argument in command if "=" in argument and not argument.startswith(own)]
+    return memvec.predict(memvec.compose([*overrides, "trainer.devices=1"]))
+
+
+class Forked:
+    """A process that the fork server has started, with the methods of `subprocess.Popen` that tests use.
+
+    Args:
+        command: What it runs.
+        pid: Its number.
+        output: The folder with what it says.
+    """
+
+    def __init__(self, command: Sequence[str], pid: int, output: Path) -> None:
+        self.args, self.pid, self.output = command, pid, output
+
+    @property
+    def returncode(self) -> int | None:
+        code = self.output / "code"
+        return int(code.read_text()) if code.exists() else None
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def communicate(self, timeout: float = 120) -> tuple[str, str]:
+        """Waits for it and for all that it has started, as a pipe does."""
+        deadline = time.monotonic() + timeout
+        while self.returncode is None or is_session_alive(self.pid):
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(list(self.args), timeout)
+            time.sleep(0.02)
+        return (self.output / "out").read_text(), (self.output / "err").read_text()
+
+
+Process = subprocess.Popen[str] | Forked
+
+
+@cache
+def fork_server() -> tuple[subprocess.Popen[bytes], Path]:
+    """Starts the fork server (it ends with this process), and makes a folder for what its processes say."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    script = Path(__file__).with_name("fork_server.py")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    server = subprocess.Popen([sys.executable, str(script)], **pipes, env=environment, start_new_session=True)
+    return server, Path(tempfile.mkdtemp(prefix="memvec-tests-"))
+
+
+def stop_fork_server() -> None:
+    if fork_server.cache_info().currsize:
+        server, folder = fork_server()
+        server.communicate()
+        shutil.rmtree(folder)
+
+
+def start(
+    command: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    *,
+    folder: Path | None = None,
+    fresh: bool = False,
+) -> Process:
+    """Starts a command in a session of its own and keeps what it says.
+
+    Args:
+        command: A command line.
+        environment: What its environment has besides this process's.
+        folder: Where it runs.
+        fresh: Whether a command of memvec is started as a user does, and not by the fork server, which is quicker.
+    """
+    all_variables = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **(environment or {})}
+    if fresh or environment or command[:2] != [sys.executable, "-m"] or not command[2].startswith("memvec."):
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, **pipes, text=True, env=all_variables, start_new_session=True, cwd=folder)
+    server, scratch = fork_server()
+    assert server.stdin is not None
+    assert server.stdout is not None
+    output = Path(tempfile.mkdtemp(dir=scratch))
+    where = {"folder": str(folder or Path.cwd()), "output": str(output)}
+    request = {"command": command[2:], "environment": all_variables, **where}
+    server.stdin.write(json.dumps(request).encode() + b"\n")
+    server.stdin.flush()
+    return Forked(command, int(server.stdout.readline()), output)
+
+
 def flow(name: str, overrides: Sequence[str]) -> list[str]:
     """Returns the command line of one of memvec's flows."""
     return [sys.executable, "-m", f"memvec.{name}", *overrides]
 
 
-def start_disturbed(name: str, overrides: Sequence[str], *, at: str, do: str = "kill") -> subprocess.Popen[str]:
+def start_disturbed(name: str, overrides: Sequence[str], *, at: str, do: str = "kill") -> Process:
     """Starts a flow to which `tests.at_rename` does something at the moment before a file takes its name."""
     return start([sys.executable, "-m", "tests.at_rename", *overrides], {"RUN": name, "AT": at, "DO": do})
-
-
-def start(command: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-    """Starts a process in a process group of its own, its output in pipes."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **(environment or {})}
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
-    )
 
 
 def torchrun(command: Sequence[str], processes: int) -> list[str]:
@@ -69,7 +158,7 @@ def torchrun(command: Sequence[str], processes: int) -> list[str]:
     return [python, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *rest]
 
 
-def slurm_tasks(command: Sequence[str], *, tasks: int, nodes: int) -> list[subprocess.Popen[str]]:
+def slurm_tasks(command: Sequence[str], *, tasks: int, nodes: int) -> list[Process]:
     """Starts the tasks of a job with the environment that `srun` gives them, all on this machine."""
     each = tasks // nodes
     job = {
@@ -86,7 +175,7 @@ def slurm_tasks(command: Sequence[str], *, tasks: int, nodes: int) -> list[subpr
     return started
 
 
-def finish(process: subprocess.Popen[str], seconds: float = 120) -> tuple[int, str]:
+def finish(process: Process, seconds: float = 120) -> tuple[int, str]:
     """Waits for a process and returns its exit code and all it said; one that hangs is killed and fails the test."""
     try:
         stdout, stderr = process.communicate(timeout=seconds)
@@ -96,14 +185,14 @@ def finish(process: subprocess.Popen[str], seconds: float = 120) -> tuple[int, s
     return process.returncode, stdout + stderr
 
 
-def kill_group(process: subprocess.Popen[str]) -> None:
+def kill_group(process: Process) -> None:
     """Kills a process and all it started, as a power cut would."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()  # closes the pipes
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_until(condition: Callable[[], bool], process: Process) -> None:
     """Waits for a condition, or for the process to end."""
     deadline = time.monotonic() + SECONDS_TO_START
     while not condition() and process.poll() is None:
@@ -133,10 +222,20 @@ def rows_written(output_dir: Path) -> int:
     return alone
 
 
-def children(process: subprocess.Popen[str]) -> list[int]:
+def children(process: Process) -> list[int]:
     """Returns the process numbers of the ranks that a process has started."""
     path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     return [int(number) for number in path.read_text().split()] if path.exists() else []
+
+
+def is_session_alive(number: int) -> bool:
+    """Whether a process of a session runs."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            state, _, _, session = path.read_text().rpartition(")")[2].split()[:4]
+            if int(session) == number and state != "Z":
+                return True
+    return False
 
 
 def is_alive(number: int) -> bool:

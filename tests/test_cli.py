@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import memvec
 from tests.conftest import TEXTS
+from tests.processes import start
+
+pytestmark = pytest.mark.xdist_group("cli")  # its processes run once for all tests
 
 Done = subprocess.CompletedProcess[str]
 
@@ -47,33 +48,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(folder: Path, llama: Path) -> dict[str, Done]:
-    """Runs every command of this file, two at a time."""
+    """Runs every command of this file."""
+    command = [sys.executable, "-m", "memvec.predict"]
     good = [
         *("data.path=memories.jsonl", "model=hub", f"model.name_or_path={llama}", "trainer.accelerator=cpu"),
         *("trainer.devices=1", "trainer.enable_progress_bar=false"),
     ]
-    commands = {"a good run": good, "help": ["--help"]}
+    processes = {
+        "a good run": start([*command, *good], folder=folder, fresh=True),
+        "help": start([*command, "--help"], folder=folder, fresh=True),
+    }
     for name, (arguments, _, _) in WRONG.items():
-        output = (
-            []
-            if any(argument.startswith("output_dir") for argument in arguments)
-            else [f"output_dir=out/{name.replace(' ', '-')}"]
-        )
-        commands[name] = [*good, *output, *arguments]
-
-    def run(arguments: list[str]) -> Done:
-        return subprocess.run(
-            [sys.executable, "-m", "memvec.predict", *arguments],
-            cwd=folder,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(commands, pool.map(run, commands.values()), strict=True))
+        has_folder = any(argument.startswith("output_dir") for argument in arguments)
+        output = [] if has_folder else [f"output_dir=out/{name.replace(' ', '-')}"]
+        processes[name] = start([*command, *good, *output, *arguments], folder=folder)
+    runs = {}
+    for name, process in processes.items():
+        out, err = process.communicate(timeout=120)
+        assert process.returncode is not None
+        runs[name] = Done(process.args, process.returncode, out, err)
+    return runs
 
 
 @pytest.mark.parametrize("wrong", WRONG)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,9 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 import memvec
 from memvec.files import read_json
 from tests.models import MODEL_SIZE
-from tests.processes import arguments, assert_same, finish, slurm_tasks, start, torchrun, write_texts
+from tests.processes import Process, arguments, assert_same, finish, slurm_tasks, start, torchrun, write_texts
+
+pytestmark = pytest.mark.xdist_group("ranks")  # its processes run once for all tests
 
 RESULT = ["history.json", "manifest.json", "metrics.json", "rejected.jsonl", "vectors"]
 # Neither two nor three ranks divide the rows of the first; the second has fewer rows than ranks.
@@ -26,43 +27,32 @@ ROWS = {"two": 23, "three": 2}
 RANKS = {"two": 2, "three": 3}
 
 
-def ddp(folder: Path, command: list[str], ranks: int) -> list[subprocess.Popen[str]]:
+def ddp(folder: Path, command: list[str], ranks: int) -> list[Process]:
     return [start([*command, "trainer.strategy=ddp"])]
 
 
-def ddp_spawn(folder: Path, command: list[str], ranks: int) -> list[subprocess.Popen[str]]:
+def ddp_spawn(folder: Path, command: list[str], ranks: int) -> list[Process]:
     return [start([*command, "trainer.strategy=ddp_spawn"])]
 
 
-def by_torchrun(folder: Path, command: list[str], ranks: int) -> list[subprocess.Popen[str]]:
+def by_torchrun(folder: Path, command: list[str], ranks: int) -> list[Process]:
     return [start(torchrun([*command, "trainer.strategy=ddp"], ranks))]
 
 
-def by_slurm(folder: Path, command: list[str], ranks: int) -> list[subprocess.Popen[str]]:
-    """Two tasks as two nodes of one device, three as one node of three."""
-    nodes = 2 if ranks == 2 else 1
-    return slurm_tasks(
-        [*command, "trainer.strategy=ddp", f"trainer.devices={ranks // nodes}", f"trainer.num_nodes={nodes}"],
-        tasks=ranks,
-        nodes=nodes,
-    )
+def by_slurm(folder: Path, command: list[str], ranks: int) -> list[Process]:
+    """Every task as a node of one device."""
+    several = ["trainer.strategy=ddp", "trainer.devices=1", f"trainer.num_nodes={ranks}"]
+    return slurm_tasks([*command, *several], tasks=ranks, nodes=ranks)
 
 
-LAUNCHERS: dict[str, Callable[..., list[subprocess.Popen[str]]]] = {
+LAUNCHERS: dict[str, Callable[..., list[Process]]] = {
     "ddp": ddp,
     "ddp_spawn": ddp_spawn,
     "torchrun": by_torchrun,
     "SLURM": by_slurm,
 }
-# Two spawned ranks run in test_faults.py, two of torchrun below.
-JOBS = [
-    ("ddp", "two"),
-    ("ddp", "three"),
-    ("ddp_spawn", "three"),
-    ("torchrun", "three"),
-    ("SLURM", "two"),
-    ("SLURM", "three"),
-]
+# Two ranks that Lightning starts run in test_interrupt.py.
+JOBS = [("ddp", "three"), ("ddp_spawn", "three"), ("torchrun", "two"), ("SLURM", "two")]
 
 
 @pytest.fixture(scope="module")

@@ -117,7 +117,7 @@ def test_either_one_query_or_a_file_is_wanted(run: RunFolder, overrides: tuple[s
         configured(run, *overrides)
 
 
-def test_the_command_line_takes_a_query_as_it_is_typed(run: RunFolder, tmp_path: Path) -> None:
+def test_the_command_line_takes_a_query_as_it_is_typed(run: RunFolder) -> None:
     command = [sys.executable, "-m", "memvec.search", f"output_dir={run.root}", "accelerator=cpu", "k=1"]
     good = start([*command, "query=what's she drinking, tea (or {coffee})?"])
     wrong = start([*command, "qeury=tea"])

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import memvec
-from tests.processes import arguments, assert_same, finish, kill_group, rows_written, start, write_texts
+from tests.processes import arguments, assert_same, finish, kill_group, resume, rows_written, start, write_texts
 
 ROWS = 4_000
 LONGEST_SECONDS = 12
@@ -48,9 +48,7 @@ def kill_until_finished(
     if (output_dir / "manifest.json").exists():
         return killed, 0
     written = rows_written(output_dir)
-    code, said = finish(start(arguments(data_path, output_dir, model, "trainer.devices=1")), seconds=600)
-    assert code == 0, said
-    computed = json.loads((output_dir / "metrics.json").read_text())["computed_entries"]
+    computed = resume(arguments(data_path, output_dir, model)).metrics["computed_entries"]
     return killed, max(0, written + computed - len(memvec.load(output_dir)))
 
 
@@ -58,8 +56,7 @@ def kill_runs(data_path: Path, model: Path, tmp_path: Path, *, kills: int) -> No
     seed = int(os.environ.get("MEMVEC_STRESS_SEED", random.randrange(2**31)))
     choose = random.Random(seed)
     undisturbed = tmp_path / "undisturbed"
-    code, said = finish(start(arguments(data_path, undisturbed, model, "trainer.devices=1")), seconds=600)
-    assert code == 0, said
+    resume(arguments(data_path, undisturbed, model))
     expected = memvec.load(undisturbed)
     killed = twice = runs = 0
     while killed < kills:
