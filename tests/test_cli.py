@@ -15,8 +15,6 @@ import memvec
 from tests.conftest import TEXTS
 from tests.processes import start
 
-pytestmark = pytest.mark.xdist_group("cli")  # its processes run once for all tests
-
 Done = subprocess.CompletedProcess[str]
 
 HYDRA_ADVICE = ("HYDRA_FULL_ERROR", "To append to your config", "full_key", "Error executing job", "hydra.verbose")

@@ -192,7 +192,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing_flushed(
 ) -> None:
     """A limit on the size of a file: to the writer it is what a full disk is, an error of write()."""
     output_dir = tmp_path / "run"
-    limited = ["bash", "-c", 'ulimit -f 1500; trap "" XFSZ; exec "$@"', "bash"]
+    limited = ["bash", "-c", 'ulimit -f 3000; trap "" XFSZ; exec "$@"', "bash"]
     large_frames = (*ONE_RANK, *SLOW, "writer.flush_every=1")
     code, said = finish(start([*limited, *arguments(many, output_dir, llama, *large_frames)]))
     assert code == 1

@@ -19,8 +19,6 @@ from memvec.files import read_json
 from tests.models import MODEL_SIZE
 from tests.processes import Process, arguments, assert_same, finish, slurm_tasks, start, torchrun, write_texts
 
-pytestmark = pytest.mark.xdist_group("ranks")  # its processes run once for all tests
-
 RESULT = ["history.json", "manifest.json", "metrics.json", "rejected.jsonl", "vectors"]
 # Neither two nor three ranks divide the rows of the first; the second has fewer rows than ranks.
 ROWS = {"two": 23, "three": 2}
