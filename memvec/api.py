@@ -80,6 +80,10 @@ def load(output_dir: str | Path) -> Dataset:
     folder = RunFolder(output_dir)
     folder.check_finished()
     files = [str(path) for path in sorted(folder.vectors.glob("*.parquet"))]
+    if not files and folder.memories.exists():
+        raise RunFolderError(
+            f"{folder.root}: holds memory texts; memvec.predict data.path={folder.memories} computes their vectors"
+        )
     if not files:
         raise RunFolderError(f"{folder.vectors}: holds no Parquet file, though the run is complete")
     # The mapped copy that `datasets` makes lies beside the vectors and goes with them: the texts in it are private.

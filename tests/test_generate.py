@@ -57,6 +57,11 @@ def test_a_finished_folder_holds_the_result_and_nothing_else(run: Any) -> None:
     assert visible(run[0].output_dir) == RESULT
 
 
+def test_its_vectors_are_asked_for_in_vain_and_the_error_says_what_makes_them(run: Any) -> None:
+    with pytest.raises(RunFolderError, match=r"holds memory texts; memvec\.predict data\.path=.*memories\.parquet"):
+        memvec.load(run[0].output_dir)
+
+
 def test_memories_nothing_and_failures_are_counted_apart_and_shown(run: Any) -> None:
     cfg, summary = run
     counts = summary.generation
