@@ -99,9 +99,9 @@ Process = subprocess.Popen[str] | Forked
 def fork_server() -> tuple[subprocess.Popen[bytes], Path]:
     """Starts the fork server (it ends with this process), and makes a folder for what its processes say."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    script = Path(__file__).with_name("fork_server.py")
+    command = [sys.executable, "-m", "tests.fork_server"]  # `-m`: of this folder's memvec, as what is started here
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    server = subprocess.Popen([sys.executable, str(script)], **pipes, env=environment, start_new_session=True)
+    server = subprocess.Popen(command, **pipes, env=environment, start_new_session=True)
     return server, Path(tempfile.mkdtemp(prefix="memvec-tests-"))
 
 

@@ -47,7 +47,7 @@ def wait_until_computing(output_dir: Path, process: Process, *, ranks: int) -> N
     wait_until(lambda: len(sizes()) == ranks, process)
     latest = time.monotonic() + 2
     wait_until(lambda: all(sizes()) or time.monotonic() > latest, process)
-    assert process.poll() is None
+    assert process.poll() is None, finish(process)
 
 
 def send(processes: Sequence[int], number: int) -> None:
