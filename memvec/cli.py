@@ -63,7 +63,7 @@ def main(
     def job(cfg: DictConfig) -> None:
         with _environment(FULL_ERROR, as_the_user_has_it):
             if is_sweep():
-                run_job()
+                _run_job()
                 return
             try:
                 _set_output_dir(cfg)
@@ -92,6 +92,13 @@ def main(
     except SystemExit as stop:
         # Lightning turns a Ctrl-C that comes before the first batch into exit code 1.
         sys.exit(_report(Interrupted(signal.SIGINT)) if isinstance(stop.__context__, KeyboardInterrupt) else stop.code)
+
+
+def _run_job() -> None:
+    try:
+        run_job()
+    except Interrupted as error:
+        sys.exit(_report(error))  # past Hydra, which would go on with the next job
 
 
 def _as_override(argument: str, texts: Sequence[str]) -> str:

@@ -12,15 +12,20 @@ largest (`memvec.report`).
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import FrameType
 
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
+from memvec.errors import Interrupted
+
 FAILED = ".failed"
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def is_sweep() -> bool:
@@ -29,14 +34,44 @@ def is_sweep() -> bool:
 
 
 def run_job() -> None:
-    """Runs the current job of the sweep in a process of its own, which explains what goes wrong."""
+    """Runs the current job of the sweep in a process of its own, which explains what goes wrong.
+
+    Raises:
+        Interrupted: There was a signal; the job has flushed what it had.
+    """
     hydra = HydraConfig.get()
     command = job_command(hydra, Path(hydra.runtime.output_dir))
-    code = subprocess.run(command, cwd=hydra.runtime.cwd, check=False).returncode
+    code = _wait(subprocess.Popen(command, cwd=hydra.runtime.cwd))
     if code != 0:
         note = Path(hydra.runtime.cwd) / hydra.sweep.dir / FAILED / str(hydra.job.num)
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(str(code), encoding="utf-8")
+
+
+def _wait(job: subprocess.Popen[bytes]) -> int:
+    """Waits for a job and returns its exit code; one that is signalled has the time to flush.
+
+    A terminal sends Ctrl-C to the job as well, so that it must not be passed on: two of them end a job at once.
+
+    Raises:
+        Interrupted: There was a signal.
+    """
+    received: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if number == signal.SIGTERM:
+            job.terminate()
+
+    before = {number: signal.signal(number, remember) for number in SIGNALS}
+    try:
+        code = job.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if received:
+        raise Interrupted(received[0])
+    return code
 
 
 def failed_jobs(sweep: Path) -> dict[str, int]:

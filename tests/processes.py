@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -25,7 +26,8 @@ from memvec.summary import RunSummary
 from memvec.writer.journal import read_journal
 
 SECONDS_TO_START = 120
-MANY = 8_000
+ONE_REQUEST = threading.Lock()  # some tests start processes in threads
+MANY = 16_000
 WORDS = "she likes tea coffee moved to Lisbon works at the bank bakery cat dog 喜欢 喝茶 上海 周末 in 2021".split()  # noqa: SIM905
 
 
@@ -131,15 +133,16 @@ def start(
     if fresh or environment or command[:2] != [sys.executable, "-m"] or not command[2].startswith("memvec."):
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen(command, **pipes, text=True, env=all_variables, start_new_session=True, cwd=folder)
-    server, scratch = fork_server()
-    assert server.stdin is not None
-    assert server.stdout is not None
-    output = Path(tempfile.mkdtemp(dir=scratch))
-    where = {"folder": str(folder or Path.cwd()), "output": str(output)}
-    request = {"command": command[2:], "environment": all_variables, **where}
-    server.stdin.write(json.dumps(request).encode() + b"\n")
-    server.stdin.flush()
-    return Forked(command, int(server.stdout.readline()), output)
+    with ONE_REQUEST:
+        server, scratch = fork_server()
+        assert server.stdin is not None
+        assert server.stdout is not None
+        output = Path(tempfile.mkdtemp(dir=scratch))
+        where = {"folder": str(folder or Path.cwd()), "output": str(output)}
+        request = {"command": command[2:], "environment": all_variables, **where}
+        server.stdin.write(json.dumps(request).encode() + b"\n")
+        server.stdin.flush()
+        return Forked(command, int(server.stdout.readline()), output)
 
 
 def flow(name: str, overrides: Sequence[str]) -> list[str]:

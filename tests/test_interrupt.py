@@ -121,6 +121,28 @@ def test_a_second_ctrl_c_ends_at_once(many: Path, llama: Path, tmp_path: Path) -
     wait_until_gone(started)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_a_sweep_flushes_the_job_and_starts_no_other(
+    number: int, many: Path, llama: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "sweep"
+    command = arguments(many, folder, llama, *ONE_RANK, "writer.flush_every=200", "data.batch_size=1,2")
+    process = start([*command[:3], "-m", *command[3:]])
+    wait_until_computing(folder / "0", process, ranks=1)
+    started = children(process)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    code, said = finish(process, seconds=30)
+    assert code == 128 + number, said
+    assert "Traceback" not in said
+    assert f"memvec: stopped by {signal.Signals(number).name}; what was computed is kept" in said
+    wait_until_gone(started)
+    assert_all_is_flushed(folder / "0", ranks=1)
+    assert not (folder / "1").exists()
+
+
 @pytest.mark.parametrize(("launcher", "number"), [("torchrun", signal.SIGINT), ("SLURM", signal.SIGTERM)])
 def test_a_signal_that_comes_twice_loses_nothing_where_something_else_started_the_ranks(
     launcher: str, number: int, many: Path, llama: Path, undisturbed: Dataset, tmp_path: Path

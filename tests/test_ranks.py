@@ -50,7 +50,7 @@ LAUNCHERS: dict[str, Callable[..., list[Process]]] = {
     "SLURM": by_slurm,
 }
 # Two ranks that Lightning starts run in test_interrupt.py.
-JOBS = [("ddp", "three"), ("ddp_spawn", "three"), ("torchrun", "two"), ("SLURM", "two")]
+JOBS = [*((launcher, "three") for launcher in LAUNCHERS), ("torchrun", "two"), ("SLURM", "two"), ("ddp_spawn", "two")]
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ def needs(package: str) -> pytest.MarkDecorator:
     [
         pytest.param(ONE_AND_TWO_RANKS, WRONG_DEVICES, id="one and two ranks"),
         pytest.param(JOBLIB, WRONG_SIZE, id="two jobs at a time", marks=needs("hydra-joblib-launcher")),
-        pytest.param(SUBMITIT, WRONG_SIZE, id="submitit", marks=[needs("hydra-submitit-launcher"), pytest.mark.stress]),
+        pytest.param(SUBMITIT, WRONG_SIZE, id="submitit", marks=needs("hydra-submitit-launcher")),
     ],
 )
 def test_every_job_is_complete_in_its_own_folder_and_one_that_fails_does_not_end_the_others(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -174,13 +175,14 @@ def _draw(results: Results, path: Path) -> None:
     speeds = [numbers["entries_per_second"] for numbers in contestants]
     colours = ["#c44e52" if numbers["title"] == "memvec" else "#8c9bb0" for numbers in contestants]
     figure, axes = plt.subplots(figsize=(9, 0.6 * len(contestants) + 1.4), layout="constrained")
-    bars = axes.barh([numbers["title"] for numbers in contestants], speeds, color=colours)
+    bars = axes.barh([fill(numbers["title"], 36) for numbers in contestants], speeds, color=colours)
     axes.bar_label(bars, [f"{speed:,.1f}" for speed in speeds], padding=4)
     axes.set_xlim(0, 1.12 * max(speeds))
     axes.set_xlabel("entries per second")
     settings = results["settings"]
     model = Path(settings["model"]).name
-    axes.set_title(f"{model}, {settings['precision']}, {settings['device']}, {settings['threads']} threads", fontsize=9)
+    title = f"{model}, {settings['precision']}, {settings['device']}, {settings['threads']} threads"
+    figure.suptitle(title, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
