@@ -11,6 +11,7 @@ rank. A program may run one stage behind another (`memvec.extract`): then the ra
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from omegaconf import DictConfig
 
 from memvec.config import to_container
 from memvec.data.datamodule import MemoryDataModule
-from memvec.errors import InputError
+from memvec.data.reader import one_line
+from memvec.errors import InputError, WriterError
 from memvec.history import forget_histories, write_history
 from memvec.interrupt import signals_to_spawned_ranks
 from memvec.metrics import Stopwatch, combine_ranks, first_notes, forget_ranks, stage_table
@@ -30,6 +32,8 @@ from memvec.model.module import HiddenStateModule
 from memvec.ranks import process_rank, rank_errors, wait_for_started_ranks
 from memvec.run import RunFolder, RunState
 from memvec.summary import RunSummary, read_summary, write_summary
+
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +148,10 @@ def _claim(stage: Stage) -> RunState:
                 if state is RunState.NEW:  # nothing was computed: the input put right may have the folder
                     folder.release(remove_journal=True)
                 raise
+            except OSError as error:
+                if error.errno not in DISK_IS_FULL:
+                    raise
+                raise WriterError(f"{folder.root}: cannot be written: {one_line(error)}") from error
         if state is RunState.UNFINISHED:
             log.info("going on in %s: %d %s are left to compute", folder.root, datamodule.count_remaining(), stage.what)
     return state
