@@ -21,9 +21,7 @@ from lightning.fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.profilers import PyTorchProfiler
 from omegaconf import DictConfig, OmegaConf
-from torch.profiler import ProfilerAction
 
 from memvec.config import one_of
 from memvec.data.datamodule import MemoryDataModule
@@ -38,6 +36,7 @@ from memvec.logs import RankLog
 from memvec.metrics import RankMetrics
 from memvec.model.checkpoint import prompt_limit
 from memvec.model.module import HiddenStateModule
+from memvec.profiling import BatchProfile
 from memvec.progress import TokenProgressBar
 from memvec.run import RunFolder
 from memvec.writer.prediction_writer import JournalCallback, VectorWriter
@@ -120,7 +119,9 @@ def build_trainer(cfg: DictConfig, writer: JournalCallback, folder: RunFolder) -
     callbacks: list[pl.Callback] = [RankLog(folder.logs), writer, *numbers, StopOnSignal()]
     if cfg.trainer.get("enable_progress_bar", True):
         callbacks.append(TokenProgressBar())
-    batches = 1 if isinstance(writer, OutputWriter) else BATCHES_IN_PROFILE  # one of generation is hundreds of steps
+    if one_of("profile", cfg.profile, (True, False)):
+        generates = isinstance(writer, OutputWriter)  # one batch of which is hundreds of steps
+        callbacks.append(BatchProfile(folder.profile, batches=1 if generates else BATCHES_IN_PROFILE))
     with _without_tips(), _one_line_errors("trainer"):
         environment = _cluster_environment()
         trainer: pl.Trainer = _build(
@@ -129,7 +130,6 @@ def build_trainer(cfg: DictConfig, writer: JournalCallback, folder: RunFolder) -
             callbacks=callbacks,
             default_root_dir=str(folder.root),
             **({} if environment is None else {"plugins": environment}),
-            profiler=_profiler(folder, batches=batches) if one_of("profile", cfg.profile, (True, False)) else None,
         )
     _check_processes(cfg, environment, trainer.num_devices * trainer.num_nodes)
     return trainer
@@ -195,20 +195,6 @@ def _without_tips() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
-
-
-def _profiler(folder: RunFolder, *, batches: int) -> PyTorchProfiler:
-    """Records the first batches, however few there are: a table, and a trace for a viewer.
-
-    Nothing has to be warmed up: choosing kernels and probing have run the model before.
-    """
-
-    def schedule(step: int) -> ProfilerAction:
-        if step >= batches:
-            return ProfilerAction.NONE
-        return ProfilerAction.RECORD_AND_SAVE if step == batches - 1 else ProfilerAction.RECORD
-
-    return PyTorchProfiler(dirpath=folder.profile, filename="operations", row_limit=40, schedule=schedule)
 
 
 def _build(group: str, cfg: DictConfig, **known: Any) -> Any:

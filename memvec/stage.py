@@ -189,6 +189,7 @@ def _finish(stage: Stage, results: Results) -> RunSummary:
         summary=stage.summary,
     )
     if stage.cfg.profile:
+        folder.profile.mkdir(exist_ok=True)  # there is none yet where no batch was left to compute
         (folder.profile / "stages.txt").write_text(stage_table(seconds), encoding="utf-8")
         log.info("where the time went: %s", folder.profile)
     folder.release(remove_journal=True)

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 import memvec
 from memvec.metrics import stage_table
+from tests.conversations import generation_overrides, marked, write_lines
 
 
 def test_a_profile_leaves_tables_and_a_trace(
@@ -31,6 +32,14 @@ def test_a_run_of_one_batch_has_its_profile_too(
     cfg = tiny_config(write_jsonl(["one", "two"]), "profile=true")
     memvec.predict(cfg)
     (operations,) = (Path(cfg.output_dir) / "profile").glob("*operations*.txt")
+    assert "aten::" in operations.read_text()
+
+
+def test_generating_is_profiled_too(scripted: Path, tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "conversations.jsonl", marked(2, ("", "")))
+    overrides = generation_overrides(path, tmp_path / "run", scripted, "profile=true")
+    memvec.generate(memvec.compose(overrides, config_name="generate"))
+    (operations,) = (tmp_path / "run" / "profile").glob("operations*.txt")
     assert "aten::" in operations.read_text()
 
 
