@@ -25,6 +25,7 @@ from transformers.cache_utils import Cache
 
 from memvec.generation.cache import RoomyLayer
 from memvec.generation.sampling import Sampling
+from memvec.model.prefix import cache_argument
 
 # Short enough that few steps are run for rows that have ended, long enough that leaving costs little.
 TOKENS_IN_A_STRETCH = 24
@@ -52,8 +53,8 @@ class Prompts:
         return model.generate(
             input_ids=self.input_ids,
             attention_mask=self.attention_mask,
-            past_key_values=self.cache,
             generation_config=config,
+            **{cache_argument(model): self.cache},
             **how,
         )
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from memvec.errors import ConfigError, ModelError
+from memvec.model.prefix import cache_argument
 
 
 def layer_position(config: PreTrainedConfig, layer: int) -> int:
@@ -56,6 +57,7 @@ class Backbone(nn.Module):
     def __init__(self, decoder: PreTrainedModel, *, layer: int = -1) -> None:
         super().__init__()
         self.decoder = decoder
+        self._cache_argument = cache_argument(decoder)
         self.dimension: int = decoder.config.get_text_config().hidden_size
         depth: int = decoder.config.get_text_config().num_hidden_layers
         self._tapped: torch.Tensor | None = None
@@ -109,7 +111,7 @@ class Backbone(nn.Module):
         if cache is None:
             output = self.decoder(input_ids=input_ids, use_cache=False)
         else:
-            output = self.decoder(input_ids=input_ids, past_key_values=cache, use_cache=True)
+            output = self.decoder(input_ids=input_ids, use_cache=True, **{self._cache_argument: cache})
         if self._tapped is None:
             return output.last_hidden_state  # type: ignore[no-any-return]
         hidden, self._tapped = self._tapped, None

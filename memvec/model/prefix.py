@@ -14,6 +14,7 @@ not per token, so a model with any of those runs without the shared prefix.
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import torch
@@ -24,6 +25,14 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 # subclass may keep more.
 SHAREABLE_KINDS = frozenset({"full_attention", "sliding_attention"})
 SHAREABLE_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """Returns the name by which a model takes its cache and gives it back.
+
+    transformers 5.24 calls it `cache`; before, and in code that comes with a model, it is `past_key_values`.
+    """
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 class SharedPrefix:
@@ -66,8 +75,7 @@ def compute_prefix(decoder: PreTrainedModel, input_ids: torch.Tensor) -> SharedP
     kinds = set(getattr(decoder.config.get_text_config(), "layer_types", None) or ())
     if other := kinds - SHAREABLE_KINDS:
         return f"a layer keeps a state that is not keys and values per token ({', '.join(sorted(other))})"
-    output = decoder(input_ids=input_ids[None], use_cache=True)
-    cache = getattr(output, "past_key_values", None)
+    cache = getattr(decoder(input_ids=input_ids[None], use_cache=True), cache_argument(decoder), None)
     if not isinstance(cache, Cache):
         return "the model returns no cache of keys and values"
     layer: Any

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, PreTrainedModel
 
 from memvec.model.attention import GROUPED, grouped_attention
-from memvec.model.prefix import SharedPrefix, compute_prefix
+from memvec.model.prefix import SharedPrefix, cache_argument, compute_prefix
 from memvec.model.tuning import choose_kernels
 from tests.models import ARCHITECTURES, DECODER, SHARES_PREFIX, build_model
 
@@ -21,7 +21,7 @@ def last_hidden_state(decoder: PreTrainedModel, attention: str, prefix: SharedPr
     decoder.set_attn_implementation(attention)
     with torch.no_grad():
         cache = None if prefix is None else prefix.expand(4)
-        hidden = decoder(input_ids=input_ids, attention_mask=mask, past_key_values=cache).last_hidden_state
+        hidden = decoder(input_ids=input_ids, attention_mask=mask, **{cache_argument(decoder): cache}).last_hidden_state
     return hidden[:, 5:]  # what stands at the padding nobody reads
 
 
