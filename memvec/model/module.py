@@ -40,6 +40,7 @@ from memvec.model.tuning import (
     set_products,
     use_attention,
 )
+from memvec.model.widening import multiplies
 
 log = logging.getLogger(__name__)
 
@@ -140,14 +141,17 @@ class HiddenStateModule(pl.LightningModule):
         self.prefix, self.path = None, Path.BATCHED
         if self.prefix_cache == "off" or len(input_ids) == 0:
             return 0
-        with self.trainer.precision_plugin.predict_step_context():
-            prefix = compute_prefix(self._backbone().decoder, input_ids.to(self.device))
+        prefix = self._compute_prefix(input_ids.to(self.device))
         if isinstance(prefix, str):
             log.info("the prompts' shared prefix is computed anew in every batch: %s", prefix)
             return 0
         self.prefix, self.path = prefix, Path.SHARED_PREFIX
         log.info("the prompts share their first %d tokens, which are computed once", len(prefix))
         return len(prefix)
+
+    def _compute_prefix(self, input_ids: torch.Tensor) -> SharedPrefix | str:
+        with self.trainer.precision_plugin.predict_step_context():
+            return compute_prefix(self._backbone().decoder, input_ids)
 
     def seconds_per_token(self, batch: Batch) -> float | None:
         """Returns how long a token of a batch takes, padding counted, the shared prefix not.
@@ -175,7 +179,8 @@ class HiddenStateModule(pl.LightningModule):
         # Where weights are shared out, processes with other batches would each measure something else: no tuning there.
         if not self.has_shared_weights and (typical := datamodule.typical_batch()) is not None:
             batch = move_data_to_device(typical, self.device)
-            if self.tune == "auto" and datamodule.pays_measuring:
+            # Computing in a dtype that the processor lacks is so slow that it always pays.
+            if self.tune == "auto" and (datamodule.pays_measuring or not multiplies(self._precision())):
                 self._choose_kernels(batch)
             if self.compile_wanted:  # what the chosen kernels left to compile
                 self.compile_seconds = compile_regions(self._backbone().decoder, lambda: self._run(self.path, batch))
@@ -188,7 +193,7 @@ class HiddenStateModule(pl.LightningModule):
 
     def _choose_kernels(self, batch: Batch) -> None:
         decoder, dtype = self._model_to_tune(), self._precision()
-        products = product_choices(decoder, computed_in=dtype, device=self.device)
+        products = product_choices(decoder, computed_in=dtype, device=self.device, processes=self.trainer.num_devices)
         attentions = self._attentions_to_try()
         if len(products) * len(attentions) > 1:
             self.kernels = choose_kernels(
@@ -199,6 +204,9 @@ class HiddenStateModule(pl.LightningModule):
                 dtype=dtype,
                 tokens=batch["input_ids"].shape[1],
             )
+            if self.prefix is not None and self.kernels.kernels.products == "float32":
+                prefix = self._compute_prefix(self.prefix.input_ids)  # in float32 too
+                self.prefix = prefix if isinstance(prefix, SharedPrefix) else self.prefix
 
     def _attentions_to_try(self) -> list[str]:
         """Returns the attention implementations to measure, the present one first."""
