@@ -135,9 +135,10 @@ def table(results: Results) -> str:
         f"{settings['model']}, {settings['precision']}, {settings['device']}, {settings['threads']} threads",
         f"{work['entries']:,} entries ({work['unique']:,} different), {work['tokens']:,} prompt tokens; at least "
         f"{work['fewest_tokens']:,} must be computed (the first {work['shared_prefix']} of every prompt are the same)",
-        f"limit: {limit['flop_per_second'] / 1e9:,.0f} GFLOP/s in {limit['dtype']} at {limit['shape']}, float32 route {limit['route']!r}; "
-        f"medians of {settings['repeats']} interleaved repeats; error and cosine on {work['compared_entries']} entries "
-        "against one by one in float32; peak memory of a process of its own, loading included",
+        f"limit: {limit['flop_per_second'] / 1e9:,.0f} GFLOP/s in {limit['dtype']} at {limit['shape']}, float32 route "
+        f"{limit['route']!r}; medians of {settings['repeats']} interleaved repeats; error and cosine on "
+        f"{work['compared_entries']} entries against one by one in float32; peak memory of a process of its own, "
+        "loading included",
     ]
     memvec = results["contestants"].get("memvec")
     stages = memvec["details"]["metrics"]["seconds"] if memvec is not None else {}
