@@ -185,7 +185,7 @@ class _Speed(pl.Callback):
         for position in np.linspace(0, len(batches) - 1, num=min(BATCHES_TO_MEASURE, len(batches)), dtype=int):
             if self.seconds > SECONDS_TO_MEASURE:
                 break
-            batch = move_data_to_device(datamodule.batch(batches[position]), module.device)
+            batch = move_data_to_device(datamodule.batches.of(batches[position]), module.device)
             rows, width = batch["input_ids"].shape
             start = time.perf_counter()
             with trainer.precision_plugin.predict_step_context():

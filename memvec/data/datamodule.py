@@ -29,15 +29,15 @@ from transformers import PreTrainedTokenizerFast
 
 from memvec import lockstep
 from memvec.config import at_least, at_least_or_none, one_of
+from memvec.data.batches import PromptBatches
 from memvec.data.budget import (
     BUDGETS_ON_ACCELERATOR,
     BUDGETS_ON_CPU,
     TOKENS_ON_ACCELERATOR,
     TOKENS_ON_CPU,
     choose_budget,
-    typical_rows,
 )
-from memvec.data.collator import Batch, PaddingCollator, PromptRows
+from memvec.data.collator import Batch, PaddingCollator
 from memvec.data.dataset import RecordSource, write_entries
 from memvec.data.digest import first_occurrence
 from memvec.data.prompt import Prompt, PromptEncoder
@@ -63,7 +63,6 @@ from memvec.writer.journal import read_journal
 TOKENS_TO_PAY = 16_384
 # Enough to tell kernels apart, few enough to try several within a second or two.
 TOKENS_TO_MEASURE = 256
-ROWS_TO_CHOOSE_FROM = 65_536
 
 log = logging.getLogger(__name__)
 
@@ -187,15 +186,13 @@ class MemoryDataModule(pl.LightningDataModule):
         module = cast(HiddenStateModule, self._trainer().lightning_module)
         self.prefix_length = module.share_prefix(self.common_tokens())
         groups = self._groups(self.prefix_length)
-        self._probe_rows = _probe_rows(groups[0][0], groups[1][0], self.lengths)
-        self._largest_group = max(groups, key=lambda group: len(group[0]))
-        self._prompt_rows = PromptRows(self.prompts)
-        self._collate = PaddingCollator(
+        collate = PaddingCollator(
             pad_token_id=self.pad_token_id,
             prefix_rows=rows_with_prefix(self.lengths, self.shared, self.prefix_length),
             prefix_length=self.prefix_length,
             padding_side=self.padding_side,
         )
+        self.batches = PromptBatches(self.prompts, groups, lengths=self.lengths, collate=collate)
         self.budget = self._budget(self._on_accelerator()) or self._find_budget(module)
         rank, world_size = self._share()
         in_step = 0
@@ -212,11 +209,11 @@ class MemoryDataModule(pl.LightningDataModule):
             batches_in_step=in_step,
         )
         # torch types these for single rows and lists; it takes `__getitems__` and any iterable of batches all the same.
-        dataset, batch_sampler, collate = cast(tuple[Any, Any, Any], (self._prompt_rows, self.sampler, self._collate))
+        dataset, batch_sampler = cast(tuple[Any, Any], (self.batches.dataset, self.sampler))
         return DataLoader(
             dataset,
             batch_sampler=batch_sampler,
-            collate_fn=collate,
+            collate_fn=cast(Any, collate),
             num_workers=self.num_workers,
             pin_memory=self._on_accelerator(),
         )
@@ -242,10 +239,6 @@ class MemoryDataModule(pl.LightningDataModule):
             shortest_in_batch=self.shortest_in_batch,
         )
 
-    def batch(self, rows: Rows) -> Batch:
-        """Returns the batch of these rows."""
-        return self._collate(self._prompt_rows.__getitems__(rows))
-
     def row_tokens(self, lengths: NDArray[np.int32], prefix_length: int) -> NDArray[np.int32]:
         """Returns the tokens that rows count in a batch, `[N]`: what `max_tokens` limits and the progress bar counts.
 
@@ -262,20 +255,7 @@ class MemoryDataModule(pl.LightningDataModule):
 
     def typical_batch(self, *, tokens: int = TOKENS_TO_MEASURE) -> Batch | None:
         """Returns rows of typical length to measure on, about `tokens` tokens of them; None where there are no rows."""
-        # A sample of the rows is typical enough, and sorting ten million takes a second.
-        rows, costs = self._largest_group
-        if len(rows) == 0:
-            return None
-        every = 1 + len(rows) // ROWS_TO_CHOOSE_FROM
-        return self.batch(rows[::every][typical_rows(costs[::every], tokens=tokens)])
-
-    def probe_batches(self) -> list[Batch]:
-        """Returns a few rows to try the model on, the same on every rank."""
-        return [self.batch(rows) for rows in self._probe_rows]
-
-    def input_ids(self, row: int) -> torch.Tensor:
-        """Returns the tokens of one row's prompt, `[T]` int64."""
-        return self.batch(np.asarray([row]))["input_ids"][0]
+        return self.batches.typical(tokens=tokens)
 
     def count_remaining(self) -> int:
         """Returns how many rows are left to compute; `prepare_data` has run."""
@@ -329,7 +309,7 @@ class MemoryDataModule(pl.LightningDataModule):
     def _find_budget(self, module: HiddenStateModule) -> int:
         """Returns the most tokens in a batch that is fastest, or the device's default where that cannot be tried."""
         default = self.default_budget(self._on_accelerator())
-        if len(self._largest_group[0]) == 0:
+        if len(self.rows) == 0:
             return default
         if module.has_shared_weights:  # processes that stop trying at different budgets would wait for each other
             log.info("data.max_tokens=auto: %d, not tried where weights are shared out", default)
@@ -360,12 +340,3 @@ class MemoryDataModule(pl.LightningDataModule):
         if self.trainer is None:
             raise RuntimeError("this data module serves batches within a Lightning Trainer only")
         return self.trainer
-
-
-def _probe_rows(with_prefix: Rows, without: Rows, lengths: NDArray[np.int32]) -> list[Rows]:
-    """Returns batches of the shortest, median and longest rows; two lengths share a batch, so that one is padded."""
-    short, long = (rows[np.argsort(lengths[rows], kind="stable")] for rows in (with_prefix, without))
-    batches = [short[[0, len(short) // 2]]] if len(short) else []
-    batches += [long[[0, len(long) // 2]]] if len(long) else []
-    batches.append((long if len(long) else short)[-1:])  # alone: padding a short row to it would cost as much again
-    return [np.unique(rows) for rows in batches if len(rows)]

@@ -146,7 +146,7 @@ class ConversationDataModule(MemoryDataModule):
     def typical_batch(self, *, tokens: int = ROWS_TO_MEASURE) -> Batch | None:
         """Returns two of the shorter rows of this rank's plan, to measure on; None where it has none."""
         batches = self.sampler.batches if self.sampler is not None else []
-        return self.batch(batches[len(batches) // 2][-ROWS_TO_MEASURE:]) if batches else None
+        return self.batches.of(batches[len(batches) // 2][-ROWS_TO_MEASURE:]) if batches else None
 
     def _write_entries(self) -> None:
         summary = write_entries(

@@ -185,7 +185,7 @@ class HiddenStateModule(pl.LightningModule):
             if self.compile_wanted:  # what the chosen kernels left to compile
                 self.compile_seconds = compile_regions(self._backbone().decoder, lambda: self._run(self.path, batch))
         if self.probe == "auto":
-            self._choose_path([move_data_to_device(batch, self.device) for batch in datamodule.probe_batches()])
+            self._choose_path([move_data_to_device(batch, self.device) for batch in datamodule.batches.to_probe()])
 
     def teardown(self, stage: str) -> None:
         """Puts the process-wide setting of matrix products back."""

@@ -173,7 +173,7 @@ class VectorWriter(JournalCallback):
             for row in lockstep.agreed_rows(trainer, self._not_finite):
                 reason = module.rejections.get(row)
                 if reason is None:
-                    input_ids = cast(Any, trainer).datamodule.input_ids(row)
+                    input_ids = cast(Any, trainer).datamodule.batches.input_ids(row)
                     vector = module.recompute(input_ids)
                     if row not in self._not_finite:  # another process's, which this one helped to compute
                         continue
