@@ -1,7 +1,7 @@
 """Tells a memory from what a model repeats of its prompt.
 
 In: what the prompt held (instructions, example, conversation) and an item of the output. Out: whether the item is only
-an echo.
+an echo, or carries the conversation on instead of saying something about it.
 
 How: texts are compared by their letters and digits alone, so that quotes, dashes and case do not hide an echo. A line
 of the instructions or a whole message is an echo at any length; a piece of them only where it is too long to be the
@@ -11,6 +11,7 @@ example's own words (`example_words` in conf/generation): an item with one of th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,8 @@ from functools import cached_property
 LONGEST_COMMON_PHRASE = 40
 LONGEST_COMMON_PHRASE_ZH = 14
 SPEAKER_MARKS = (":", "：")
+# What people say to each other, and nobody writes about a third person. `Jon: owns a shop` may well be a memory.
+SPEECH = re.compile(r"[!?！？我你您咱]|\b(?:i|me|my|we|our|you|your|let['’]s)\b", re.IGNORECASE)
 
 
 def letters(text: str) -> str:
@@ -27,9 +30,15 @@ def letters(text: str) -> str:
     return "".join(filter(str.isalnum, text.casefold()))
 
 
-def starts_with_speaker(item: str, speakers: Iterable[str]) -> bool:
-    """Whether an item is a line of dialogue, such as `Jon: Hi!`."""
-    return any(item.startswith(f"{speaker}{mark}") for speaker in speakers for mark in SPEAKER_MARKS)
+def spoken(item: str, speakers: Iterable[str]) -> str | None:
+    """Returns what stands behind the speaker's name in a line such as `Jon: Hi!`, or None where none begins it."""
+    starts = (f"{speaker}{mark}" for speaker in speakers for mark in SPEAKER_MARKS)
+    return next((item[len(start) :] for start in starts if item.startswith(start)), None)
+
+
+def carries_on(item: str, speakers: Iterable[str]) -> bool:
+    """Whether an item is something that a speaker says, such as `Jon: Thanks! See you on Monday.`."""
+    return SPEECH.search(spoken(item, speakers) or "") is not None
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,8 @@ class PromptContent:
             return True
         if not self.speakers:
             return False
+        if carries_on(item, self.speakers):
+            return True
         return found in self._message_letters or self._is_piece(found, item, self._transcript_letters)
 
     def _is_piece(self, found: str, item: str, whole: str) -> bool:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from memvec.data.dataset import lone_surrogate
-from memvec.generation.echoes import PromptContent, letters, starts_with_speaker
+from memvec.generation.echoes import PromptContent, letters, spoken
 from memvec.generation.json_items import find_json_items
 
 
@@ -186,13 +186,13 @@ def _read_plain(text: str, *, is_cut: bool, prompt: PromptContent) -> tuple[list
         return quoted, False
     if listed:
         return listed, False
-    spoken = [line for line in _finished(lines, is_cut=is_cut) if _is_entry(line, prompt)]
-    return spoken, found.is_empty
+    plain = [line for line in _finished(lines, is_cut=is_cut) if _is_entry(line, prompt)]
+    return plain, found.is_empty
 
 
 def _is_entry(line: str, prompt: PromptContent) -> bool:
     """Whether a line without any marker can be an entry: not markup, not chatter, not dialogue, not a single word."""
-    if MARKUP.fullmatch(line) or CHATTER.match(line) or starts_with_speaker(line, prompt.speakers):
+    if MARKUP.fullmatch(line) or CHATTER.match(line) or spoken(line, prompt.speakers) is not None:
         return False
     return not line.isascii() or " " in line or _says_nothing(line)
 

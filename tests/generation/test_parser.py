@@ -219,6 +219,16 @@ def test_a_model_that_goes_on_with_the_conversation_remembers_nothing() -> None:
     assert parsed.outcome is Outcome.UNPARSEABLE
 
 
+@pytest.mark.parametrize("line", ["Jon: Thanks, see you soon!", "Gina: I'm glad about it.", "Jon：你喜欢里昂吗"])
+def test_a_list_of_what_speakers_say_next_holds_no_memories(line: str) -> None:
+    assert parse(f"- {line}", prompt=PROMPT).outcome is Outcome.UNPARSEABLE
+    assert memories(f'["{line}", "Gina runs a store."]', prompt=PROMPT) == ("Gina runs a store.",)
+
+
+def test_a_fact_behind_a_name_is_a_memory() -> None:
+    assert memories("- Jon: owns a dance studio in Lyon.", prompt=PROMPT) == ("Jon: owns a dance studio in Lyon.",)
+
+
 def test_a_sentence_of_a_document_can_be_a_memory_as_it_stands() -> None:
     sentence = "The bridge was opened in 1904 and is 212 metres long."
     assert memories(f"- {sentence}", prompt=PromptContent(Instructions(), sentence)) == (sentence,)
