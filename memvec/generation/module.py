@@ -4,7 +4,7 @@ In: a left-padded `Batch` (`memvec.data.collator`). Out: `[B, G]` int64, the tok
 
 How: transformers' `generate` on the whole model, whose decoder is the same that `HiddenStateModule` computes vectors
 with; so loading, the shared prefix, the choice of kernels and the probe before the fast path is trusted are that
-class's. What is compared here is the scores of the next two tokens. With padding on the left the shared prefix stands
+class's. What is compared here is the scores of the next tokens. With padding on the left the shared prefix stands
 before the padding; positions are counted without it, so attention over whole keys and values cannot tell. Sliding
 windows can, since they count places, so a model with any runs without the shared prefix.
 """
@@ -32,6 +32,9 @@ from memvec.model.memory import compute_in_parts
 from memvec.model.module import DTYPES, HiddenStateModule
 from memvec.model.parity import Path
 from memvec.model.tuning import get_products, set_products
+
+# Tokens written while kernels are timed: their steps then take about as long as the prompts before them.
+TOKENS_TO_MEASURE = 8
 
 log = logging.getLogger(__name__)
 
@@ -185,21 +188,30 @@ class GenerationModule(HiddenStateModule):
         )
 
     def _vectors_along(self, path: Path, batch: Batch) -> tuple[torch.Tensor, list[int]]:
-        """Returns the scores of the next two tokens, `[B, 2V]`: what probe and kernels are judged by."""
+        """Returns the scores of the next two tokens, `[B, 2V]`: what the probe judges by."""
+        return self._scores(path, batch, tokens=2), []
+
+    def _measured(self, batch: Batch) -> torch.Tensor:
+        """Returns the scores of some more tokens: a run spends about as long on its steps as on its prompts."""
+        with self.trainer.precision_plugin.predict_step_context():
+            return self._scores(self.path, batch, tokens=min(TOKENS_TO_MEASURE, self.max_new_tokens))
+
+    def _scores(self, path: Path, batch: Batch, *, tokens: int) -> torch.Tensor:
+        """Returns the scores of the next tokens, `[B, tokens * V]`, whichever were the likeliest."""
         rows = len(batch["input_ids"])
         most = 1 if path is Path.ONE_BY_ONE else rows
-        token = int(batch["input_ids"][0, -1])  # taken for the first one, whichever it is, along all paths
+        token = int(batch["input_ids"][0, -1])  # taken for each of them, along all paths
         config = GenerationConfig(  # type: ignore[no-untyped-call]
-            max_new_tokens=2, do_sample=False, return_dict_in_generate=True, output_logits=True
+            max_new_tokens=tokens, do_sample=False, return_dict_in_generate=True, output_logits=True
         )
 
         def scores(part: slice) -> torch.Tensor:
-            prompts = self._prompts(path, batch, part, room=2)
+            prompts = self._prompts(path, batch, part, room=tokens)
             forced = LogitsProcessorList([_ForcedToken(token)])
             output = prompts.generate(self._language_model(), config, logits_processor=forced)
             return torch.cat(output.logits, dim=1).float()
 
-        return torch.cat([scores(slice(start, min(start + most, rows))) for start in range(0, rows, most)]), []
+        return torch.cat([scores(slice(start, min(start + most, rows))) for start in range(0, rows, most)])
 
     def _choose_kernels(self, batch: Batch) -> None:
         """Chooses how matrix products are computed.

@@ -198,7 +198,7 @@ class HiddenStateModule(pl.LightningModule):
         if len(products) * len(attentions) > 1:
             self.kernels = choose_kernels(
                 decoder,
-                lambda: self._run(self.path, batch),
+                lambda: self._measured(batch),
                 products=products,
                 attentions=attentions,
                 dtype=dtype,
@@ -216,6 +216,10 @@ class HiddenStateModule(pl.LightningModule):
 
     def _model_to_tune(self) -> PreTrainedModel:
         return self._backbone().decoder
+
+    def _measured(self, batch: Batch) -> torch.Tensor:
+        """Computes what kernels are timed on, and judged by."""
+        return self._run(self.path, batch)
 
     def _choose_path(self, probes: list[Batch]) -> None:
         def compute(path: Path) -> torch.Tensor:

@@ -8,6 +8,7 @@ processor). memvec's clock is its own: the predict stage, with its probe, its jo
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import shutil
@@ -168,6 +169,7 @@ def memvec(task: Task, *, name: str = "memvec", overrides: Sequence[str] = ()) -
         with data.open("w", encoding="utf-8") as stream:
             stream.writelines(json.dumps({"text": text}) + "\n" for text in texts)
         shutil.rmtree(folder, ignore_errors=True)
+        gc.collect()  # the model of the run before, which the others load once for all runs
         summary = predict(compose(overrides))
         metrics, compile_seconds = summary.metrics, summary.manifest["notes"]["compile_seconds"]
         vectors = read_vectors(folder).numpy()
