@@ -8,6 +8,8 @@ time of a step at 800 tokens; `StaticCache` copies nothing but attends to the ro
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -46,10 +48,36 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         held, end = self.get_seq_length(), self.get_seq_length() + key_states.shape[-2]
         if end > self.room:
             return super().update(key_states, value_states)
-        self.keys, self.values = _longer(self.keys, end), _longer(self.values, end)
+        self.lengthen(end)
         self.keys[:, :, held:] = key_states
         self.values[:, :, held:] = value_states
         return self.keys, self.values
+
+    def of_rows(self, rows: slice, *, room: int) -> RoomyLayer:
+        """Returns a layer that begins with what some rows hold here, with a room of its own."""
+        layer = copy.copy(self)
+        layer.room = room
+        layer.keys, layer.values = layer._with_room(self.keys[rows]), layer._with_room(self.values[rows])
+        return layer
+
+    def put(self, rows: slice, part: RoomyLayer, *, length: int) -> None:
+        """Puts what a layer of some rows has written behind what is held here, so that it ends at a length.
+
+        Args:
+            rows: The rows.
+            part: Their layer, as `of_rows` gave it.
+            length: Where its keys and values end. Zeros stand before them: masked, NaN would still be NaN.
+        """
+        held = self.get_seq_length()
+        for states, new in ((self.keys, part.keys), (self.values, part.values)):
+            longer = _longer(states, length)[rows]
+            start = length - (new.shape[2] - held)
+            longer[:, :, held:start] = 0
+            longer[:, :, start:] = new[:, :, held:]
+
+    def lengthen(self, length: int) -> None:
+        """Counts what stands in the buffers up to a length."""
+        self.keys, self.values = _longer(self.keys, length), _longer(self.values, length)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keeps some rows of the batch."""
@@ -81,3 +109,24 @@ def roomy_cache(config: PreTrainedConfig, *, room: int, prefix: Cache | None = N
         return None
     cache.layers = [RoomyLayer(room, layer) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache  # type: ignore[no-any-return]
+
+
+def has_room(cache: Cache | None) -> bool:
+    """Whether all that is kept of a row is keys and values in buffers with room, and some are there already."""
+    return cache is not None and all(isinstance(layer, RoomyLayer) and layer.is_initialized for layer in cache.layers)
+
+
+def of_rows(cache: Cache, rows: slice, *, room: int) -> Cache:
+    """Returns a cache that begins with what some rows hold in this one; all layers have room."""
+    part: Any = copy.copy(cache)
+    part.layers = [layer.of_rows(rows, room=room) for layer in part.layers]
+    return part  # type: ignore[no-any-return]
+
+
+def put(cache: Cache, parts: Sequence[tuple[slice, Cache]], *, length: int) -> None:
+    """Puts together what the caches of all rows have written, so that every row's ends at the same length."""
+    layer: Any
+    for number, layer in enumerate(cache.layers):
+        for rows, part in parts:
+            layer.put(rows, part.layers[number], length=length)
+        layer.lengthen(length)

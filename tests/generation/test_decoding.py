@@ -78,15 +78,37 @@ def test_rows_of_a_batch_get_what_the_library_writes_to_each_alone(
     assert write(model, batch_of(prompts, model)) == expected
 
 
-def test_a_shared_prefix_before_the_padding_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+@pytest.mark.parametrize("read_at_once", [1, 10, 2048])
+def test_a_shared_prefix_before_the_padding_changes_nothing(
+    read_at_once: int, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(decoding, "TOKENS_IN_A_STRETCH", 4)
-    model = build_model("llama")
+    monkeypatch.setattr(decoding, "TOKENS_READ_AT_ONCE", read_at_once)
+    model = build_model(family)
     head, prompts = prompts_of([12])[0], prompts_of([12, 4, 9, 3, 5])[1:]
     prefix = compute_prefix(model.get_decoder(), torch.tensor(head))
     assert isinstance(prefix, SharedPrefix)
     expected = [alone(model, head + prompt) for prompt in prompts]
     for _ in range(2):  # the prefix itself is not written to
         assert write(model, batch_of(prompts, model, prefix)) == expected
+
+
+def test_prompts_are_read_some_rows_at_a_time_and_without_padding_that_none_of_them_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(decoding, "TOKENS_READ_AT_ONCE", 20)
+    model = build_model("llama")
+    prefix = compute_prefix(model.get_decoder(), torch.tensor(prompts_of([12])[0]))
+    assert isinstance(prefix, SharedPrefix)
+    read: list[tuple[int, int]] = []
+    model.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    write(model, batch_of(prompts_of([16, 9, 8, 3]), model, prefix))
+    assert read[:3] == [(1, 16), (2, 9), (1, 3)]
+    assert {width for _, width in read[3:]} == {1}  # the other tokens are written together
+    assert read[3][0] > 1
 
 
 def test_a_model_whose_state_is_not_keys_and_values_runs_with_the_librarys_own_cache() -> None:
