@@ -65,7 +65,8 @@ def test_layer_precision_and_length_are_passed_on(llama: Path) -> None:
     torch.testing.assert_close(lower, reference(llama, texts[:1], "{text}", layer=1), rtol=1e-5, atol=1e-5)
     half = memvec.encode(texts[:1], model=llama, prompt="raw", precision="bf16-true", **CPU)
     assert half.dtype == torch.float32
-    assert torch.equal(half, half.bfloat16().float())
+    exact = reference(llama, texts[:1], "{text}")
+    assert 1e-4 < float((half - exact).norm() / exact.norm()) < 0.1
     short = memvec.encode(texts[1:], model=llama, prompt="raw", max_length=20, **CPU)
     assert not torch.allclose(short, memvec.encode(texts[1:], model=llama, prompt="raw", **CPU))
 

@@ -111,7 +111,7 @@ SHARED: dict[str, tuple[str, str, list[str]]] = {
     "sliding windows tensor parallel": ("gemma3", "many", [TENSOR_PARALLEL, "model.prefix_cache=off"]),
     "a lower layer fsdp": ("llama", "many", [FSDP, "model.layer=2"]),
     "a rank without rows fsdp": ("llama", "one", [FSDP]),
-    "a bad token fsdp": ("bad", "bad", [FSDP, "trainer.precision=bf16-true"]),
+    "a bad token fsdp": ("bad", "bad", [FSDP, "trainer.precision=bf16-true", "model.tune=off"]),
     "a bad token tensor parallel": ("bad", "bad", [TENSOR_PARALLEL]),
 }
 BAD = "~"

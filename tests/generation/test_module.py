@@ -134,7 +134,7 @@ def test_in_half_precision_the_rotary_frequencies_stay_float32(
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(GenerationModule, "predict_step", look)
-    memvec.generate(tiny_generation(write_conversations(), *PLAIN, "trainer.precision=bf16-true"))
+    memvec.generate(tiny_generation(write_conversations(), *PLAIN, "trainer.precision=bf16-true", "model.tune=off"))
     assert set(dtypes[::2]) == {torch.float32}
     assert set(dtypes[1::2]) == {torch.bfloat16}
 
