@@ -19,7 +19,12 @@ SHARE_OF_FREE_MEMORY = 0.5
 
 
 def multiplies(dtype: torch.dtype) -> bool:
-    """Whether this processor has products of a dtype; torch emulates those that it lacks."""
+    """Whether this processor has products of a dtype; torch emulates those that it lacks.
+
+    Where torch was built without oneDNN, which knows, it is taken to have them.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return True
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if dtype == torch.float16:
