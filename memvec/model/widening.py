@@ -23,7 +23,7 @@ def multiplies(dtype: torch.dtype) -> bool:
 
     Where torch was built without oneDNN, which knows, it is taken to have them.
     """
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return True
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
