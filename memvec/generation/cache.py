@@ -9,7 +9,6 @@ time of a step at 800 tokens; `StaticCache` copies nothing but attends to the ro
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -123,10 +122,15 @@ def of_rows(cache: Cache, rows: slice, *, room: int) -> Cache:
     return part  # type: ignore[no-any-return]
 
 
-def put(cache: Cache, parts: Sequence[tuple[slice, Cache]], *, length: int) -> None:
-    """Puts together what the caches of all rows have written, so that every row's ends at the same length."""
+def put(cache: Cache, rows: slice, part: Cache, *, length: int) -> None:
+    """Puts what the cache of some rows has written behind what this one holds, so that it ends at a length."""
     layer: Any
-    for number, layer in enumerate(cache.layers):
-        for rows, part in parts:
-            layer.put(rows, part.layers[number], length=length)
+    for layer, layer_of_part in zip(cache.layers, part.layers, strict=True):
+        layer.put(rows, layer_of_part, length=length)
+
+
+def lengthen(cache: Cache, length: int) -> None:
+    """Counts what was put up to a length, once it was for all rows."""
+    layer: Any
+    for layer in cache.layers:
         layer.lengthen(length)

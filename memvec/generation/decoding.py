@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.cache_utils import Cache
 
-from memvec.generation.cache import RoomyLayer, has_room, of_rows, put
+from memvec.generation.cache import RoomyLayer, has_room, lengthen, of_rows, put
 from memvec.generation.sampling import Sampling
 from memvec.model.prefix import cache_argument
 
@@ -88,7 +88,7 @@ def write_answers(
     while len(rows) > 0:
         written = prompts.input_ids.shape[1] - width
         left = max_new_tokens - written
-        parts = _to_read(prompts) if written == 0 else [(slice(None), prompts)]
+        parts = _to_read(prompts) if written == 0 else [slice(None)]
         stretch = min(TOKENS_IN_A_STRETCH, left) if _can_leave(prompts.cache) else left
         stretch = 1 if len(parts) > 1 else stretch  # the first token comes with reading
         config = GenerationConfig(  # type: ignore[no-untyped-call]
@@ -99,7 +99,8 @@ def write_answers(
             return_dict_in_generate=True,
         )
         new, stopped_at = [], []
-        for part, prompts_of_part in parts:
+        for part in parts:
+            prompts_of_part = prompts if len(parts) == 1 else _part(prompts, part)
             read = prompts_of_part.input_ids.shape[1]
             circles = CirclesStop(width=read - written, rows=len(rows[part]), device=device)
             output = prompts_of_part.generate(
@@ -110,8 +111,10 @@ def write_answers(
             )
             new.append(output.sequences[:, read:])
             stopped_at.append(circles.stopped_at)
-        if len(parts) > 1 and prompts.cache is not None:
-            put(prompts.cache, [(part, of_part.cache) for part, of_part in parts if of_part.cache], length=width)
+            if prompts.cache is not None and prompts_of_part.cache is not None and len(parts) > 1:
+                put(prompts.cache, part, prompts_of_part.cache, length=width)
+        if prompts.cache is not None and len(parts) > 1:
+            lengthen(prompts.cache, width)
         prompts = replace(prompts, input_ids=torch.cat([prompts.input_ids, torch.cat(new)], dim=1))
         tokens = prompts.input_ids[:, width:]  # [b, written + new]
         length = _answer_length(tokens, end_token_ids, torch.cat(stopped_at))  # [b], more than there is if it goes on
@@ -129,27 +132,31 @@ def _can_leave(cache: Cache | None) -> bool:
     return cache is not None and any(isinstance(layer, RoomyLayer) for layer in cache.layers)
 
 
-def _to_read(prompts: Prompts) -> list[tuple[slice, Prompts]]:
-    """Returns the rows whose prompts to read together, and those prompts with no padding that none of them needs.
+def _to_read(prompts: Prompts) -> list[slice]:
+    """Returns the rows whose prompts to read together.
 
     All at once where their keys and values could not be put together, and on a GPU, which has the most to do then.
     """
     cache, length = prompts.cache, prompts.attention_mask.sum(dim=1)
     if cache is None or not has_room(cache) or prompts.input_ids.device.type != "cpu":
-        return [(slice(None), prompts)]
-    prefix, width = cache.get_seq_length(), prompts.input_ids.shape[1]
+        return [slice(None)]
     parts = []
     start = 0
     while start < len(length):
-        rows = slice(
-            start, start + max(1, TOKENS_READ_AT_ONCE // int(length[start] - prefix))
-        )  # the longest stand first
-        padding = width - int(length[rows].max())
-        kept = torch.cat([torch.arange(prefix), torch.arange(prefix + padding, width)])
-        part = of_rows(cache, rows, room=len(kept))
-        parts.append((rows, Prompts(prompts.input_ids[rows, kept], prompts.attention_mask[rows, kept], part)))
-        start = rows.stop
-    return parts if len(parts) > 1 else [(slice(None), prompts)]
+        longest = max(1, int(length[start]) - cache.get_seq_length())  # in a plan's batches the longest stand first
+        parts.append(slice(start, start + max(1, TOKENS_READ_AT_ONCE // longest)))
+        start = parts[-1].stop
+    return parts
+
+
+def _part(prompts: Prompts, rows: slice) -> Prompts:
+    """Returns the prompts of some rows with no padding that none of them needs, and a cache of their own."""
+    mask, width = prompts.attention_mask[rows], prompts.input_ids.shape[1]
+    prefix = prompts.cache.get_seq_length() if prompts.cache is not None else 0
+    padding = width - int(mask.sum(dim=1).max())
+    kept = torch.cat([torch.arange(prefix), torch.arange(prefix + padding, width)])
+    cache = of_rows(prompts.cache, rows, room=len(kept)) if prompts.cache is not None else None
+    return Prompts(prompts.input_ids[rows, kept], mask[:, kept], cache)
 
 
 def _keep(prompts: Prompts, staying: torch.Tensor) -> Prompts:

@@ -180,7 +180,7 @@ class HiddenStateModule(pl.LightningModule):
         if not self.has_shared_weights and (typical := datamodule.typical_batch()) is not None:
             batch = move_data_to_device(typical, self.device)
             # Computing in a dtype that the processor lacks is so slow that it always pays.
-            if self.tune == "auto" and (datamodule.pays_measuring or not multiplies(self._precision())):
+            if self.tune == "auto" and (datamodule.pays_measuring or not multiplies(self._model_to_tune().dtype)):
                 self._choose_kernels(batch)
             if self.compile_wanted:  # what the chosen kernels left to compile
                 self.compile_seconds = compile_regions(self._backbone().decoder, lambda: self._run(self.path, batch))

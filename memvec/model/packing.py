@@ -18,6 +18,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from memvec.model.widening import multiplies
+
 # What a product may be packed for when its batch is not known; any number of rows works.
 TYPICAL_ROWS = 1024
 # Activations that oneDNN computes with the product: its name, and its variant.
@@ -83,7 +85,7 @@ def can_pack(decoder: nn.Module, *, dtype: torch.dtype, device: torch.device) ->
     """Whether this processor multiplies packed weights of a dtype, and the decoder has layers to pack."""
     if device.type != "cpu" or not torch.backends.mkldnn.enabled or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
-    if dtype != torch.float32 and not (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+    if dtype != torch.float32 and not (dtype == torch.bfloat16 and multiplies(dtype)):
         return False
     return any(_is_packable(module) for module in decoder.modules())
 
