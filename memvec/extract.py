@@ -27,7 +27,7 @@ from memvec.generation.module import GenerationModule
 from memvec.generation.summary import GenerationSummary
 from memvec.model.backbone import Backbone
 from memvec.model.module import HiddenStateModule
-from memvec.model.tuning import restore
+from memvec.model.packing import unpack
 from memvec.predict import vector_stage
 from memvec.run import MEMORIES
 from memvec.stage import run_stage
@@ -88,7 +88,7 @@ def share_weights(generator: GenerationModule, module: HiddenStateModule) -> boo
     """
     if generator.backbone is None or generator.checkpoint != module.checkpoint:
         return False
-    restore(generator.backbone.decoder, generator.kernels)  # the second stage chooses its own kernels
+    unpack(generator.backbone.decoder)  # the second stage chooses its own kernels
     generator.language_model = None  # its head is not needed any more
     module.backbone = Backbone(generator.backbone.decoder, layer=module.layer).eval()
     return True

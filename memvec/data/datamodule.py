@@ -184,6 +184,7 @@ class MemoryDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Plans this rank's batches and returns their loader."""
         module = cast(HiddenStateModule, self._trainer().lightning_module)
+        module.prepare_weights()
         self.prefix_length = module.share_prefix(self.common_tokens())
         groups = self._groups(self.prefix_length)
         collate = PaddingCollator(

@@ -123,7 +123,7 @@ def split_text(text: str, spans: Sequence[Span], *, limit: int) -> Iterator[str]
         ends = (_last_end(pattern, text, earliest, furthest + 1) for pattern in (SENTENCE_END, WORD_END))
         cut = next((end for end in ends if end is not None), furthest)
         yield text[at:cut]
-        while token < len(spans) and spans[token][0] < cut:
+        while token < len(spans) and spans[token][1] <= cut:  # what is left of a token that is cut counts again
             token += 1
         at = cut
     if at < len(text):

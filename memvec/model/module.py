@@ -4,7 +4,8 @@ In: a `Batch` (`memvec.data.collator`). Out: `[B, D]` float32, the hidden state 
 
 How: weights are loaded in `configure_model`, which Lightning calls once on every process, after the processes exist and
 in the strategy's own context; until then the module only knows the model's name, so it is cheap to build and to pickle.
-The data module asks it for `share_prefix` before it plans the batches, since what a row costs depends on the answer.
+The data module has it `prepare_weights`, and asks it for `share_prefix` before it plans the batches, since what a row
+costs depends on the answer.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from memvec.model.tuning import (
     set_products,
     use_attention,
 )
-from memvec.model.widening import multiplies
+from memvec.model.widening import widen_where_emulated
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,8 @@ class HiddenStateModule(pl.LightningModule):
         revision: Of a Hub model; None is its main branch.
         prefix_cache: `auto` computes the tokens that all prompts share once, where the model allows; `off` never.
         attn_implementation: transformers' name (`sdpa`, `eager`, `flash_attention_2`); None is the model's default.
-        tune: `auto` measures on a CPU which attention and matrix-product kernels are fastest; `off` takes the defaults.
+        tune: `auto` measures on a CPU which attention and matrix-product kernels are fastest, and computes in float32
+            what the CPU would emulate; `off` takes the defaults.
         compile: Whether norms and feed-forward blocks are compiled, which costs 10 to 20 seconds.
         probe: `auto` compares the fast path with the plain one on a few rows before it is trusted; `off` trusts it.
         trust_remote_code: Whether code that comes with the model may run.
@@ -129,6 +131,11 @@ class HiddenStateModule(pl.LightningModule):
             if (mesh := weights_mesh(self.device_mesh)) is not None:
                 share_weights(self.backbone, mesh)
 
+    def prepare_weights(self) -> None:
+        """Holds the weights in the dtype they are computed in, once Lightning has cast them to `trainer.precision`."""
+        if self.tune == "auto" and not self.has_shared_weights:
+            widen_where_emulated(self._model_to_tune(), processes=self.trainer.num_devices)
+
     def share_prefix(self, input_ids: torch.Tensor) -> int:
         """Computes the prefix that prompts share, where that is wanted and valid.
 
@@ -141,17 +148,14 @@ class HiddenStateModule(pl.LightningModule):
         self.prefix, self.path = None, Path.BATCHED
         if self.prefix_cache == "off" or len(input_ids) == 0:
             return 0
-        prefix = self._compute_prefix(input_ids.to(self.device))
+        with self.trainer.precision_plugin.predict_step_context():
+            prefix = compute_prefix(self._backbone().decoder, input_ids.to(self.device))
         if isinstance(prefix, str):
             log.info("the prompts' shared prefix is computed anew in every batch: %s", prefix)
             return 0
         self.prefix, self.path = prefix, Path.SHARED_PREFIX
         log.info("the prompts share their first %d tokens, which are computed once", len(prefix))
         return len(prefix)
-
-    def _compute_prefix(self, input_ids: torch.Tensor) -> SharedPrefix | str:
-        with self.trainer.precision_plugin.predict_step_context():
-            return compute_prefix(self._backbone().decoder, input_ids)
 
     def seconds_per_token(self, batch: Batch) -> float | None:
         """Returns how long a token of a batch takes, padding counted, the shared prefix not.
@@ -179,8 +183,7 @@ class HiddenStateModule(pl.LightningModule):
         # Where weights are shared out, processes with other batches would each measure something else: no tuning there.
         if not self.has_shared_weights and (typical := datamodule.typical_batch()) is not None:
             batch = move_data_to_device(typical, self.device)
-            # Computing in a dtype that the processor lacks is so slow that it always pays.
-            if self.tune == "auto" and (datamodule.pays_measuring or not multiplies(self._model_to_tune().dtype)):
+            if self.tune == "auto" and datamodule.pays_measuring:
                 self._choose_kernels(batch)
             if self.compile_wanted:  # what the chosen kernels left to compile
                 self.compile_seconds = compile_regions(self._backbone().decoder, lambda: self._run(self.path, batch))
@@ -193,7 +196,7 @@ class HiddenStateModule(pl.LightningModule):
 
     def _choose_kernels(self, batch: Batch) -> None:
         decoder, dtype = self._model_to_tune(), self._precision()
-        products = product_choices(decoder, computed_in=dtype, device=self.device, processes=self.trainer.num_devices)
+        products = product_choices(decoder, computed_in=dtype, device=self.device)
         attentions = self._attentions_to_try()
         if len(products) * len(attentions) > 1:
             self.kernels = choose_kernels(
@@ -204,9 +207,6 @@ class HiddenStateModule(pl.LightningModule):
                 dtype=dtype,
                 tokens=batch["input_ids"].shape[1],
             )
-            if self.prefix is not None and self.kernels.kernels.products == "float32":
-                prefix = self._compute_prefix(self.prefix.input_ids)  # in float32 too
-                self.prefix = prefix if isinstance(prefix, SharedPrefix) else self.prefix
 
     def _attentions_to_try(self) -> list[str]:
         """Returns the attention implementations to measure, the present one first."""
@@ -247,13 +247,13 @@ class HiddenStateModule(pl.LightningModule):
 
     def _precision(self) -> torch.dtype:
         """The dtype that decides how exact vectors are: that of the weights, or of autocast."""
-        precision = str(self.trainer.precision)
-        return torch.bfloat16 if "mixed" in precision else DTYPES.get(precision, torch.float32)
+        return torch.bfloat16 if "mixed" in str(self.trainer.precision) else self._backbone().decoder.dtype
 
     def notes(self) -> dict[str, Any]:
         """Returns what was found out while running, for the manifest."""
         return {
             "weights": in_words(weights_mesh(self.device_mesh)),
+            "computed_in": None if self.backbone is None else str(self._precision()).removeprefix("torch."),
             "path": self.path.value,
             "probe_relative_error": self.probe_errors,
             "kernels": str(self.kernels.kernels) if self.kernels is not None else "default",

@@ -3,8 +3,7 @@
 In: a decoder and a function that runs a few real rows through it. Out: the decoder set to the fastest combination of
 
 - on a CPU, the products: torch's default (MKL in float32), oneDNN by torch's `fp32_precision`, or oneDNN on packed
-  weights (`memvec.model.packing`), up to 2.4 times apart; and float32 in the place of a half precision that the
-  processor does not have (`memvec.model.widening`), up to 8 times;
+  weights (`memvec.model.packing`), up to 2.4 times apart;
 - the attention implementation (`sdpa`, or `memvec.model.attention`: on short rows either may win, by up to 1.4 times).
 
 Why measure: which of them is faster differs by processor, dtype and row length, in opposite directions. Why the error
@@ -34,7 +33,6 @@ from memvec.data.reader import one_line
 from memvec.model.attention import GROUPED
 from memvec.model.packing import can_pack, is_packed, pack, unpack
 from memvec.model.parity import relative_error
-from memvec.model.widening import can_widen, hold_in, multiplies
 
 CALLS = 3
 LONG_ENOUGH = 0.75  # seconds
@@ -57,7 +55,7 @@ class Kernels:
     Args:
         attention: transformers' name of the attention implementation.
         products: `default` is torch's route; `oneDNN` hands float32 products to oneDNN; `packed` has oneDNN multiply
-            packed weights; `float32` computes half-precision weights in float32, packed where they can be.
+            packed weights.
     """
 
     attention: str
@@ -76,38 +74,31 @@ class Choice:
         milliseconds: Of every combination that gives the same vectors.
         default_attention: For rows that are much longer.
         longest: Tokens of a row up to which the chosen attention is taken.
-        loaded_in: Dtype of the weights before anything was chosen.
     """
 
     kernels: Kernels
     milliseconds: dict[str, float]
     default_attention: str
     longest: int
-    loaded_in: torch.dtype = torch.float32
 
     def attention_for(self, tokens: int) -> str:
         """Returns the attention implementation for rows of so many tokens."""
         return self.kernels.attention if tokens <= self.longest else self.default_attention
 
 
-def product_choices(
-    decoder: PreTrainedModel, *, computed_in: torch.dtype, device: torch.device, processes: int = 1
-) -> list[str]:
+def product_choices(decoder: PreTrainedModel, *, computed_in: torch.dtype, device: torch.device) -> list[str]:
     """Returns the products worth measuring, the default first.
 
     Args:
         decoder: The decoder, its weights not packed.
         computed_in: Dtype of the computation; another than the weights' means autocast, which packed products ignore.
         device: On a GPU there is nothing to choose.
-        processes: How many processes of this machine hold the weights.
     """
     dtype = decoder.dtype
     if device.type != "cpu" or dtype != computed_in or not torch.backends.mkldnn.enabled:
         return ["default"]
     if can_pack(decoder, dtype=dtype, device=device):
         return ["default", "packed"]  # packed products are oneDNN's, without what makes `oneDNN` slower and less exact
-    if not multiplies(dtype) and can_widen(decoder, processes=processes):
-        return ["default", "float32"]
     return ["default", "oneDNN"] if dtype == torch.float32 else ["default"]
 
 
@@ -123,29 +114,14 @@ def attention_choices(default: str, *, device: torch.device) -> list[str]:
     return [default, *(name for name in ("sdpa", GROUPED) if name != default)]
 
 
-def use_kernels(decoder: PreTrainedModel, kernels: Kernels, *, loaded_in: torch.dtype) -> None:
-    """Sets the decoder, and torch for this process, to a combination.
-
-    Args:
-        decoder: The decoder, set to whichever combination.
-        kernels: The combination.
-        loaded_in: Dtype of the weights as they were loaded.
-    """
+def use_kernels(decoder: PreTrainedModel, kernels: Kernels) -> None:
+    """Sets the decoder, and torch for this process, to a combination."""
     use_attention(decoder, kernels.attention)
     set_products("bf16" if kernels.products == "oneDNN" else "none")
-    was_packed = is_packed(decoder)
-    if was_packed and kernels.products not in ("packed", "float32"):
+    if kernels.products != "packed":
         unpack(decoder)
-    hold_in(decoder, torch.float32 if kernels.products == "float32" else loaded_in)
-    if not was_packed and kernels.products in ("packed", "float32"):
+    elif not is_packed(decoder):
         pack(decoder)
-
-
-def restore(decoder: PreTrainedModel, choice: Choice | None) -> None:
-    """Gives the decoder the weights it was loaded with, bit for bit, whatever was chosen."""
-    if choice is not None:
-        unpack(decoder)
-        hold_in(decoder, choice.loaded_in)
 
 
 def use_attention(decoder: PreTrainedModel, attention: str) -> None:
@@ -183,14 +159,14 @@ def choose_kernels(
         dtype: Of the computation; decides how far vectors may differ.
         tokens: Of a row that `compute` runs.
     """
-    best, loaded_in = Kernels(attentions[0], products[0]), decoder.dtype
-    use_kernels(decoder, best, loaded_in=loaded_in)
+    best = Kernels(attentions[0], products[0])
+    use_kernels(decoder, best)
     seconds, reference = measure(compute)
     measured = {best: seconds}
     for field, values in (("products", products[1:]), ("attention", attentions[1:])):
         for choice in [replace(best, **{field: value}) for value in values]:
             try:
-                use_kernels(decoder, choice, loaded_in=loaded_in)
+                use_kernels(decoder, choice)
                 seconds, vectors = measure(compute, give_up_after=HOPELESS * measured[best])
             except UNUSABLE as failure:
                 log.info("%s: cannot be used (%s)", choice, one_line(failure))
@@ -201,16 +177,10 @@ def choose_kernels(
             measured[choice] = seconds
             if measured[best] >= SMALLEST_GAIN * seconds:
                 best = choice
-    use_kernels(decoder, best, loaded_in=loaded_in)
+    use_kernels(decoder, best)
     milliseconds = {str(choice): round(1000 * value, 2) for choice, value in measured.items()}
     log.info("model.tune: %s (milliseconds: %s)", best, ", ".join(f"{n} {v:.0f}" for n, v in milliseconds.items()))
-    return Choice(
-        best,
-        milliseconds,
-        default_attention=attentions[0],
-        longest=LENGTHS_ALIKE * tokens,
-        loaded_in=loaded_in,
-    )
+    return Choice(best, milliseconds, default_attention=attentions[0], longest=LENGTHS_ALIKE * tokens)
 
 
 def measure(

@@ -1,18 +1,25 @@
 """Computes half-precision weights in float32 on a processor that has no half-precision products.
 
-In: a decoder on a CPU whose weights are bfloat16 or float16. Out: the same decoder, its weights the same numbers held
-in float32; and, on request, bit for bit as it was.
+In: a model on a CPU whose weights are bfloat16 or float16. Out: the same model, its weights the same numbers held in
+float32; cast back, they are bit for bit what they were.
 
 Why: without instructions for a dtype torch emulates its products, at an eighth of the speed of float32 (measured on an
 AVX2 processor: 18 against 140 GFLOP/s). The weights keep the rounding that was asked for, and everything behind them is
-computed more exactly, not less. It takes twice their memory, so it is done only where there is room.
+computed more exactly, not less. It takes twice their memory, so it is done only where there is room. It is a rule, not
+one of the choices that `memvec.model.tuning` measures: a measurement that comes out differently on two ranks, or for a
+run and the queries to it, would give the same text two vectors that differ by bfloat16's rounding.
 """
 
 from __future__ import annotations
 
+import logging
+
 import psutil
 import torch
 from torch import nn
+from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
 
 # Of the memory that is free, what the wider weights may take.
 SHARE_OF_FREE_MEMORY = 0.5
@@ -32,22 +39,36 @@ def multiplies(dtype: torch.dtype) -> bool:
     return True
 
 
-def can_widen(decoder: nn.Module, *, processes: int = 1) -> bool:
+def widen_where_emulated(model: PreTrainedModel, *, processes: int = 1) -> None:
+    """Holds the weights in float32, in place, where this processor would emulate their dtype and there is room.
+
+    Args:
+        model: A model whose weights this process holds whole.
+        processes: How many processes of this machine hold one each.
+    """
+    if model.device.type != "cpu" or multiplies(model.dtype):
+        return
+    dtype = str(model.dtype).removeprefix("torch.")
+    if has_room(model, processes=processes):
+        log.info("this processor has no %s products: the weights, rounded to it, are computed in float32", dtype)
+        widen(model)
+    else:
+        log.info("this processor has no %s products, and no memory for the weights in float32: this is slow", dtype)
+
+
+def has_room(model: nn.Module, *, processes: int = 1) -> bool:
     """Whether this machine has room for the weights in float32.
 
     Args:
-        decoder: The decoder, as it was loaded.
+        model: The model, as it was loaded.
         processes: How many processes of this machine hold one each.
     """
-    more = sum(weight.numel() * (torch.float32.itemsize - weight.dtype.itemsize) for weight in decoder.parameters())
+    more = sum(weight.numel() * (torch.float32.itemsize - weight.dtype.itemsize) for weight in model.parameters())
     return bool(processes * more <= SHARE_OF_FREE_MEMORY * psutil.virtual_memory().available)
 
 
-def hold_in(decoder: nn.Module, dtype: torch.dtype) -> None:
-    """Holds the weights in a dtype, in place.
-
-    Buffers stay as they are: rotary frequencies in bfloat16 would be wrong positions.
-    """
-    for weight in decoder.parameters():
-        if weight.is_floating_point() and weight.dtype != dtype:
-            weight.data = weight.data.to(dtype)
+def widen(model: nn.Module) -> None:
+    """Holds the weights in float32, in place, one after the other so that only one is there twice."""
+    for weight in model.parameters():
+        if weight.is_floating_point():
+            weight.data = weight.data.float()

@@ -2,9 +2,9 @@
 
 In: a finished run and texts. Out: `[Q, D]`, comparable with the run's vectors.
 
-How: the same flow as the run (`memvec.encoding`), without what pays only in long runs. A manifest is data that may come
-from somebody else: it says which weights and which numbers, but never that code may run. So classes come from conf/,
-and code or pickles of a model have to be allowed by whoever searches.
+How: the same flow as the run (`memvec.encoding`), without compiling, which pays only in long runs. A manifest is data
+that may come from somebody else: it says which weights and which numbers, but never that code may run. So classes come
+from conf/, and code or pickles of a model have to be allowed by whoever searches.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from memvec.run import RunFolder
 from memvec.summary import read_summary
 
 # Parts of the manifest's model group that stay conf/'s own: they let code run, fit one machine, or pay in long runs.
-NOT_FROM_MANIFEST = ("_target_", "trust_remote_code", "use_safetensors", "attn_implementation", "tune", "compile")
+NOT_FROM_MANIFEST = ("_target_", "trust_remote_code", "use_safetensors", "attn_implementation", "compile")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -74,7 +74,6 @@ class QueryEncoder:
             cfg.model.revision = manifest["fingerprint"]["model"]
         cfg.model.update(
             name_or_path=plain(found["model"]["name_or_path"]),
-            tune="off",
             trust_remote_code=self.trust_remote_code,
             use_safetensors=self.use_safetensors,
         )

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from memvec.generation.transcript import Message, Transcript
@@ -58,6 +58,7 @@ def test_a_conversation_that_fits_is_one_window() -> None:
 
 
 @given(text=st.text(alphabet="ab .。,\n", max_size=200), limit=st.integers(1, 12))
+@example(text="\n,a\n\n", limit=1)  # a word is cut, and the next piece ends behind a line break more
 def test_the_pieces_of_a_text_are_the_text(text: str, limit: int) -> None:
     spans = words([text])[0]
     pieces = list(split_text(text, spans, limit=limit))

@@ -110,7 +110,7 @@ def test_bfloat16_keeps_positions_exact(
     plain = reference_vectors(
         full_model(llama, torch.bfloat16), AutoTokenizer.from_pretrained(llama), texts, template=ZH
     )
-    cfg = tiny_config(write_jsonl(texts), "trainer.precision=bf16-true")
+    cfg = tiny_config(write_jsonl(texts), "trainer.precision=bf16-true", "model.tune=off")  # bfloat16 everywhere
     memvec.predict(cfg)
     vectors = memvec.load(cfg.output_dir)["vector"][:]
     assert vectors.dtype == torch.float32

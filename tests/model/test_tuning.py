@@ -110,7 +110,7 @@ def test_every_choice_gives_the_same_vectors(attention: str, products: str, deco
     input_ids = torch.randint(3, 400, (4, 50), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = decoder(input_ids=input_ids).last_hidden_state
-        use_kernels(decoder, Kernels(attention, products), loaded_in=torch.float32)
+        use_kernels(decoder, Kernels(attention, products))
         torch.testing.assert_close(decoder(input_ids=input_ids).last_hidden_state, expected, rtol=1e-4, atol=1e-5)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +14,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 import memvec
-from memvec.model.packing import can_pack
+from memvec.model.backbone import Backbone
+from memvec.model.packing import pack, unpack
 from memvec.model.parity import TOLERANCE, relative_error
-from memvec.model.tuning import Choice, Kernels, product_choices, restore, use_kernels
-from memvec.model.widening import can_widen, hold_in, multiplies
+from memvec.model.tuning import product_choices
+from memvec.model.widening import has_room, multiplies, widen, widen_where_emulated
 from tests.models import build_model
 
 CPU = torch.device("cpu")
@@ -30,9 +32,7 @@ def states(decoder: nn.Module) -> torch.Tensor:
 
 
 def half_decoder(family: str, dtype: torch.dtype) -> PreTrainedModel:
-    decoder = build_model(family).get_decoder().eval().requires_grad_(False)
-    hold_in(decoder, dtype)
-    return decoder
+    return Backbone(build_model(family).get_decoder()).eval().requires_grad_(False).to(dtype).decoder
 
 
 @pytest.mark.parametrize("dtype", HALF)
@@ -40,49 +40,82 @@ def half_decoder(family: str, dtype: torch.dtype) -> PreTrainedModel:
 def test_the_numbers_are_those_of_the_rounded_weights_in_float32(family: str, dtype: torch.dtype) -> None:
     decoder = half_decoder(family, dtype)
     exact = copy.deepcopy(decoder).float()
-    use_kernels(decoder, Kernels("sdpa", "float32"), loaded_in=dtype)
-    torch.testing.assert_close(states(decoder), states(exact), rtol=1e-4, atol=1e-5)
+    widen(decoder)
+    assert decoder.dtype == torch.float32
+    torch.testing.assert_close(states(decoder), states(exact), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", HALF)
-def test_the_weights_come_back_bit_for_bit_and_buffers_stay(dtype: torch.dtype) -> None:
+def test_cast_back_the_weights_are_bit_for_bit_what_they_were(dtype: torch.dtype) -> None:
+    """As Lightning does at the beginning of every run, packed in between or not."""
     decoder = half_decoder("llama", dtype)
     before = {name: tensor.clone() for name, tensor in [*decoder.named_parameters(), *decoder.named_buffers()]}
     assert {tensor.dtype for tensor in before.values()} == {dtype, torch.float32}
+    backbone = Backbone(decoder)
     with torch.inference_mode():  # as in a run
-        use_kernels(decoder, Kernels("sdpa", "float32"), loaded_in=dtype)
+        widen(decoder)
+        pack(decoder)
         assert states(decoder).dtype == torch.float32
-        restore(decoder, Choice(Kernels("sdpa", "float32"), {}, "sdpa", longest=10, loaded_in=dtype))
+        unpack(decoder)
+    backbone.to(dtype)
     after = dict([*decoder.named_parameters(), *decoder.named_buffers()])
     assert after.keys() == before.keys()
     assert all(after[name].dtype == before[name].dtype and torch.equal(after[name], before[name]) for name in before)
 
 
-def test_it_is_tried_where_the_processor_lacks_the_dtype() -> None:
-    for dtype in HALF:
-        decoder = half_decoder("llama", dtype)
-        tried = product_choices(decoder, computed_in=dtype, device=CPU)
-        packs = can_pack(decoder, dtype=dtype, device=CPU)
-        assert tried == ["default", *(["packed"] if packs else [] if multiplies(dtype) else ["float32"])]
+@pytest.mark.parametrize("dtype", [*HALF, torch.float32])
+def test_weights_are_widened_where_the_processor_lacks_their_dtype(
+    dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    decoder = half_decoder("llama", dtype)
+    with caplog.at_level(logging.INFO, logger="memvec"):
+        widen_where_emulated(decoder)
+    assert decoder.dtype == (dtype if multiplies(dtype) else torch.float32)
+    assert ("are computed in float32" in caplog.text) == (not multiplies(dtype))
     assert multiplies(torch.float32)
-    assert "float32" not in product_choices(half_decoder("llama", torch.float32), computed_in=torch.float32, device=CPU)
 
 
-def test_weights_for_which_there_is_no_room_stay_as_they_are() -> None:
+def test_weights_for_which_there_is_no_room_stay_as_they_are(caplog: pytest.LogCaptureFixture) -> None:
     decoder = half_decoder("llama", torch.bfloat16)
-    assert can_widen(decoder)
-    assert not can_widen(decoder, processes=10**9)
-    assert "float32" not in product_choices(decoder, computed_in=torch.bfloat16, device=CPU, processes=10**9)
+    assert has_room(decoder)
+    assert not has_room(decoder, processes=10**9)
+    with caplog.at_level(logging.INFO, logger="memvec"):
+        widen_where_emulated(decoder, processes=10**9)
+    assert decoder.dtype == torch.bfloat16
+    assert ("no memory for the weights in float32" in caplog.text) == (not multiplies(torch.bfloat16))
 
 
-def test_a_run_in_half_precision_tries_it_and_gives_vectors_within_its_tolerance(
+def test_widened_weights_have_the_products_of_float32_to_choose_from() -> None:
+    decoder, exact = half_decoder("llama", torch.bfloat16), half_decoder("llama", torch.float32)
+    widen(decoder)
+    tried = [product_choices(model, computed_in=torch.float32, device=CPU) for model in (decoder, exact)]
+    assert tried[0] == tried[1]
+    assert len(tried[0]) > 1
+
+
+@pytest.mark.parametrize(("tune", "rows"), [("auto", 5), ("auto", 1200), ("off", 5)])
+def test_a_run_in_half_precision_says_what_it_computed_in(
+    tune: str, rows: int, write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
+) -> None:
+    path = write_jsonl([f"she moved to town number {n} and likes it" for n in range(rows)])
+    half = memvec.predict(tiny_config(path, "trainer.precision=bf16-true", f"model.tune={tune}", output="half"))
+    exact = memvec.predict(tiny_config(path, output="exact"))
+    is_widened = tune == "auto" and not multiplies(torch.bfloat16)
+    assert half.manifest["notes"]["computed_in"] == ("float32" if is_widened else "bfloat16")
+    assert half.manifest["fingerprint"]["dtype"] == "bfloat16"
+    vectors = [memvec.load(run.folder.root)["vector"][:] for run in (half, exact)]
+    assert 1e-6 < relative_error(*vectors) < TOLERANCE[torch.bfloat16]
+
+
+def test_whether_kernels_are_measured_does_not_change_the_vectors_of_half_precision(
     write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
 ) -> None:
-    path = write_jsonl([f"she moved to town number {n} and likes it" for n in range(1200)])
-    half = memvec.predict(tiny_config(path, "trainer.precision=bf16-true", output="half"))
-    tried = half.manifest["notes"]["kernel_milliseconds"]
-    assert any("float32 products" in kernels for kernels in tried) == (not multiplies(torch.bfloat16))
-    exact = memvec.predict(tiny_config(path, output="exact"))
-    vectors = [memvec.load(run.folder.root)["vector"][:] for run in (half, exact)]
-    assert relative_error(*vectors) < TOLERANCE[torch.bfloat16]
-    assert half.manifest["fingerprint"]["dtype"] == "bfloat16"
+    """A query to a run, and a rank with few rows, have too little to compute for a measurement to pay."""
+    texts = [f"she moved to town number {n} and likes it" for n in range(1200)]
+    half = "trainer.precision=bf16-true"
+    many = memvec.predict(tiny_config(write_jsonl(texts), half, output="many"))
+    few = memvec.predict(tiny_config(write_jsonl(texts[:5]), half, output="few"))
+    assert many.manifest["notes"]["kernel_milliseconds"]
+    assert few.manifest["notes"]["kernel_milliseconds"] == {}
+    vectors = [memvec.load(run.folder.root)["vector"][:5] for run in (many, few)]
+    assert relative_error(*vectors) < (TOLERANCE[torch.bfloat16] if multiplies(torch.bfloat16) else 1e-5)

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 import memvec
 from memvec.encoding import prompt_config
 from memvec.errors import ModelError
+from memvec.model.widening import multiplies
 from memvec.retrieval.encoder import QueryEncoder
 from memvec.run import RunFolder
 from memvec.summary import read_summary
@@ -35,6 +36,15 @@ def test_a_query_gets_the_vector_that_the_run_gave_the_same_text(run: RunFolder)
     vectors = ENCODER.encode(run, TEXTS[:5])
     expected = memvec.load(run.root)["vector"][:]
     torch.testing.assert_close(vectors, expected, rtol=0.02, atol=0.02)
+    assert (vectors == vectors.bfloat16().float()).all() == multiplies(torch.bfloat16)
+
+
+def test_a_query_is_computed_in_the_dtype_that_the_run_was_told_to_keep(
+    write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
+) -> None:
+    emulated = ("trainer.precision=bf16-true", "model.tune=off")
+    run = memvec.predict(tiny_config(write_jsonl(TEXTS[:5]), *emulated)).folder
+    vectors = ENCODER.encode(run, TEXTS[:5])
     assert (vectors == vectors.bfloat16().float()).all()
 
 
