@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
+from hypothesis import settings
 from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerFast
 
@@ -26,6 +27,12 @@ from tests.conversations import CHAT, generation_overrides, write_lines
 from tests.models import ARCHITECTURES, NEARLY_FREE, build_tokenizer, save_model
 from tests.processes import MANY, arguments, resume, stop_fork_server, write_texts
 from tests.scripted import save_scripted_model
+
+# The same commit passes or fails every time, on however slow a machine; `pytest --hypothesis-profile=search` looks
+# for new counterexamples, which then become an `@example`.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("search", max_examples=2000, deadline=None)
+settings.load_profile("repeatable")
 
 TEXTS = [
     "爱喝茶",

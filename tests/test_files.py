@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from memvec.files import atomic_file, read_json, sync_folder, write_json
@@ -21,7 +21,6 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(content=JSON)
 def test_json_comes_back_as_it_was_written(content: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.getbasetemp() / "round-trip.json"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from memvec.model.pooling import last_token
 
 
-@settings(deadline=None)
 @given(length=st.lists(st.integers(1, 9), min_size=1, max_size=6), dimension=st.integers(1, 5))
 def test_each_row_gives_the_state_of_its_last_real_token(length: list[int], dimension: int) -> None:
     hidden = torch.randn(len(length), max(length), dimension)
