@@ -69,6 +69,7 @@ def extract(cfg: DictConfig) -> ExtractSummary:
     folder = run_folder(cfg)
     folder.check_stage_before()
     first = memory_stage(_memories_config(cfg, folder.root / MEMORIES))
+    first.named = folder
     memories = cast(GenerationSummary, run_stage(first, is_last=False))
     if memories.generation.memories == 0:
         if not first.trainer.is_global_zero:

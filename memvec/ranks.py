@@ -39,7 +39,11 @@ def process_rank() -> tuple[int, int]:
 
 @contextmanager
 def rank_errors(folder: RunFolder) -> Iterator[None]:
-    """Names another process's end in one line, and says after an interruption what is kept and how to go on."""
+    """Names another process's end in one line, and says after an interruption what is kept and how to go on.
+
+    Args:
+        folder: The folder that the user has named.
+    """
     try:
         yield
     except Interrupted as error:

@@ -68,6 +68,7 @@ class Stage:
         attempts: How often a row that failed is tried.
         keeps_history: Whether what the run was like over its course is kept, for its page.
         summary: The class of the summary.
+        named: The folder that the user has named, where this stage's lies within it.
     """
 
     cfg: DictConfig
@@ -81,6 +82,7 @@ class Stage:
     attempts: int = 1
     keeps_history: bool = True
     summary: type[RunSummary] = RunSummary
+    named: RunFolder | None = None
 
     def follow(self, earlier: Stage) -> None:
         """Takes over the processes that an earlier stage of this program has started."""
@@ -103,6 +105,7 @@ def run_stage(stage: Stage, *, is_last: bool = True) -> RunSummary:
         MemvecError: Something in the configuration, input, model or folder is wrong; the message says what.
     """
     folder, trainer, stopwatch = stage.folder, stage.trainer, stage.stopwatch
+    named = stage.named or folder
     try:
         if trainer.is_global_zero:
             if _claim(stage) is RunState.FINISHED:
@@ -113,11 +116,11 @@ def run_stage(stage: Stage, *, is_last: bool = True) -> RunSummary:
             return read_summary(folder, stage.summary)
         trainer.strategy.barrier("the first rank has prepared the data")  # no matter before the ranks are started
 
-        with stopwatch.stage("load and predict"), rank_errors(folder), signals_to_spawned_ranks(trainer):
+        with stopwatch.stage("load and predict"), rank_errors(named), signals_to_spawned_ranks(trainer):
             _compute(stage)
 
         rank, world_size = process_rank()
-        with stopwatch.stage("finalize"), rank_errors(folder):
+        with stopwatch.stage("finalize"), rank_errors(named):
             results = stage.results()
             results.write_results(rank=rank, world_size=world_size)
             trainer.strategy.barrier("every rank's share of the results is written")

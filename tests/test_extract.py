@@ -22,7 +22,7 @@ from memvec.errors import InputError, RunFolderError
 from memvec.extract import ExtractSummary
 from memvec.files import read_json
 from tests.conversations import generation_overrides, marked, read_lines, write_lines
-from tests.processes import assert_same, finish, flow, start, start_disturbed
+from tests.processes import assert_same, finish, flow, journal_bytes, start, start_disturbed, wait_until
 from tests.scripted import FAILS, NOTHING, save_scripted_model
 from tests.test_generate import DRAWN, MARKS, texts
 
@@ -31,6 +31,7 @@ Write = Callable[..., Path]
 RESULT = ["history.json", "manifest.json", "memories", "metrics.json", "rejected.jsonl", "vectors"]
 ROWS = 20
 TWO_RANKS = ("trainer.devices=2", "trainer.strategy=ddp")
+SLOW = ("data.batch_size=1", "outputs.flush_every=2")
 # Where a run is killed: the file that is about to take its name, in `memories/` in the first stage.
 KILLED = {
     "generating": "memories/journal/metrics-rank-00000.json",
@@ -81,12 +82,22 @@ def jobs(root: Path, scripted: Path) -> dict[str, tuple[int, str]]:
     starts: dict[str, Callable[[], tuple[int, str]]] = {
         "two": lambda: finish(start_disturbed("extract", two, at="memories/manifest.json", do=swap)),
         **{name: lambda name=name: killed(name) for name in KILLED},  # type: ignore[misc]
+        "stopped": lambda: stopped(root, scripted),
         "no memories": lambda: finish(
             start(flow("extract", generation_overrides(silent, root / "no memories", scripted, *TWO_RANKS)))
         ),
     }
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(starts, pool.map(lambda run: run(), starts.values()), strict=True))
+
+
+def stopped(root: Path, model: Path) -> tuple[int, str]:
+    """Interrupts the first stage, which would last for a while."""
+    write_lines(root / "many.jsonl", marked(150, MARKS))
+    process = start(flow("extract", generation_overrides(root / "many.jsonl", root / "stopped", model, *SLOW)))
+    wait_until(lambda: journal_bytes(root / "stopped" / "memories") > 2_000, process)
+    process.send_signal(signal.SIGINT)
+    return finish(process)
 
 
 def assert_as_expected(folder: Path, root: Path) -> None:
@@ -220,8 +231,24 @@ def test_killed_anywhere_the_same_command_goes_on_where_it_was(
     else:  # the first attempt's outputs are all in the journal, and so are the second's once they are finalised
         left = summary.memories.generation.retried if name == "generating" else 0
         assert summary.memories.metrics["computed_entries"] == left
+    written = re.search(r"over the (\d+) written since the run went on", "\n".join(summary.lines()))
+    assert (written is None) == is_second_stage
+    assert written is None or int(written[1]) == summary.memories.metrics["computed_entries"]
     computed_again = 0 if name in ("computing vectors", "finalising the vectors") else summary.vectors.counts.unique
     assert summary.vectors.metrics["computed_entries"] == computed_again
+
+
+def test_after_an_interruption_the_folder_to_go_on_in_is_the_one_that_was_named(
+    root: Path, scripted: Path, jobs: dict[str, tuple[int, str]]
+) -> None:
+    code, said = jobs["stopped"]
+    assert code == 130, said
+    assert f"the same command with output_dir={root / 'stopped'} goes on\n" in said
+    again = generation_overrides(root / "many.jsonl", root / "stopped", scripted)
+    summary = memvec.extract(memvec.compose(again, config_name="extract"))
+    counts = summary.memories.generation
+    assert counts.windows == 150
+    assert 0 < summary.memories.metrics["computed_entries"] < counts.windows + counts.retried
 
 
 def test_without_any_memory_one_line_says_so_and_the_outputs_are_kept(

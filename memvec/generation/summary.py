@@ -23,11 +23,15 @@ class GenerationSummary(RunSummary):
         found = f"{counts.with_memories:,} with memories, {counts.nothing:,} with nothing to remember"
         failed = f"{counts.failed:,} not understood" + (f" (why: {self.folder.failed})" if counts.failed else "")
         rejected = f"{counts.rejected:,}" + (f" (why: {self.folder.rejected})" if counts.rejected else "")
-        tokens, windows = self.metrics["output_tokens_per_second"], self.metrics["entries_per_second"]
+        # Nothing was counted where an earlier attempt had written everything.
+        tokens, windows = self.metrics.get("output_tokens_per_second", 0.0), self.metrics["entries_per_second"]
+        speed = f"{tokens:,.0f} tokens/s ({windows:,.2f} windows/s; {self.manifest['notes']['path']})"
+        if self.metrics["computed_entries"] < counts.windows + counts.retried:
+            speed += f", over the {self.metrics['computed_entries']:,} written since the run went on"
         return [
             f"memories   {counts.memories:,} of {counts.conversations:,} conversations",
             f"windows    {counts.windows:,}: {found}, {failed}",
             f"rejected   {rejected}",
-            f"written    {tokens:,.0f} tokens/s ({windows:,.2f} windows/s; {self.manifest['notes']['path']})",
+            f"written    {speed}",
             f"memories   {self.folder.memories}",
         ]
