@@ -42,6 +42,8 @@ from memvec.run import RunFolder
 from memvec.writer.prediction_writer import JournalCallback, VectorWriter
 
 BATCHES_IN_PROFILE = 3
+# Options whose values the errors of Lightning's Trainer do not name.
+NOT_IN_ERRORS = ("accelerator", "devices")
 
 
 def run_folder(cfg: DictConfig) -> RunFolder:
@@ -198,12 +200,19 @@ def _without_tips() -> Iterator[None]:
 
 
 def _build(group: str, cfg: DictConfig, **known: Any) -> Any:
-    with _one_line_errors(group):
+    asked = ", ".join(f"{group}.{name}={cfg[name]}" for name in NOT_IN_ERRORS if name in cfg)
+    with _one_line_errors(group, asked):
         return instantiate(cfg, _partial_=True, _convert_="all")(**known)
 
 
 @contextmanager
-def _one_line_errors(group: str) -> Iterator[None]:
+def _one_line_errors(group: str, asked: str = "") -> Iterator[None]:
+    """Turns whatever a group cannot be built from into one line.
+
+    Args:
+        group: Its name.
+        asked: What was asked for that its errors do not name.
+    """
     try:
         yield
     except MemvecError:
@@ -212,4 +221,5 @@ def _one_line_errors(group: str) -> Iterator[None]:
         cause = error.__cause__ or error
         if isinstance(cause, MemvecError):
             raise cause from error
-        raise ConfigError(f"the {group} group of the configuration cannot be used: {one_line(cause)}") from error
+        named = asked or f"the {group} group of the configuration"
+        raise ConfigError(f"{named}: cannot be used: {one_line(cause)}") from error

@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from memvec.config import conf_folder, config_error_line, register_resolvers
 from memvec.data.reader import one_line
-from memvec.errors import ConfigError, Interrupted, MemvecError
+from memvec.errors import ConfigError, Interrupted, MemvecError, RunFolderError
 from memvec.interrupt import end_with_parent
 from memvec.ranks import started_rank
 from memvec.sweep import is_sweep, quoted, run_job
@@ -86,6 +86,8 @@ def main(
     except EXPECTED as error:
         if as_the_user_has_it == "1":
             raise
+        if isinstance(error, OSError) and not isinstance(error, HydraException):  # Hydra makes the folder
+            error = RunFolderError(f"output_dir: the run's folder cannot be made: {one_line(error)}")
         sys.exit(_report(error, config_name))
     except KeyboardInterrupt:
         sys.exit(_report(Interrupted(signal.SIGINT)))

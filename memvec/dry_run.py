@@ -73,15 +73,19 @@ class DryRun:
         rows, batches, tokens, padded = (
             sum(getattr(rank, name) for rank in self.ranks) for name in ("rows", "batches", "tokens", "padded_tokens")
         )
+        ranks = "1 rank" if len(self.ranks) == 1 else f"{len(self.ranks):,} ranks"
         start = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds_to_start.items())
         if self.seconds is None or self.tokens_per_second is None:
             speed = "not measured, since the weights are shared out over devices"
         else:
-            speed = f"about {self.seconds:,.0f} s at {self.tokens_per_second:,.0f} tokens/s a rank"
+            slowest = max(self.ranks, key=lambda rank: rank.padded_tokens)
+            entries = slowest.rows / self.seconds if self.seconds else 0.0
+            rate = f"{self.tokens_per_second:,.0f} of these tokens/s, {entries:,.1f} entries/s a rank"
+            speed = f"about {self.seconds:,.0f} s at {rate}"
         return [
             f"entries    {self.entries:,} ({rows:,} different), {self.rejected:,} rejected",
             f"tokens     {tokens:,} to compute; a shared prefix of {self.prefix_length} is computed once",
-            f"batches    {batches:,} over {len(self.ranks):,} ranks, {_padding(tokens, padded)} padding",
+            f"batches    {batches:,} over {ranks}, {_padding(tokens, padded)} padding",
             f"balance    {balance([rank.padded_tokens for rank in self.ranks]):.3f} (largest rank over the mean)",
             *self._table(),
             f"start      {start}",

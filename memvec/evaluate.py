@@ -58,7 +58,7 @@ def evaluate(cfg: DictConfig) -> Evaluated:
     if jobs != [folder]:
         return Evaluated(write_comparison(folder.root, evaluation_rows(jobs)))
     measures = [f"{name:<10} {value:.4f}" for name, value in result["measures"].items()]
-    return Evaluated([f"queries    {len(queries):,}", *measures])
+    return Evaluated([f"queries    {len(queries):,}", *measures, f"written    {folder.evaluation}"])
 
 
 def evaluate_run(folder: RunFolder, queries: Sequence[Query], encoder: QueryEncoder, *, center: bool) -> dict[str, Any]:
@@ -84,4 +84,4 @@ def evaluate_run(folder: RunFolder, queries: Sequence[Query], encoder: QueryEnco
 
 
 if __name__ == "__main__":
-    main(evaluate, config_name="evaluate", sweeps=False)
+    main(evaluate, config_name="evaluate", sweeps=False, texts=("prompt.template",))

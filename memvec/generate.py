@@ -77,4 +77,4 @@ def memory_stage(cfg: DictConfig) -> Stage:
 
 
 if __name__ == "__main__":
-    main(generate, config_name="generate")
+    main(generate, config_name="generate", texts=("generation.prompt.template",))

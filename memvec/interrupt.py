@@ -169,7 +169,7 @@ class StopOnSignal(pl.Callback):
         if not received:
             return
         self._agreed = received
-        log.info("stopping after %d batches", batches)
+        log.info("stopping after %d %s", batches, "batch" if batches == 1 else "batches")
         if self._must_end_with_0:
             raise SystemExit(0)
         raise Interrupted(received)

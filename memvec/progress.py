@@ -2,7 +2,7 @@
 
 In a run sorted by length, batches lie about time: the first hold few long texts, the last many short ones. Tokens,
 padding included, are what takes time, so the bar's share and the time left are both told in them; entries a second
-stand behind.
+stand behind. It advances whenever the decoder is called, since a batch that is generated takes hundreds of calls.
 """
 
 from __future__ import annotations
@@ -13,21 +13,27 @@ from typing import Any, cast
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from memvec.data.collator import Batch
+from memvec.model.module import HiddenStateModule
 
 
 class TokenProgressBar(TQDMProgressBar):
-    """Lightning's bar with tokens for its unit; only rank 0 shows it, and it counts rank 0's share."""
+    """Lightning's bar with tokens for its unit; rank 0 alone shows one, of its own share, and says so."""
 
     def __init__(self) -> None:
         super().__init__(leave=True)
         self._entries = 0
+        self._left_in_batch = 0
+        self._hook: RemovableHandle | None = None
 
     def init_predict_tqdm(self) -> Tqdm:
         """Makes the bar; its total is known, since the batches are planned."""
+        ranks = self.trainer.world_size
         return Tqdm(
-            desc=self.predict_description,
+            desc=self.predict_description if ranks == 1 else f"Rank 0 of {ranks}",
             total=cast(Any, self.trainer).datamodule.sampler.padded_tokens,  # the plan of this rank's batches
             disable=self.is_disabled,
             leave=True,
@@ -44,6 +50,22 @@ class TokenProgressBar(TQDMProgressBar):
         if batch_idx == 0:
             self._entries = 0
             self.predict_progress_bar.reset()
+            decoder = cast(HiddenStateModule, pl_module).decoder
+            self._hook = decoder.register_forward_hook(self._advance_by_call, with_kwargs=True)
+        datamodule = cast(Any, trainer).datamodule
+        rows, width = batch["input_ids"].shape
+        is_planned = not datamodule.sampler.is_filler(batch_idx)
+        self._left_in_batch = rows * datamodule.row_tokens(width, batch["prefix_length"]) if is_planned else 0
+
+    def _advance_by_call(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        given = kwargs.get("input_ids")
+        self._advance(0 if given is None else given.numel())
+
+    def _advance(self, tokens: int) -> None:
+        """Advances, as far as the batch has been planned: a part of it may be computed twice, where memory ran out."""
+        tokens = min(tokens, self._left_in_batch)
+        self._left_in_batch -= tokens
+        self.predict_progress_bar.update(tokens)
 
     def on_predict_batch_end(
         self,
@@ -54,13 +76,17 @@ class TokenProgressBar(TQDMProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Advances by the tokens that were planned; the batch's shape tells, so no device is waited for."""
+        """Advances by what is left of the batch; no device is waited for."""
         if cast(Any, trainer).datamodule.sampler.is_filler(batch_idx):
             return
-        rows, width = batch["input_ids"].shape
-        tokens = cast(Any, trainer).datamodule.row_tokens(width, batch["prefix_length"])
-        self._entries += rows
+        self._entries += len(batch["input_ids"])
         bar = self.predict_progress_bar
         elapsed = bar.format_dict["elapsed"]
         bar.set_postfix_str(f"{self._entries / elapsed:,.1f} entries/s" if elapsed else "", refresh=False)
-        bar.update(rows * tokens)
+        self._advance(self._left_in_batch)
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Closes the bar and lets go of the decoder."""
+        super().on_predict_end(trainer, pl_module)
+        if self._hook is not None:
+            self._hook.remove()

@@ -22,6 +22,7 @@ differs, or that holds other things, is never written to.
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 from enum import Enum
 from pathlib import Path
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 
 # What Hydra or a shell may have put there before the first run of memvec.
 HARMLESS = frozenset({".hydra", "logs", ".DS_Store"})
+# How the fingerprint names the content of files.
+DIGEST = re.compile(r"[0-9a-f]{64}")
 # The folder of the stage before, which may lie in a run's folder once it is complete.
 MEMORIES = "memories"
 
@@ -47,6 +50,14 @@ class RunState(Enum):
     NEW = "new"
     UNFINISHED = "unfinished"
     FINISHED = "finished"
+
+
+def _change(name: str, was: Any, now: Any) -> str:
+    """Returns in words how a part of the fingerprint differs; of digests it is enough that they do."""
+    values = [value for found in (was, now) for value in (found if isinstance(found, list) else [found])]
+    if all(isinstance(value, str) and DIGEST.fullmatch(value) for value in values):
+        return f"{name} has other content than it had"
+    return f"{name} was {was!r}, is {now!r}"
 
 
 class RunFolder:
@@ -151,6 +162,10 @@ class RunFolder:
         if remove_journal:
             shutil.rmtree(self.journal, ignore_errors=True)
 
+    def __repr__(self) -> str:
+        """Returns the folder's path in words."""
+        return f"RunFolder({str(self.root)!r})"
+
     def __getstate__(self) -> dict[str, Any]:
         """A spawned rank gets the paths, not the claim."""
         return {**self.__dict__, "_lock": None}
@@ -187,7 +202,7 @@ class RunFolder:
         found = manifest["fingerprint"] if manifest is not None else read_json(self.fingerprint)
         differing = [name for name in {**found, **fingerprint} if found.get(name) != fingerprint.get(name)]
         if differing:
-            changes = "; ".join(f"{name} was {found.get(name)!r}, is {fingerprint.get(name)!r}" for name in differing)
+            changes = "; ".join(_change(name, found.get(name), fingerprint.get(name)) for name in differing)
             raise RunFolderError(
                 f"{self.root}: holds a run of something else: {changes}; name another output_dir or the same settings"
             )

@@ -142,7 +142,8 @@ def search_for_config(cfg: DictConfig) -> SearchResult:
     """Runs the queries of a configuration (conf/search.yaml)."""
     as_json = one_of("format", cfg.format, ("table", "jsonl")) == "jsonl"
     if (cfg.query is None) == (cfg.queries is None):
-        raise ConfigError("found both query and queries or neither; allowed: one text as query=, or a file as queries=")
+        found = "neither query nor queries is set" if cfg.query is None else "both query and queries are set"
+        raise ConfigError(f"{found}; allowed: one text as query=, or a file of them as queries=")
     queries = [str(cfg.query)] if cfg.queries is None else [query.text for query in read_queries(str(cfg.queries))]
     hits = _search(
         RunFolder(str(cfg.output_dir)),
@@ -156,4 +157,4 @@ def search_for_config(cfg: DictConfig) -> SearchResult:
 
 
 if __name__ == "__main__":
-    main(search_for_config, config_name="search", sweeps=False, texts=("query",))
+    main(search_for_config, config_name="search", sweeps=False, texts=("query", "prompt.template"))

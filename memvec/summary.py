@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -26,8 +26,8 @@ class RunSummary:
     """
 
     folder: RunFolder
-    manifest: dict[str, Any]
-    metrics: dict[str, Any]
+    manifest: dict[str, Any] = field(repr=False)
+    metrics: dict[str, Any] = field(repr=False)
 
     @property
     def counts(self) -> Counts:

@@ -27,9 +27,20 @@ WRONG: dict[str, tuple[list[str], list[str], int]] = {
     "a model folder that is not there": (["model.name_or_path=./no-model"], ["model.name_or_path=./no-model"], 1),
     "an input file that is not there": (["data.path=missing.jsonl"], ["missing.jsonl", "no such file"], 1),
     "a folder of something else": (["output_dir=photos"], ["photos", "holiday.jpg"], 1),
-    "devices that are no number": (["trainer.devices=abc"], ["devices"], 2),
+    "a file in the folder's place": (
+        ["output_dir=memories.jsonl"],
+        ["output_dir", "cannot be made", "memories.jsonl"],
+        1,
+    ),
+    "a folder that cannot be made": (["output_dir=/proc/x"], ["output_dir", "cannot be made", "/proc/x"], 1),
+    "devices that are no number": (["trainer.devices=abc"], ["trainer.devices=abc"], 2),
     "a batch size of zero": (["data.batch_size=0"], ["data.batch_size=0", "at least 1"], 2),
     "a template without its field": (["prompt.template=summarise"], ["prompt.template", "{text}"], 2),
+    "a template that is typed as it stands": (
+        ['prompt.template=Say "{text}" as {one} word: ', "model.layer=99"],
+        ["model.layer=99"],
+        2,
+    ),
     "a strategy that is unknown": (["trainer.strategy=dpp"], ["strategy", "dpp"], 2),
 }
 

@@ -49,7 +49,7 @@ def test_a_run_is_measured_and_keeps_the_result(
     share = (len(DIFFERENT) - 1) / len(DIFFERENT)
     assert kept["measures"]["hit@1"] == pytest.approx(share)
     assert (kept["queries"], kept["center"], kept["prompt"]) == (len(DIFFERENT), True, None)
-    assert [line.split()[0] for line in lines] == ["queries", *MEASURES]
+    assert [line.split()[0] for line in lines] == ["queries", *MEASURES, "written"]
     assert float(lines[1].split()[1]) == pytest.approx(share, abs=1e-4)
 
 

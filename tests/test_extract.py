@@ -139,7 +139,7 @@ def test_the_texts_can_be_another_models(root: Path, scripted: Path, llama: Path
 
 def test_the_summary_tells_of_both_stages(root: Path, scripted: Path) -> None:
     lines = extracted(root, root / "expected", scripted).lines()
-    names = ["memories", "windows", "rejected", "written", "memories"]
+    names = ["memories", "windows", "rejected", "written", "file"]
     assert [line.split()[0] for line in lines] == [*names, "entries", "rejected", "truncated", "tokens/s", "vectors"]
 
 

@@ -139,7 +139,7 @@ def test_input_that_changed_between_attempts_is_refused(killed: Path, many: Path
     shutil.copy(many, path)
     with path.open("a") as stream:
         stream.write('{"id": "new", "text": "one more"}\n')
-    with pytest.raises(RunFolderError, match="holds a run of something else: input was"):
+    with pytest.raises(RunFolderError, match="holds a run of something else: input has other content"):
         resumed(path, output_dir, llama)
 
 

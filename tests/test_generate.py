@@ -77,8 +77,8 @@ def test_memories_nothing_and_failures_are_counted_apart_and_shown(run: Any) -> 
     assert lines[1].startswith(
         f"windows    20: {found[0]} with memories, 4 with nothing to remember, {found[2]} not und"
     )
-    assert lines[2] == f"rejected   2 (why: {cfg.output_dir}/rejected.jsonl)"
-    assert lines[-1] == f"memories   {cfg.output_dir}/memories.parquet"
+    assert lines[2] == f"rejected   2 conversations (why: {cfg.output_dir}/rejected.jsonl)"
+    assert lines[-1] == f"file       {cfg.output_dir}/memories.parquet"
 
 
 def test_each_memory_says_which_conversation_messages_and_date_it_is_from(run: Any) -> None:

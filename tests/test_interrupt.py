@@ -66,7 +66,7 @@ def assert_all_is_flushed(output_dir: Path, *, ranks: int) -> None:
     stopped = 0
     for name, rows in written.items():
         log = (output_dir / "logs" / f"{name[: len('rank-00000')]}.log").read_text()
-        for batches in re.findall("stopping after ([0-9]+) batches", log):
+        for batches in re.findall("stopping after ([0-9]+) batch", log):
             assert int(batches) == rows
             stopped += 1
     assert 0 < stopped <= ranks

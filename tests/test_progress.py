@@ -10,7 +10,12 @@ import pytest
 from omegaconf import DictConfig
 
 import memvec
+from memvec.generate import memory_stage
+from memvec.progress import TokenProgressBar
+from memvec.stage import run_stage
 from tests.conftest import TEXTS
+from tests.conversations import marked
+from tests.processes import arguments, finish, start
 
 BAR = re.compile(r"Predicting:? *(\d+)%\|[^|]*\| ([\d.]+k?)/([\d.]+k?) tokens \[[\d:]+<[\d:?]+(?:, )?([^\]]*)\]")
 
@@ -61,3 +66,38 @@ def test_without_a_bar_none_is_shown(
 ) -> None:
     memvec.predict(tiny_config(write_jsonl(TEXTS), "trainer.enable_progress_bar=false"))
     assert "Predicting" not in "".join(capfd.readouterr())
+
+
+def test_the_bar_moves_while_a_batch_is_generated_and_ends_full(
+    scripted: Path,
+    write_conversations: Callable[..., Path],
+    tiny_generation: Callable[..., DictConfig],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    cfg = tiny_generation(write_conversations(marked(4, ("",))), "trainer.enable_progress_bar=true", model=scripted)
+    steps: list[int] = []
+
+    class EveryStep(TokenProgressBar):
+        def _advance(self, tokens: int) -> None:
+            super()._advance(tokens)
+            steps.append(self.predict_progress_bar.n)
+
+    stage = memory_stage(cfg)
+    stage.trainer.callbacks[:] = [
+        EveryStep() if isinstance(c, TokenProgressBar) else c for c in stage.trainer.callbacks
+    ]
+    run_stage(stage)
+    assert steps == sorted(steps)
+    assert len(set(steps)) > 5
+    percent, done, total, _ = shown("".join(capfd.readouterr()))[-1]
+    assert (percent, done) == (100, total)
+
+
+def test_with_several_ranks_the_bar_says_whose_share_it_counts(
+    write_jsonl: Callable[..., Path], llama: Path, tmp_path: Path
+) -> None:
+    command = arguments(write_jsonl(TEXTS), tmp_path / "run", llama, "trainer=ddp", "trainer.devices=2")
+    command[command.index("trainer.enable_progress_bar=false")] = "trainer.enable_progress_bar=true"
+    code, said = finish(start(command))
+    assert code == 0, said
+    assert re.search(r"Rank 0 of 2:? 100%\|", said)

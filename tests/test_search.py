@@ -111,9 +111,12 @@ def test_a_prompt_of_the_queries_own_can_be_configured(run: RunFolder) -> None:
     assert [json.loads(line)["score"] for line in own] != [json.loads(line)["score"] for line in plain]
 
 
-@pytest.mark.parametrize("overrides", [(), ("query=tea", "queries=tea.txt")])
-def test_either_one_query_or_a_file_is_wanted(run: RunFolder, overrides: tuple[str, ...]) -> None:
-    with pytest.raises(ConfigError, match="found both query and queries or neither"):
+@pytest.mark.parametrize(
+    ("overrides", "found"),
+    [((), "neither query nor queries is set"), (("query=tea", "queries=tea.txt"), "both query and queries are set")],
+)
+def test_either_one_query_or_a_file_is_wanted(run: RunFolder, overrides: tuple[str, ...], found: str) -> None:
+    with pytest.raises(ConfigError, match=f"{found}; allowed: one text as query="):
         configured(run, *overrides)
 
 

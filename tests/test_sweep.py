@@ -15,7 +15,7 @@ from tests.processes import arguments, assert_same, finish, start
 # The first job of each fails.
 ONE_AND_TWO_RANKS = ("data.batch_size=8", "trainer.strategy=ddp", "trainer.devices=abc,1,2")
 JOBLIB = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "trainer.devices=1", "data.batch_size=0,8")
-WRONG_DEVICES = "memvec: error: the trainer group of the configuration cannot be used"
+WRONG_DEVICES = "memvec: error: trainer.accelerator=cpu, trainer.devices=abc: cannot be used: "
 WRONG_SIZE = "memvec: error: data.batch_size=0: allowed: an integer of at least 1"
 SUBMITIT = ("hydra/launcher=submitit_local", "trainer.devices=1", "data.batch_size=0,8")
 

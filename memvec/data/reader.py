@@ -150,22 +150,23 @@ def _json_records(path: Path) -> Iterator[tuple[int, Any]]:
         start = stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
     if start.startswith(b"["):  # one array: has to be read whole, which JSON lines need not
         with _open_binary(path) as stream:
-            records = _parse_json(stream.read().decode("utf-8-sig"), str(path))
+            records = _parse_json(stream.read().decode("utf-8-sig"), path)
         yield from enumerate(records)
         return
     for number, line in _decoded_lines(path):
         if line.strip():
-            yield number, _parse_json(line, f"{path}, line {number}")
+            yield number, _parse_json(line, path, first_line=number)
 
 
-def _parse_json(content: str, place: str) -> Any:
+def _parse_json(content: str, path: Path, *, first_line: int = 1) -> Any:
+    content = content.rstrip()  # what breaks off does so at its end, not on the line behind it
     try:
         return json.loads(content)
     except json.JSONDecodeError as error:
-        where = f" line {error.lineno}" if "\n" in content.rstrip() else ""
-        raise InputError(f"{place}: not JSON ({error.msg} at{where} column {error.colno})") from error
+        line = first_line + error.lineno - 1
+        raise InputError(f"{path}, line {line}: not JSON ({error.msg} at column {error.colno})") from error
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits; a nesting of thousands
-        raise InputError(f"{place}: JSON that cannot be read ({one_line(error)})") from error
+        raise InputError(f"{path}, line {first_line}: JSON that cannot be read ({one_line(error)})") from error
 
 
 def _read_csv(path: Path, text_column: str, id_column: str | None, more: Sequence[str]) -> Iterator[Record]:

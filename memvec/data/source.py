@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from memvec.data.reader import RECORDS_PER_READ, SUFFIXES, Record, file_format, one_line, read_dataset, read_file
 from memvec.errors import InputError
+from memvec.hub import hub_warns_once
 
 # What the Hub accepts as a dataset's name: https://huggingface.co/docs/hub/repositories-getting-started
 HUB_NAME = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
@@ -164,7 +165,8 @@ def _one_split(loaded: datasets.Dataset | datasets.DatasetDict, name: str, split
 def _hub_source(name: str, split: str, revision: str | None) -> Source:
     # The datasets library raises errors of a dozen unrelated types here (network, authentication, name, split).
     try:
-        return Source(name, datasets.load_dataset(name, split=split, revision=revision))
+        with hub_warns_once():
+            return Source(name, datasets.load_dataset(name, split=split, revision=revision))
     except Exception as error:
         raise InputError(
             f"{name}: no such file or folder, and as a Hub dataset it cannot be loaded: {one_line(error)}"

@@ -220,7 +220,7 @@ class GenerationModule(HiddenStateModule):
         through oneDNN as by torch's default.
         """
         super()._choose_kernels(batch)
-        decoder = self._backbone().decoder
+        decoder = self.decoder
         chosen, default = get_products(), self._products_before
 
         def set_for_width(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -232,7 +232,7 @@ class GenerationModule(HiddenStateModule):
 
     def _attentions_to_try(self) -> list[str]:
         """Returns the present one alone: a few rows do not tell what is fastest for many."""
-        return [self._backbone().decoder.config._attn_implementation]
+        return [self.decoder.config._attn_implementation]
 
     def _model_to_tune(self) -> PreTrainedModel:
         return self._language_model()  # with its head, which each new token goes through

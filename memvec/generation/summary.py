@@ -22,7 +22,7 @@ class GenerationSummary(RunSummary):
         counts = self.generation
         found = f"{counts.with_memories:,} with memories, {counts.nothing:,} with nothing to remember"
         failed = f"{counts.failed:,} not understood" + (f" (why: {self.folder.failed})" if counts.failed else "")
-        rejected = f"{counts.rejected:,}" + (f" (why: {self.folder.rejected})" if counts.rejected else "")
+        why = f" (why: {self.folder.rejected})" if counts.rejected else ""
         # Nothing was counted where an earlier attempt had written everything.
         tokens, windows = self.metrics.get("output_tokens_per_second", 0.0), self.metrics["entries_per_second"]
         speed = f"{tokens:,.0f} tokens/s ({windows:,.2f} windows/s; {self.manifest['notes']['path']})"
@@ -31,7 +31,7 @@ class GenerationSummary(RunSummary):
         return [
             f"memories   {counts.memories:,} of {counts.conversations:,} conversations",
             f"windows    {counts.windows:,}: {found}, {failed}",
-            f"rejected   {rejected}",
+            f"rejected   {counts.rejected:,} conversations{why}",
             f"written    {speed}",
-            f"memories   {self.folder.memories}",
+            f"file       {self.folder.memories}",
         ]

@@ -36,6 +36,7 @@ from transformers import (
 
 from memvec.data.reader import one_line
 from memvec.errors import ModelError
+from memvec.hub import hub_warns_once
 from memvec.model.gguf import convert_gguf, find_gguf, is_gguf
 
 
@@ -174,7 +175,8 @@ def folder_digest(folder: Path, patterns: tuple[str, ...]) -> str:
 def _model_errors(name_or_path: str) -> Iterator[None]:
     """Turns what transformers and huggingface_hub raise for a model that is not there into one line."""
     try:
-        yield
+        with hub_warns_once():
+            yield
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         if "trust_remote_code" in str(error):
             reason = "it comes with code of its own; model.trust_remote_code=true lets that run"

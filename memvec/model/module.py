@@ -109,6 +109,11 @@ class HiddenStateModule(pl.LightningModule):
         """D, the length of a vector; the weights are loaded."""
         return self._backbone().dimension
 
+    @property
+    def decoder(self) -> PreTrainedModel:
+        """What every batch goes through; the weights are loaded."""
+        return self._backbone().decoder
+
     def fingerprint(self, *, precision: str) -> dict[str, Any]:
         """Returns what decides the vectors of given tokens, for the run's fingerprint.
 
@@ -149,7 +154,7 @@ class HiddenStateModule(pl.LightningModule):
         if self.prefix_cache == "off" or len(input_ids) == 0:
             return 0
         with self.trainer.precision_plugin.predict_step_context():
-            prefix = compute_prefix(self._backbone().decoder, input_ids.to(self.device))
+            prefix = compute_prefix(self.decoder, input_ids.to(self.device))
         if isinstance(prefix, str):
             log.info("the prompts' shared prefix is computed anew in every batch: %s", prefix)
             return 0
@@ -186,7 +191,7 @@ class HiddenStateModule(pl.LightningModule):
             if self.tune == "auto" and datamodule.pays_measuring:
                 self._choose_kernels(batch)
             if self.compile_wanted:  # what the chosen kernels left to compile
-                self.compile_seconds = compile_regions(self._backbone().decoder, lambda: self._run(self.path, batch))
+                self.compile_seconds = compile_regions(self.decoder, lambda: self._run(self.path, batch))
         if self.probe == "auto":
             self._choose_path([move_data_to_device(batch, self.device) for batch in datamodule.batches.to_probe()])
 
@@ -210,12 +215,12 @@ class HiddenStateModule(pl.LightningModule):
 
     def _attentions_to_try(self) -> list[str]:
         """Returns the attention implementations to measure, the present one first."""
-        present = self._backbone().decoder.config._attn_implementation
+        present = self.decoder.config._attn_implementation
         has_user_chosen = self.checkpoint.attn_implementation is not None
         return [present] if has_user_chosen else attention_choices(present, device=self.device)
 
     def _model_to_tune(self) -> PreTrainedModel:
-        return self._backbone().decoder
+        return self.decoder
 
     def _measured(self, batch: Batch) -> torch.Tensor:
         """Computes what kernels are timed on, and judged by."""
@@ -247,7 +252,7 @@ class HiddenStateModule(pl.LightningModule):
 
     def _precision(self) -> torch.dtype:
         """The dtype that decides how exact vectors are: that of the weights, or of autocast."""
-        return torch.bfloat16 if "mixed" in str(self.trainer.precision) else self._backbone().decoder.dtype
+        return torch.bfloat16 if "mixed" in str(self.trainer.precision) else self.decoder.dtype
 
     def notes(self) -> dict[str, Any]:
         """Returns what was found out while running, for the manifest."""
@@ -309,7 +314,7 @@ class HiddenStateModule(pl.LightningModule):
 
     def _vectors(self, input_ids: torch.Tensor, length: torch.Tensor, prefix_length: int) -> torch.Tensor:
         if self.kernels is not None:
-            use_attention(self._backbone().decoder, self.kernels.attention_for(input_ids.shape[1]))
+            use_attention(self.decoder, self.kernels.attention_for(input_ids.shape[1]))
         if prefix_length and self.prefix is not None:
             cache = self.prefix.expand(len(input_ids))
             hidden = self._backbone()(input_ids[:, prefix_length:], cache=cache)  # [B, T, D] -> [B, T - P, D]

@@ -229,7 +229,7 @@ def test_a_line_that_is_not_json_is_named(line: str, fault: str, tmp_path: Path)
 def test_a_broken_json_array_is_named_with_line_and_column(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('[{"text": "a"},\n {"text" "b"}]', encoding="utf-8")
-    with pytest.raises(InputError, match=rf"{re.escape(str(path))}: not JSON \(.* at line 2 column 10\)"):
+    with pytest.raises(InputError, match=rf"{re.escape(str(path))}, line 2: not JSON \(.* at column 10\)"):
         read(path)
 
 

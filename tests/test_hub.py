@@ -1,0 +1,53 @@
+"""A Hub that does not answer is told of once, by a client that really asks one."""
+
+from __future__ import annotations
+
+import logging
+import socket
+
+import pytest
+from huggingface_hub.utils import get_session, http_backoff
+
+from memvec.hub import hub_warns_once
+
+
+@pytest.fixture
+def closed_port() -> int:
+    """A port of this machine at which nobody listens."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        return int(holder.getsockname()[1])
+
+
+def ask(port: int) -> None:
+    url = f"http://127.0.0.1:{port}/model"
+    with pytest.raises(Exception, match="refused"):
+        http_backoff("HEAD", url, max_retries=3, base_wait_time=0, max_wait_time=0)
+
+
+def test_attempts_that_fail_are_told_of_once(
+    closed_port: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    get_session()
+    with caplog.at_level(logging.INFO):
+        ask(closed_port)
+        loud = [record for record in caplog.records if record.name.startswith("huggingface_hub")]
+        caplog.clear()
+        with hub_warns_once():
+            ask(closed_port)
+        said = [(record.name, record.getMessage()) for record in caplog.records]
+    assert len(loud) > 2
+    assert [name for name, _ in said] == ["memvec.hub"]
+    assert "refused" in said[0][1]
+    assert said[0][1].endswith("; trying again (HF_HUB_OFFLINE=1 takes what is cached)")
+
+
+def test_the_clients_own_warnings_are_as_before_afterwards(
+    closed_port: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with hub_warns_once():
+        pass
+    ask(closed_port)
+    assert any(record.name.startswith("huggingface_hub") for record in caplog.records)
