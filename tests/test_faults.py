@@ -156,7 +156,7 @@ def test_weights_that_changed_between_attempts_are_refused(
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    with pytest.raises(RunFolderError, match="model was"):
+    with pytest.raises(RunFolderError, match="model has other content"):
         memvec.predict(cfg)
 
 
