@@ -65,8 +65,8 @@ def settings(job: RunFolder) -> dict[str, Any]:
         "job": job.root.name,
         "batch_size": config["data"]["batch_size"],
         "precision": config["trainer"]["precision"],
-        # As many as there were, whatever `auto` would be here; an attempt with nothing left to compute counted none.
-        "devices": read_json(job.metrics)["ranks"] or config["trainer"]["devices"],
+        # As many as there were, whatever `auto` would be here, unless nothing was left to compute and none was counted.
+        "devices": read_json(job.metrics).get("ranks") or config["trainer"]["devices"],
         "prompt": prompt_name(config["prompt"]) if "prompt" in config else None,  # a run that generates has none
         "layer": config["model"]["layer"],
     }
