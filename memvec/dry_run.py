@@ -62,11 +62,14 @@ class DryRun:
     tokens_per_second: float | None
 
     @property
+    def slowest(self) -> RankPlan:
+        """The rank with the most to compute."""
+        return max(self.ranks, key=lambda rank: rank.padded_tokens)
+
+    @property
     def seconds(self) -> float | None:
         """How long the slowest rank computes."""
-        if self.tokens_per_second is None:
-            return None
-        return max(rank.padded_tokens for rank in self.ranks) / self.tokens_per_second
+        return None if self.tokens_per_second is None else self.slowest.padded_tokens / self.tokens_per_second
 
     def lines(self) -> list[str]:
         """Returns the plan as it is printed."""
@@ -78,8 +81,7 @@ class DryRun:
         if self.seconds is None or self.tokens_per_second is None:
             speed = "not measured, since the weights are shared out over devices"
         else:
-            slowest = max(self.ranks, key=lambda rank: rank.padded_tokens)
-            entries = slowest.rows / self.seconds if self.seconds else 0.0
+            entries = self.slowest.rows / self.seconds if self.seconds else 0.0
             rate = f"{self.tokens_per_second:,.0f} of these tokens/s, {entries:,.1f} entries/s a rank"
             speed = f"about {self.seconds:,.0f} s at {rate}"
         return [

@@ -6,7 +6,7 @@ import logging
 import socket
 
 import pytest
-from huggingface_hub.utils import get_session, http_backoff
+from huggingface_hub.utils import http_backoff
 
 from memvec.hub import hub_warns_once
 
@@ -29,7 +29,6 @@ def test_attempts_that_fail_are_told_of_once(
     closed_port: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    get_session()
     with caplog.at_level(logging.INFO):
         ask(closed_port)
         loud = [record for record in caplog.records if record.name.startswith("huggingface_hub")]
