@@ -19,7 +19,7 @@ from memvec.errors import ConfigError, ExtraError, InputError, MemvecError, Mode
 if TYPE_CHECKING:
     from memvec.api import encode as encode
     from memvec.api import load as load
-    from memvec.config import compose as compose
+    from memvec.config.compose import compose as compose
     from memvec.extract import extract as extract
     from memvec.generate import generate as generate
     from memvec.predict import predict as predict
@@ -45,7 +45,7 @@ __all__ = [
 
 # Loaded when first used: `python -m memvec.predict --help` should not wait for torch.
 _LAZY = {
-    "compose": "memvec.config",
+    "compose": "memvec.config.compose",
     "encode": "memvec.api",
     "extract": "memvec.extract",
     "generate": "memvec.generate",

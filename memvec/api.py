@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from datasets import Dataset, load_dataset
 
-from memvec.config import compose
+from memvec.config.compose import compose
+from memvec.config.prompts import plain, prompt_config
 from memvec.data.tokenise import without_progress_bars
-from memvec.encoding import check_texts, encode_texts, plain, prompt_config
+from memvec.encoding import check_texts, encode_texts
 from memvec.errors import RunFolderError
-from memvec.run import RunFolder
+from memvec.run.folder import RunFolder
 
 
 def encode(

@@ -23,12 +23,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from memvec.config import conf_folder, config_error_line, register_resolvers
-from memvec.data.reader import one_line
-from memvec.errors import ConfigError, Interrupted, MemvecError, RunFolderError
-from memvec.interrupt import end_with_parent
-from memvec.ranks import started_rank
-from memvec.sweep import is_sweep, quoted, run_job
+from memvec.config.compose import conf_folder, config_error_line, register_resolvers
+from memvec.errors import ConfigError, Interrupted, MemvecError, RunFolderError, one_line
+from memvec.sweep.jobs import is_sweep, quoted, run_job
+from memvec.trainer.interrupt import end_with_parent
+from memvec.trainer.ranks import started_rank
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 EXPECTED = (MemvecError, HydraException, OmegaConfBaseException, OSError)

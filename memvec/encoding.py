@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow.parquet as pq
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from memvec.config import compose, conf_folder
+from memvec.config.prompts import plain
 from memvec.data.dataset import reject_reason
-from memvec.errors import SIGNALLED, ConfigError, InputError, Interrupted
-from memvec.run import RunFolder
+from memvec.errors import SIGNALLED, InputError, Interrupted
+from memvec.run.folder import RunFolder
 from memvec.schema import VECTOR
 
 
@@ -66,41 +66,6 @@ def encode_texts(cfg: DictConfig, texts: Sequence[str]) -> tuple[torch.Tensor, d
         except Interrupted as error:  # what it says about going on is true of folders that stay
             raise Interrupted(error.exit_code - SIGNALLED) from error
         return read_vectors(cfg.output_dir), manifest
-
-
-def prompt_config(prompt: str) -> DictConfig:
-    """Returns the `prompt` group for a name from conf/prompt, or for a template, which contains `{text}`.
-
-    Raises:
-        ConfigError: There is no such prompt, or the template contains `${`.
-    """
-    template = "{text}" in prompt
-    group: DictConfig = compose(["prompt=raw" if template else f"prompt={prompt}"]).prompt
-    if template:
-        group.template = plain(prompt)
-    return group
-
-
-def prompt_name(group: Mapping[str, Any]) -> str:
-    """Returns the name in conf/prompt of a `prompt` group, or its template, where it is one of one's own."""
-    for path in sorted((conf_folder() / "prompt").glob("*.yaml")):
-        known = cast(DictConfig, OmegaConf.load(path))
-        if (known.get("template"), known.get("chat")) == (group["template"], group["chat"]):
-            return path.stem
-    return str(group["template"])
-
-
-def plain(value: str | Path) -> str:
-    """Returns a value for the configuration, where it would not be taken for an interpolation of OmegaConf's.
-
-    OmegaConf's own escape does not survive Hydra's `instantiate`, which resolves twice.
-
-    Raises:
-        ConfigError: It contains `${`.
-    """
-    if "${" in str(value):
-        raise ConfigError(f"{str(value)!r} contains '${{', which a configuration takes for a reference; leave it out")
-    return str(value)
 
 
 def read_vectors(output_dir: str | Path) -> torch.Tensor:

@@ -58,3 +58,13 @@ class Interrupted(MemvecError):  # noqa: N818 - not an error, though it ends the
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
         self.exit_code = SIGNALLED + number
+
+
+def one_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, or its type where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def on_one_line(text: str) -> str:
+    """Returns a text as a terminal can show it in one line: what is not printable (line ends, escape codes) escaped."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

@@ -19,16 +19,16 @@ from omegaconf import DictConfig
 
 from memvec.api import load
 from memvec.cli import main
-from memvec.config import one_of
+from memvec.config.values import one_of
 from memvec.files import write_json
 from memvec.retrieval.comparison import evaluation_rows, write_comparison
 from memvec.retrieval.encoder import QueryEncoder, query_encoder
 from memvec.retrieval.exact import ExactIndex, mapped_vectors
 from memvec.retrieval.measures import check_relevant, mean_measures
 from memvec.retrieval.queries import Query, read_judged_queries
-from memvec.run import RunFolder
+from memvec.run.folder import RunFolder
 from memvec.schema import ID
-from memvec.sweep_table import finished_jobs
+from memvec.sweep.table import finished_jobs
 
 
 @dataclass(frozen=True)

@@ -19,19 +19,19 @@ from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from memvec.build import run_folder
 from memvec.cli import main
 from memvec.errors import InputError
 from memvec.generate import memory_stage
 from memvec.generation.module import GenerationModule
 from memvec.generation.summary import GenerationSummary
+from memvec.layout import MEMORIES
 from memvec.model.backbone import Backbone
 from memvec.model.module import HiddenStateModule
 from memvec.model.packing import unpack
 from memvec.predict import vector_stage
-from memvec.run import MEMORIES
-from memvec.stage import run_stage
-from memvec.summary import RunSummary
+from memvec.run.build import run_folder
+from memvec.run.stage import run_stage
+from memvec.run.summary import RunSummary
 
 SHARED_BY_BOTH = ("model", "trainer", "resume", "profile")
 

@@ -8,7 +8,7 @@
 In: a composed configuration (conf/generate.yaml). Out: a finished run folder, and its summary. `memvec.predict` takes
 any of its files as `data.path`; `memvec.extract` does both.
 
-The parts are connected here; `memvec.stage` runs them.
+The parts are connected here; `memvec.run.stage` runs them.
 """
 
 from __future__ import annotations
@@ -18,20 +18,14 @@ from typing import cast
 from lightning.pytorch.strategies import ModelParallelStrategy
 from omegaconf import DictConfig
 
-from memvec.build import (
-    build_conversations,
-    build_generator,
-    build_output_writer,
-    build_trainer,
-    run_folder,
-)
 from memvec.cli import main
 from memvec.errors import ConfigError
 from memvec.generation.finalize import MemoryFinalizer
 from memvec.generation.summary import GenerationSummary
-from memvec.logs import ignore_known_warnings
-from memvec.metrics import Stopwatch
-from memvec.stage import Stage, run_stage
+from memvec.run.build import build_conversations, build_generator, build_output_writer, build_trainer, run_folder
+from memvec.run.stage import Stage, run_stage
+from memvec.trainer.logs import ignore_known_warnings
+from memvec.trainer.metrics import Stopwatch
 
 
 def generate(cfg: DictConfig) -> GenerationSummary:

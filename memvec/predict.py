@@ -1,34 +1,28 @@
 """Hydra entry: memory texts in, vectors out.
 
     python -m memvec.predict data.path=memories.jsonl output_dir=runs/a
-    python -m memvec.predict data.path=memories.jsonl dry_run=true         # only what it would be: memvec.dry_run
+    python -m memvec.predict data.path=memories.jsonl dry_run=true         # only what it would be: memvec.run.dry_run
 
     read + validate -> tokenise -> length-grouped batches -> predict_step -> journal -> Parquet in input order
 
 In: a composed configuration (conf/predict.yaml). Out: a finished run folder, and its summary.
 
-The parts are connected here; `memvec.stage` runs them.
+The parts are connected here; `memvec.run.stage` runs them.
 """
 
 from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from memvec.build import (
-    build_datamodule,
-    build_model,
-    build_trainer,
-    build_writer,
-    run_folder,
-)
 from memvec.cli import main
-from memvec.config import one_of
-from memvec.dry_run import DryRun, plan_run
+from memvec.config.values import one_of
 from memvec.errors import ConfigError
-from memvec.logs import ignore_known_warnings
-from memvec.metrics import Stopwatch
-from memvec.stage import Stage, run_stage
-from memvec.summary import RunSummary
+from memvec.run.build import build_datamodule, build_model, build_trainer, build_writer, run_folder
+from memvec.run.dry_run import DryRun, plan_run
+from memvec.run.stage import Stage, run_stage
+from memvec.run.summary import RunSummary
+from memvec.trainer.logs import ignore_known_warnings
+from memvec.trainer.metrics import Stopwatch
 from memvec.writer.finalize import Finalizer
 
 
@@ -45,7 +39,7 @@ def predict(cfg: DictConfig) -> RunSummary:
         MemvecError: Something in the configuration, input, model or folder is wrong; the message says what.
     """
     if cfg.dry_run:
-        raise ConfigError("dry_run=true: a plan is asked for, which memvec.dry_run.plan_run(cfg) makes")
+        raise ConfigError("dry_run=true: a plan is asked for, which memvec.run.dry_run.plan_run(cfg) makes")
     return run_stage(vector_stage(cfg))
 
 

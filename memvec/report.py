@@ -18,16 +18,15 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from memvec.data.reader import one_line
-from memvec.errors import MemvecError
+from memvec.errors import MemvecError, one_line
 from memvec.files import atomic_file
 from memvec.page.contents import Json
 from memvec.page.render import render_page
 from memvec.page.run import run_page
 from memvec.page.sweep import sweep_page
-from memvec.run import RunFolder
-from memvec.sweep import FAILED, failed_jobs
-from memvec.sweep_table import write_table
+from memvec.run.folder import RunFolder
+from memvec.sweep.jobs import FAILED, failed_jobs
+from memvec.sweep.table import write_table
 
 
 def write_report(folder: Path) -> list[str]:

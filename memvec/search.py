@@ -20,16 +20,16 @@ from omegaconf import DictConfig
 
 from memvec.api import load
 from memvec.cli import main
-from memvec.config import at_least, one_of
-from memvec.encoding import prompt_config
-from memvec.errors import ConfigError
+from memvec.config.prompts import prompt_config
+from memvec.config.values import at_least, one_of
+from memvec.errors import ConfigError, on_one_line
 from memvec.retrieval.approximate import ApproximateIndex
 from memvec.retrieval.encoder import QueryEncoder, query_encoder
 from memvec.retrieval.exact import ExactIndex, mapped_vectors
 from memvec.retrieval.queries import Id, read_queries
-from memvec.run import RunFolder
+from memvec.run.folder import RunFolder
 from memvec.schema import ID, TEXT
-from memvec.table import aligned, on_one_line
+from memvec.table import aligned
 
 EXACT_ROWS = 1_000_000
 

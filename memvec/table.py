@@ -26,11 +26,6 @@ def aligned(rows: Sequence[Sequence[str]], *, left: Sequence[int] = ()) -> list[
     return lines
 
 
-def on_one_line(text: str) -> str:
-    """Returns a text as a terminal can show it in one line: what is not printable (line ends, escape codes) escaped."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
-
-
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes rows with equal keys, which are the header."""
     with path.open("w", encoding="utf-8", newline="") as stream:

@@ -23,10 +23,10 @@ from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerFast
 
 import memvec
-from tests.conversations import CHAT, generation_overrides, write_lines
-from tests.models import ARCHITECTURES, NEARLY_FREE, build_tokenizer, save_model
-from tests.processes import MANY, arguments, resume, stop_fork_server, write_texts
-from tests.scripted import save_scripted_model
+from tests.helpers.conversations import CHAT, generation_overrides, write_lines
+from tests.helpers.models import ARCHITECTURES, NEARLY_FREE, build_tokenizer, save_model
+from tests.helpers.processes import MANY, arguments, resume, stop_fork_server, write_texts
+from tests.helpers.scripted import save_scripted_model
 
 # The same commit passes or fails every time, on however slow a machine; `pytest --hypothesis-profile=search` looks
 # for new counterexamples, which then become an `@example`.
@@ -129,7 +129,7 @@ def tiny_config(llama: Path, tmp_path: Path) -> Callable[..., DictConfig]:
 
 @pytest.fixture(scope="session")
 def scripted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder whose model writes what `tests.scripted` says."""
+    """A model folder whose model writes what `tests.helpers.scripted` says."""
     return save_scripted_model(tmp_path_factory.mktemp("models") / "scripted")
 
 

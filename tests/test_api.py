@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import memvec
 from memvec.errors import ConfigError, InputError, ModelError, RunFolderError
 from tests.conftest import TEXTS
-from tests.reference import reference_vectors
+from tests.helpers.reference import reference_vectors
 
 CPU: dict[str, Any] = {"accelerator": "cpu"}
 

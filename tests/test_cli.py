@@ -13,7 +13,7 @@ import pytest
 
 import memvec
 from tests.conftest import TEXTS
-from tests.processes import start
+from tests.helpers.processes import start
 
 Done = subprocess.CompletedProcess[str]
 

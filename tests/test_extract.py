@@ -21,9 +21,9 @@ import memvec
 from memvec.errors import InputError, RunFolderError
 from memvec.extract import ExtractSummary
 from memvec.files import read_json
-from tests.conversations import generation_overrides, marked, read_lines, write_lines
-from tests.processes import assert_same, finish, flow, journal_bytes, start, start_disturbed, wait_until
-from tests.scripted import FAILS, NOTHING, save_scripted_model
+from tests.helpers.conversations import generation_overrides, marked, read_lines, write_lines
+from tests.helpers.processes import assert_same, finish, flow, journal_bytes, start, start_disturbed, wait_until
+from tests.helpers.scripted import FAILS, NOTHING, save_scripted_model
 from tests.test_generate import DRAWN, MARKS, texts
 
 Configure = Callable[..., DictConfig]

@@ -16,9 +16,9 @@ from omegaconf import DictConfig
 
 import memvec
 from memvec.errors import InputError, RunFolderError, WriterError
-from memvec.run import RunFolder
+from memvec.run.folder import RunFolder
 from memvec.writer.prediction_writer import VectorWriter
-from tests.processes import (
+from tests.helpers.processes import (
     MANY,
     arguments,
     assert_same,

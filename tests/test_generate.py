@@ -16,9 +16,9 @@ from memvec.data.reader import read_file
 from memvec.errors import ConfigError, RunFolderError
 from memvec.files import read_json
 from memvec.generation.summary import GenerationSummary
-from memvec.sweep_table import shown_table, sweep_rows
-from tests.conversations import generation_overrides, marked, read_lines, write_lines
-from tests.scripted import FAILS, NOTHING, SILENT, UNDECIDED
+from memvec.sweep.table import shown_table, sweep_rows
+from tests.helpers.conversations import generation_overrides, marked, read_lines, write_lines
+from tests.helpers.scripted import FAILS, NOTHING, SILENT, UNDECIDED
 
 Configure = Callable[..., DictConfig]
 Write = Callable[..., Path]

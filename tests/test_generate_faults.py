@@ -16,16 +16,9 @@ import memvec
 from memvec.errors import InputError
 from memvec.generation.outputs import read_outputs
 from memvec.generation.summary import GenerationSummary
-from memvec.run import RunFolder
-from tests.conversations import generation_overrides, marked, write_lines
-from tests.processes import (
-    finish,
-    flow,
-    journal_bytes,
-    kill_group,
-    start,
-    wait_until,
-)
+from memvec.run.folder import RunFolder
+from tests.helpers.conversations import generation_overrides, marked, write_lines
+from tests.helpers.processes import finish, flow, journal_bytes, kill_group, start, wait_until
 from tests.test_generate import DRAWN, MARKS, texts
 
 ROWS = 150

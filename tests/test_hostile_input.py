@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import memvec
 from memvec.errors import InputError
-from tests.reference import reference_vectors
+from tests.helpers.reference import reference_vectors
 
 ZH = '请用一个Token总结以下文本"{text}"：'
 

@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
 
 import memvec
-from memvec.config import sample_path
+from memvec.config.compose import sample_path
 from memvec.errors import InputError, RunFolderError
 from memvec.files import read_json
 from tests.conftest import TEXTS

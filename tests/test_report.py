@@ -16,9 +16,9 @@ from memvec.files import write_json
 from memvec.page.sweep import sweep_page
 from memvec.report import main, write_report
 from memvec.retrieval.measures import MEASURES
-from memvec.sweep import FAILED, failed_jobs
-from memvec.sweep_table import COLUMNS, job_labels, shown_table, sweep_rows
-from tests.runs import random_vectors, write_run
+from memvec.sweep.jobs import FAILED, failed_jobs
+from memvec.sweep.table import COLUMNS, job_labels, shown_table, sweep_rows
+from tests.helpers.runs import random_vectors, write_run
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ import pytest
 from omegaconf import DictConfig
 
 import memvec
-from memvec.config import compose
+from memvec.config.compose import compose
 from memvec.errors import ConfigError, InputError, RunFolderError
-from memvec.run import RunFolder
+from memvec.run.folder import RunFolder
 from memvec.search import search_for_config
 from tests.conftest import TEXTS
-from tests.processes import finish, start
+from tests.helpers.processes import finish, start
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import memvec
-from tests.processes import arguments, assert_same, finish, kill_group, resume, rows_written, start, write_texts
+from tests.helpers.processes import arguments, assert_same, finish, kill_group, resume, rows_written, start, write_texts
 
 ROWS = 4_000
 LONGEST_SECONDS = 12

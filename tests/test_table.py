@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 
-from memvec.table import aligned, on_one_line
+from memvec.errors import on_one_line
+from memvec.table import aligned
 
 
 def columns_of(line: str) -> int:

@@ -27,8 +27,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
-from memvec import lockstep
-from memvec.config import at_least, at_least_or_none, one_of
+from memvec.config.values import at_least, at_least_or_none, one_of
 from memvec.data.batches import PromptBatches
 from memvec.data.budget import (
     BUDGETS_ON_ACCELERATOR,
@@ -39,8 +38,6 @@ from memvec.data.budget import (
 )
 from memvec.data.collator import Batch, PaddingCollator
 from memvec.data.dataset import RecordSource, write_entries
-from memvec.data.digest import first_occurrence
-from memvec.data.prompt import Prompt, PromptEncoder
 from memvec.data.sampler import (
     SHORTEST_IN_BATCH,
     LengthGroupedBatchSampler,
@@ -52,10 +49,14 @@ from memvec.data.sampler import (
 )
 from memvec.data.source import find_sources
 from memvec.data.tokenise import prompt_digests, tokenise
+from memvec.digest import first_occurrence
 from memvec.errors import ConfigError
 from memvec.files import atomic_file, write_json
+from memvec.layout import RunLayout
+from memvec.model import lockstep
 from memvec.model.module import HiddenStateModule
-from memvec.run import RunFolder
+from memvec.prompt.encoder import PromptEncoder
+from memvec.prompt.template import Prompt
 from memvec.schema import LENGTH, SHARED
 from memvec.writer.journal import read_journal
 
@@ -99,7 +100,7 @@ class MemoryDataModule(pl.LightningDataModule):
         prompt: Prompt,
         tokenizer: PreTrainedTokenizerFast,
         model_limit: int | None,
-        folder: RunFolder,
+        folder: RunLayout,
         text_column: str = "text",
         id_column: str | None = "id",
         split: str = "train",

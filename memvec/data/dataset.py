@@ -20,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from memvec.data.digest import as_pairs, digest, first_occurrence
 from memvec.data.reader import MISSING, Malformed, Record
+from memvec.digest import as_pairs, digest, first_occurrence
 from memvec.errors import InputError
 from memvec.files import atomic_file
 from memvec.schema import ENTRY_FEATURES, FILE, ID, ROW, TEXT

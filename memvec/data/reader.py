@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from memvec.errors import InputError
+from memvec.errors import InputError, one_line
 
 Record = tuple[Any, ...]  # (row, id, text, further columns …)
 
@@ -103,11 +103,6 @@ def read_dataset(
     """Yields the rows of a loaded dataset, as `read_file` does; `name` stands for it in messages."""
     batches = dataset.with_format("arrow").iter(RECORDS_PER_READ)
     yield from _records_of_tables(batches, dataset.column_names, name, text_column, id_column, more)
-
-
-def one_line(error: BaseException) -> str:
-    """Returns the first line of an error's message, or its type where it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _open_binary(path: Path) -> IO[bytes]:

@@ -19,8 +19,8 @@ from typing import NoReturn
 import datasets
 import pyarrow as pa
 
-from memvec.data.reader import RECORDS_PER_READ, SUFFIXES, Record, file_format, one_line, read_dataset, read_file
-from memvec.errors import InputError
+from memvec.data.reader import RECORDS_PER_READ, SUFFIXES, Record, file_format, read_dataset, read_file
+from memvec.errors import InputError, one_line
 from memvec.hub import hub_warns_once
 
 # What the Hub accepts as a dataset's name: https://huggingface.co/docs/hub/repositories-getting-started

@@ -18,7 +18,7 @@ import pyarrow as pa
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from memvec.data.prompt import PromptEncoder
+from memvec.prompt.encoder import PromptEncoder
 from memvec.schema import DIGEST, INPUT_IDS, LENGTH, PROMPT_FEATURES, SHARED, TEXT, TRUNCATED
 
 ROWS_PER_MAP = 4096

@@ -24,7 +24,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
-from memvec.config import at_least, at_least_or_none
+from memvec.config.values import at_least, at_least_or_none
 from memvec.data.collator import Batch
 from memvec.data.datamodule import MemoryDataModule
 from memvec.data.dataset import write_entries, write_stream
@@ -36,7 +36,7 @@ from memvec.generation.outputs import read_outputs
 from memvec.generation.prompt import MemoryPrompt
 from memvec.generation.transcript import Transcript, TranscriptSource
 from memvec.generation.window import cut_transcript
-from memvec.run import RunFolder
+from memvec.layout import RunLayout
 from memvec.schema import FILE, ID, ROW, TEXT, WINDOW_FEATURES
 
 # Rows decode together, and the more of them, the less each costs: a batch is as large as its keys and values may be.
@@ -84,7 +84,7 @@ class ConversationDataModule(MemoryDataModule):
         tokenizer: PreTrainedTokenizerFast,
         model_limit: int | None,
         output_tokens: int,
-        folder: RunFolder,
+        folder: RunLayout,
         messages_column: str = "messages",
         id_column: str | None = "id",
         date_column: str | None = "date",

@@ -22,14 +22,13 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from memvec.data.reader import one_line
-from memvec.errors import WriterError
+from memvec.errors import WriterError, one_line
 from memvec.files import atomic_file, read_json
 from memvec.generation.echoes import Instructions, letters
 from memvec.generation.outputs import Output, read_outputs
 from memvec.generation.parser import Outcome, Parsed, parse
 from memvec.generation.writer import prompt_content
-from memvec.run import RunFolder
+from memvec.layout import RunLayout
 from memvec.schema import CONVERSATION_ID, DATE, ID, MESSAGE_END, MESSAGE_START, TEXT, TRUNCATED, memory_features
 
 PROVENANCE = (CONVERSATION_ID, MESSAGE_START, MESSAGE_END, DATE)
@@ -78,7 +77,7 @@ class MemoryFinalizer:
         WriterError: Windows are missing from the journal.
     """
 
-    def __init__(self, folder: RunFolder, instructions: Instructions) -> None:
+    def __init__(self, folder: RunLayout, instructions: Instructions) -> None:
         self.folder = folder
         self.instructions = instructions
         self.summary = read_json(folder.input_summary)

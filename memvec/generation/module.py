@@ -19,7 +19,7 @@ import torch
 from torch.utils.hooks import RemovableHandle
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from memvec.config import at_least, one_of
+from memvec.config.values import at_least, one_of
 from memvec.data.collator import Batch, real_tokens
 from memvec.errors import ConfigError
 from memvec.generation.cache import roomy_cache

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from memvec.data.prompt import FIELD, Prompt
 from memvec.errors import ConfigError
 from memvec.generation.echoes import Instructions
+from memvec.prompt.template import FIELD, Prompt
 
 
 @dataclass(frozen=True)

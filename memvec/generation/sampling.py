@@ -23,7 +23,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from memvec.data.digest import digest
+from memvec.digest import digest
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from memvec.generation.finalize import GenerationCounts
-from memvec.summary import RunSummary
+from memvec.run.summary import RunSummary
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from memvec.data.reader import one_line
-from memvec.errors import ModelError
+from memvec.errors import ModelError, one_line
 from memvec.hub import hub_warns_once
 from memvec.model.gguf import convert_gguf, find_gguf, is_gguf
 

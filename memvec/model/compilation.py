@@ -17,7 +17,7 @@ from collections.abc import Callable
 from torch import nn
 from transformers import PreTrainedModel
 
-from memvec.data.reader import one_line
+from memvec.errors import one_line
 from memvec.model.packing import PackedGatedBlock
 
 FEED_FORWARD = ("mlp", "feed_forward")

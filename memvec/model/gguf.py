@@ -22,8 +22,7 @@ from pathlib import Path
 import filelock
 import torch
 
-from memvec.data.reader import one_line
-from memvec.errors import ModelError
+from memvec.errors import ModelError, one_line
 
 PACKAGE_PREFIX = "gguf:"
 log = logging.getLogger(__name__)

@@ -18,10 +18,10 @@ import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from transformers import PreTrainedModel
 
-from memvec import lockstep
-from memvec.config import at_least, one_of
+from memvec.config.values import at_least, one_of
 from memvec.data.collator import Batch
 from memvec.errors import ModelError
+from memvec.model import lockstep
 from memvec.model.backbone import Backbone, layer_position
 from memvec.model.checkpoint import Checkpoint, locate_model
 from memvec.model.compilation import compile_regions

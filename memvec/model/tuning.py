@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedModel
 
-from memvec.data.reader import one_line
+from memvec.errors import one_line
 from memvec.model.attention import GROUPED
 from memvec.model.packing import can_pack, is_packed, pack, unpack
 from memvec.model.parity import relative_error

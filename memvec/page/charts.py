@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from memvec.files import read_json
 from memvec.page.contents import Json, chart
-from memvec.summary import RunSummary
+from memvec.run.summary import RunSummary
 
 BINS = 40
 

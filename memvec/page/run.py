@@ -20,16 +20,16 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from memvec.api import load
-from memvec.encoding import prompt_name
+from memvec.config.prompts import prompt_name
 from memvec.page.charts import run_charts
 from memvec.page.contents import Json, packed, table
 from memvec.page.groups import Colouring, by_length, by_name, by_prefix
 from memvec.page.neighbours import NEAREST, Neighbourhood, neighbourhood
 from memvec.page.projection import clusters, positions, principal_components
 from memvec.retrieval.exact import as_units, mean_vector
-from memvec.run import RunFolder
+from memvec.run.folder import RunFolder
+from memvec.run.summary import RunSummary, read_summary
 from memvec.schema import ID, NUM_TOKENS, TEXT, VECTOR
-from memvec.summary import RunSummary, read_summary
 
 MOST_POINTS = 20_000
 ROWS_OF_A_TABLE = 50

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from memvec.page.contents import Json, chart, table
 from memvec.retrieval.comparison import BEST_BY, best_line, by_layer, evaluation_rows, shown_evaluation
-from memvec.sweep_table import finished_jobs, job_labels, shown_table, sweep_rows
+from memvec.sweep.table import finished_jobs, job_labels, shown_table, sweep_rows
 
 
 def sweep_page(folder: Path) -> Json:

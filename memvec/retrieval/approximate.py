@@ -18,13 +18,12 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from memvec.data.reader import one_line
 from memvec.data.tokenise import without_progress_bars
-from memvec.errors import RunFolderError
+from memvec.errors import RunFolderError, one_line
 from memvec.extras import import_extra
 from memvec.files import atomic_file
 from memvec.retrieval.exact import Neighbours, Vectors, as_units, mapped_vectors, mean_vector, top_k
-from memvec.run import RunFolder
+from memvec.run.folder import RunFolder
 from memvec.schema import VECTOR
 
 NAME = "vectors"

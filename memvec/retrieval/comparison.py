@@ -11,8 +11,8 @@ from typing import Any
 
 from memvec.files import read_json
 from memvec.retrieval.measures import MEASURES
-from memvec.run import RunFolder
-from memvec.sweep_table import settings
+from memvec.run.folder import RunFolder
+from memvec.sweep.table import settings
 from memvec.table import aligned, write_csv
 
 BEST_BY = "nDCG@10"

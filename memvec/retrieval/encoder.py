@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from memvec.config import compose
-from memvec.encoding import check_texts, encode_texts, plain
+from memvec.config.compose import compose
+from memvec.config.prompts import plain
+from memvec.encoding import check_texts, encode_texts
 from memvec.errors import ModelError
-from memvec.run import RunFolder
-from memvec.summary import read_summary
+from memvec.run.folder import RunFolder
+from memvec.run.summary import read_summary
 
 # Parts of the manifest's model group that stay conf/'s own: they let code run, fit one machine, or pay in long runs.
 NOT_FROM_MANIFEST = ("_target_", "trust_remote_code", "use_safetensors", "attn_implementation", "compile")

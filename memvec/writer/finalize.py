@@ -20,10 +20,9 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from memvec.data.dataset import Rejection
-from memvec.data.reader import one_line
-from memvec.errors import WriterError
+from memvec.errors import WriterError, one_line
 from memvec.files import atomic_file, read_json
-from memvec.run import RunFolder
+from memvec.layout import RunLayout
 from memvec.schema import FILE, ID, LENGTH, NUM_TOKENS, ROW, TEXT, TRUNCATED, VECTOR, vector_features
 from memvec.writer.journal import JournalIndex, read_journal
 
@@ -61,7 +60,7 @@ class Finalizer:
         WriterError: Rows are missing from the journal, or no row has a vector.
     """
 
-    def __init__(self, folder: RunFolder, *, keep_text: bool = True) -> None:
+    def __init__(self, folder: RunLayout, *, keep_text: bool = True) -> None:
         self.folder = folder
         self.keep_text = keep_text
         self.summary = read_json(folder.input_summary)

@@ -30,11 +30,10 @@ import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 from numpy.typing import NDArray
 
-from memvec import lockstep
-from memvec.config import at_least, one_of
+from memvec.config.values import at_least, one_of
 from memvec.data.collator import Batch
-from memvec.data.reader import one_line
-from memvec.errors import WriterError
+from memvec.errors import WriterError, one_line
+from memvec.model import lockstep
 from memvec.model.module import HiddenStateModule
 from memvec.writer.journal import JournalWriter, vector_rows
 

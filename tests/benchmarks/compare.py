@@ -24,7 +24,7 @@ from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
-from memvec.config import sample_path
+from memvec.config.compose import sample_path
 from memvec.model.checkpoint import locate_model
 from memvec.model.gguf import is_gguf
 from tests.benchmarks import limit, report

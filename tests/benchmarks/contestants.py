@@ -22,12 +22,12 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, BatchEncoding, PreTrainedModel
 
-from memvec.metrics import peak_memory_bytes
 from memvec.model.pooling import last_token
+from memvec.trainer.metrics import peak_memory_bytes
 from tests.benchmarks.openvino import openvino
 from tests.benchmarks.task import Task, quiet_libraries
 from tests.benchmarks.turn import Run, Turn, fastest, padding_share, timed
-from tests.reference import reference_vectors
+from tests.helpers.reference import reference_vectors
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def truth(task: Task) -> Callable[[], NDArray[np.float32]]:
 
 
 def reference(task: Task) -> Run:
-    """One entry at a time through the full model, all layers' states kept: tests/reference.py as it stands."""
+    """One entry at a time through the full model, all layers' states kept: tests/helpers/reference.py as it stands."""
     model, tokenizer = _full_model(task, task.dtype), _on_device(task)
 
     def run(texts: Sequence[str]) -> Turn:

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from memvec.config import sample_path
+from memvec.config.compose import sample_path
 from memvec.files import read_json
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 import memvec
 from memvec.retrieval.approximate import ApproximateIndex
 from memvec.retrieval.exact import ExactIndex, mapped_vectors
-from tests.runs import write_run
+from tests.helpers.runs import write_run
 
 TOPICS = 1_000
 BLOCK = 5_000

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config
 
 from memvec.errors import ModelError
 from memvec.model.checkpoint import locate_model
-from tests.models import build_tokenizer
+from tests.helpers.models import build_tokenizer
 
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen3-0.6b": {

@@ -18,8 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-from memvec.config import sample_path
-from memvec.run import RunFolder
+from memvec.config.compose import sample_path
+from memvec.run.folder import RunFolder
 from memvec.writer.journal import SUFFIX
 
 POLL_SECONDS = 0.005

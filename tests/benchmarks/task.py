@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 from transformers import logging as transformers_logging
 
-from memvec.config import compose
+from memvec.config.compose import compose
 from memvec.model.checkpoint import prompt_limit
 
 DTYPES = {"32-true": torch.float32, "bf16-true": torch.bfloat16}

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks.ranks import main
-from tests.models import NEARLY_FREE
-from tests.processes import write_texts
+from tests.helpers.models import NEARLY_FREE
+from tests.helpers.processes import write_texts
 
 
 def test_one_rank_and_two_are_measured_and_compared(

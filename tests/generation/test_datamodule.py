@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 import memvec
 from memvec.errors import ConfigError
-from tests.conversations import CHAT, read_lines, write_lines
+from tests.helpers.conversations import CHAT, read_lines, write_lines
 from tests.test_generate import DRAWN, texts
 
 Configure = Callable[..., DictConfig]

@@ -14,7 +14,7 @@ from memvec.generation.cache import roomy_cache
 from memvec.generation.decoding import CirclesStop, Prompts, turn_end_ids, write_answers
 from memvec.generation.sampling import Sampling, row_seed
 from memvec.model.prefix import SharedPrefix, compute_prefix
-from tests.models import build_model
+from tests.helpers.models import build_model
 
 ROOM = 20
 ENDS = list(range(2, 400, 9))  # so many that rows end at different times

@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from omegaconf import DictConfig
 
-from memvec.build import build_conversations, build_generator, run_folder
 from memvec.data.reader import read_file
 from memvec.errors import WriterError
 from memvec.generation import finalize
 from memvec.generation.finalize import GenerationCounts, MemoryFinalizer
-from memvec.run import RunFolder
-from tests.conversations import read_lines
+from memvec.run.build import build_conversations, build_generator, run_folder
+from memvec.run.folder import RunFolder
 from tests.generation.frames import no_output, said, write_frames
+from tests.helpers.conversations import read_lines
 
 # Cut into windows of two messages, of which the next one begins with the last.
 LONG: dict[str, Any] = {

@@ -19,7 +19,7 @@ from memvec.generation.module import GenerationModule
 from memvec.generation.transcript import Message
 from memvec.model import memory
 from memvec.model.parity import Path as ComputingPath
-from tests.conversations import CHAT
+from tests.helpers.conversations import CHAT
 
 Configure = Callable[..., DictConfig]
 Write = Callable[..., Path]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from memvec.data.prompt import PromptEncoder
 from memvec.errors import ConfigError
 from memvec.generation.prompt import MemoryPrompt
+from memvec.prompt.encoder import PromptEncoder
 
 EXAMPLE = {"conversation": "Mia: Hi.", "answer": "NONE"}
 PROMPT = MemoryPrompt("Facts of {text}:", [EXAMPLE], ["Mia"], {"enable_thinking": False})

@@ -15,10 +15,10 @@ from memvec.files import read_json
 from memvec.generation.finalize import MemoryFinalizer
 from memvec.generation.parser import Outcome
 from memvec.generation.writer import OutputWriter
-from memvec.run import RunFolder
+from memvec.run.folder import RunFolder
 from memvec.writer.journal import journal_files, read_frames
-from tests.conversations import generation_overrides, marked, write_lines
-from tests.scripted import FAILS, NOTHING, UNDECIDED
+from tests.helpers.conversations import generation_overrides, marked, write_lines
+from tests.helpers.scripted import FAILS, NOTHING, UNDECIDED
 
 # Drawn at so high a temperature, what is undecided comes out either way; the rest stays what it is.
 RETRY = "generation.retry_temperature=200"

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, PreTrainedModel
 from memvec.model.attention import GROUPED, grouped_attention
 from memvec.model.prefix import SharedPrefix, cache_argument, compute_prefix
 from memvec.model.tuning import choose_kernels
-from tests.models import ARCHITECTURES, DECODER, SHARES_PREFIX, build_model
+from tests.helpers.models import ARCHITECTURES, DECODER, SHARES_PREFIX, build_model
 
 
 def last_hidden_state(decoder: PreTrainedModel, attention: str, prefix: SharedPrefix | None) -> torch.Tensor:

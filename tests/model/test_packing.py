@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from memvec.model.packing import PackedGatedBlock, PackedLinear, can_pack, is_packed, pack, unpack
-from tests.models import ARCHITECTURES, build_model
+from tests.helpers.models import ARCHITECTURES, build_model
 
 INPUT_IDS = torch.randint(3, 400, (3, 40), generator=torch.Generator().manual_seed(0))
 ROUNDING = {torch.float32: 5e-6, torch.bfloat16: 0.05}

@@ -15,7 +15,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from memvec.errors import ModelError
 from memvec.model.backbone import Backbone
 from memvec.model.parallel import share_weights, weights_mesh
-from tests.models import load_backbone
+from tests.helpers.models import load_backbone
 
 SIX = 6
 

@@ -14,7 +14,7 @@ import memvec
 from memvec.model import prefix
 from memvec.model.parity import TOLERANCE, Path, choose_path, relative_error
 from tests.conftest import TEXTS
-from tests.models import MODEL_SIZE, build_tokenizer
+from tests.helpers.models import MODEL_SIZE, build_tokenizer
 
 ZH = '请用一个Token总结以下文本"{text}"：'
 

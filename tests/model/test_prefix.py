@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache
 
 from memvec.model.backbone import Backbone
 from memvec.model.prefix import SharedPrefix, compute_prefix
-from tests.models import ARCHITECTURES, SHARES_PREFIX, WINDOW, load_backbone
+from tests.helpers.models import ARCHITECTURES, SHARES_PREFIX, WINDOW, load_backbone
 
 BATCH, TOKENS = 4, 24
 

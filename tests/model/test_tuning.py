@@ -26,7 +26,7 @@ from memvec.model.tuning import (
     set_products,
     use_kernels,
 )
-from tests.models import build_model, load_backbone
+from tests.helpers.models import build_model, load_backbone
 
 TEXTS = [f"she moved to town number {n} and likes it" for n in range(1200)]
 

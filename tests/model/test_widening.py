@@ -19,7 +19,7 @@ from memvec.model.packing import pack, unpack
 from memvec.model.parity import TOLERANCE, relative_error
 from memvec.model.tuning import product_choices
 from memvec.model.widening import has_room, multiplies, widen, widen_where_emulated
-from tests.models import build_model
+from tests.helpers.models import build_model
 
 CPU = torch.device("cpu")
 INPUT_IDS = torch.randint(3, 400, (3, 40), generator=torch.Generator().manual_seed(0))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.runs import random_vectors, write_run
+from tests.helpers.runs import random_vectors, write_run
 
 pytest.importorskip("sklearn")
 pytest.importorskip("selenium")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from memvec.page.neighbours import NEAREST, neighbourhood
-from tests.runs import random_vectors
+from tests.helpers.runs import random_vectors
 
 
 def test_the_nearest_of_an_entry_are_others_by_centred_cosine() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.runs import random_vectors
+from tests.helpers.runs import random_vectors
 
 pytest.importorskip("sklearn")
 

@@ -13,9 +13,9 @@ from omegaconf import DictConfig
 
 import memvec
 from memvec.errors import RunFolderError
-from memvec.run import RunFolder
+from memvec.run.folder import RunFolder
 from tests.conftest import TEXTS
-from tests.runs import random_vectors, write_run
+from tests.helpers.runs import random_vectors, write_run
 
 pytest.importorskip("sklearn")
 

@@ -13,8 +13,8 @@ import memvec
 from memvec.errors import ExtraError, RunFolderError
 from memvec.retrieval.approximate import ApproximateIndex
 from memvec.retrieval.exact import ExactIndex
-from memvec.run import RunFolder
-from tests.runs import random_vectors, write_run
+from memvec.run.folder import RunFolder
+from tests.helpers.runs import random_vectors, write_run
 
 # FAISS is made with SWIG, whose types have no __module__.
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")

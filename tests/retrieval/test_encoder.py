@@ -13,14 +13,14 @@ import torch
 from omegaconf import DictConfig
 
 import memvec
-from memvec.encoding import prompt_config
+from memvec.config.prompts import prompt_config
 from memvec.errors import ModelError
 from memvec.model.widening import multiplies
 from memvec.retrieval.encoder import QueryEncoder
-from memvec.run import RunFolder
-from memvec.summary import read_summary
+from memvec.run.folder import RunFolder
+from memvec.run.summary import read_summary
 from tests.conftest import TEXTS
-from tests.models import save_model
+from tests.helpers.models import save_model
 
 ENCODER = QueryEncoder(accelerator="cpu")
 
@@ -79,7 +79,7 @@ def test_a_manifest_says_which_numbers_but_never_that_code_may_run(manifest: dic
     manifest["config"]["prompt"]["_target_"] = manifest["config"]["data"]["_target_"] = "os.system"
     cfg = ENCODER.config(manifest)
     assert cfg.model._target_ == "memvec.model.module.HiddenStateModule"
-    assert cfg.prompt._target_ == "memvec.data.prompt.Prompt"
+    assert cfg.prompt._target_ == "memvec.prompt.encoder.Prompt"
     assert (cfg.model.trust_remote_code, cfg.model.use_safetensors) == (False, True)
     assert cfg.model.attn_implementation is None
     allowed = QueryEncoder(trust_remote_code=True, use_safetensors=False).config(manifest)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 import memvec
 from memvec.retrieval import exact
 from memvec.retrieval.exact import ExactIndex, mapped_vectors, top_k
-from tests.runs import random_vectors, write_run
+from tests.helpers.runs import random_vectors, write_run
 
 
 def cosines(vectors: NDArray[np.float32], queries: NDArray[np.float32], *, center: bool) -> NDArray[np.float64]:

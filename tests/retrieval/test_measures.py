@@ -13,7 +13,7 @@ from memvec.errors import InputError
 from memvec.retrieval.exact import ExactIndex
 from memvec.retrieval.measures import MEASURES, check_relevant, mean_measures, measure
 from memvec.retrieval.queries import Query
-from tests.runs import random_vectors
+from tests.helpers.runs import random_vectors
 
 
 def by_definition(ranked: Sequence[bool]) -> dict[str, float]:

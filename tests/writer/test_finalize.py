@@ -13,9 +13,9 @@ import pytest
 from datasets import Dataset, load_dataset
 from omegaconf import DictConfig
 
-from memvec.build import build_datamodule, build_model, run_folder
 from memvec.errors import WriterError
-from memvec.run import RunFolder
+from memvec.run.build import build_datamodule, build_model, run_folder
+from memvec.run.folder import RunFolder
 from memvec.writer import finalize
 from memvec.writer.finalize import Finalizer
 from memvec.writer.journal import JournalWriter

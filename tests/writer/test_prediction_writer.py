@@ -17,7 +17,7 @@ from memvec.errors import ConfigError, WriterError
 from memvec.model.module import HiddenStateModule
 from memvec.writer.journal import HEADER, JournalWriter
 from tests.conftest import TEXTS
-from tests.models import save_model
+from tests.helpers.models import save_model
 
 PLAIN = [f"entry number {n}" for n in range(130)]
 

@@ -1,0 +1,1 @@
+"""Composing conf/ and checking single values."""

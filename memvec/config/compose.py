@@ -1,0 +1,146 @@
+"""Where conf/ is, how a configuration is composed, and the checks of single values.
+
+In: overrides as a user types them. Out: a composed configuration.
+
+conf/ stands at the top of the checkout and, in an installed package, inside it (pyproject.toml's `force-include`): the
+package's copy is looked for first, so that a wheel never reads some other project's conf/.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from memvec.errors import ConfigError
+
+
+def conf_folder() -> Path:
+    """Returns the absolute folder of the YAML files."""
+    package = Path(str(resources.files("memvec")))
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def sample_path() -> str:
+    """Returns the path of the sample texts that the package ships."""
+    return str(resources.files("memvec") / "data" / "sample.jsonl")
+
+
+def sample_conversations_path() -> str:
+    """Returns the path of the sample conversations that the package ships."""
+    return str(resources.files("memvec") / "generation" / "sample.jsonl")
+
+
+def register_resolvers() -> None:
+    """Makes memvec's resolvers known to OmegaConf: what the YAML files write as `${memvec.…:}`."""
+    OmegaConf.register_new_resolver("memvec.sample", sample_path, replace=True)
+    OmegaConf.register_new_resolver("memvec.sample_conversations", sample_conversations_path, replace=True)
+    OmegaConf.register_new_resolver(
+        "memvec.either", lambda value, other: other if value is None else value, replace=True
+    )
+    OmegaConf.register_new_resolver("memvec.processes", count_processes, replace=True)
+
+
+def count_processes(accelerator: str, devices: Any, num_nodes: int) -> int:
+    """Returns how many processes a run has.
+
+    Args:
+        accelerator: `trainer.accelerator`.
+        devices: `trainer.devices`: a number, `auto` (all of this machine; on a CPU one), or a list of device numbers.
+        num_nodes: `trainer.num_nodes`.
+
+    Raises:
+        ConfigError: `devices` is none of these.
+    """
+    if isinstance(devices, Sequence) and not isinstance(devices, str):
+        return len(devices) * num_nodes
+    if str(devices) in ("auto", "-1"):
+        import torch  # slow to import, and this is asked for rarely
+
+        return (1 if accelerator == "cpu" else max(1, torch.accelerator.device_count())) * num_nodes
+    if not str(devices).isdigit():
+        raise ConfigError(f"trainer.devices={devices}: allowed: a number, auto, or a list of device numbers")
+    return int(devices) * num_nodes
+
+
+def compose(overrides: Sequence[str] = (), *, config_name: str = "predict") -> DictConfig:
+    """Composes a configuration in Python as the command line does.
+
+    Args:
+        overrides: As typed, such as `["data.path=memories.jsonl", "prompt=one_word_en", "output_dir=runs/a"]`.
+        config_name: Which top-level file of conf/.
+
+    Raises:
+        ConfigError: An override names nothing that exists.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    register_resolvers()
+    running = GlobalHydra.instance().hydra  # a program that runs under Hydra itself
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            return hydra_compose(config_name, overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(config_error_line(error, config_name=config_name)) from error
+    finally:
+        GlobalHydra.instance().hydra = running
+
+
+def to_container(cfg: DictConfig) -> dict[str, Any]:
+    """Returns a configuration as plain dictionaries, interpolations resolved."""
+    container = OmegaConf.to_container(cfg, resolve=True)
+    return {str(key): value for key, value in container.items()} if isinstance(container, dict) else {}
+
+
+def config_error_line(error: BaseException, *, config_name: str = "predict") -> str:
+    """Returns Hydra's several lines about a wrong override as one, in memvec's words where it knows the mistake.
+
+    Args:
+        error: What Hydra raised.
+        config_name: Which top-level file of conf/ was composed.
+    """
+    lines: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        lines += [line.strip() for line in str(cause).splitlines()]
+        cause = cause.__cause__
+    said = " ".join(lines)
+    if match := re.search(r"Could not override '([^']+)'", said):
+        near = difflib.get_close_matches(match[1], known_overrides(config_name), n=1)
+        advice = f"; did you mean {near[0]}?" if near else ""
+        return f"{match[1]}: no such override{advice} (--help lists them)"
+    if match := re.search(r"Missing mandatory value: (\S+)", said):
+        return f"{match[1]} is not set (--help says what it is)"
+    if match := re.search(r"Could not find '(\w+)/([^']+)'", said):
+        allowed = sorted(path.stem for path in (conf_folder() / match[1]).glob("*.yaml"))
+        return f"{match[1]}={match[2]}: no such option; allowed: {', '.join(allowed)}"
+    return "; ".join(line for line in dict.fromkeys(lines) if line) or type(error).__name__
+
+
+def known_overrides(config_name: str = "predict") -> list[str]:
+    """Returns the names of all overrides that a top-level file of conf/ declares, such as `data.batch_size`."""
+    folder = conf_folder()
+    top = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(folder / f"{config_name}.yaml")))
+    names: set[str] = set()
+    for key, value in top.items():
+        if key not in ("defaults", "hydra"):
+            names |= {f"{key}.{inner}" for inner in value} if isinstance(value, dict) else {key}
+    groups = {str(key) for choice in top["defaults"] if isinstance(choice, dict) for key in choice if "/" not in key}
+    for choice in groups - {"experiment"}:
+        group, _, place = choice.partition("@")  # `data@vectors`: an option of data, whose place is `vectors`
+        names.add(place or group)
+        for path in (folder / group).glob("*.yaml"):
+            keys = {str(key) for key in OmegaConf.load(path)} - {"defaults", "_target_"}
+            names |= {f"{place or group}.{key}" for key in keys}
+    return sorted(names)

@@ -1,0 +1,44 @@
+"""Checks of single option values.
+
+In: an option's name and the value a user gave. Out: the value, or a `ConfigError` that names both and what is allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from memvec.errors import ConfigError
+
+Value = TypeVar("Value")
+
+
+def at_least(name: str, value: Any, minimum: int) -> int:
+    """Returns `value` where it is an integer of at least `minimum`.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ConfigError(f"{name}={value}: allowed: an integer of at least {minimum}")
+    return value
+
+
+def at_least_or_none(name: str, value: Any, minimum: int) -> int | None:
+    """Returns `value` where it is None or an integer of at least `minimum`.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    return None if value is None else at_least(name, value, minimum)
+
+
+def one_of(name: str, value: Value, allowed: Sequence[Value]) -> Value:
+    """Returns `value` where it is one of `allowed`.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if value not in allowed:
+        raise ConfigError(f"{name}={value}: allowed: {', '.join(map(str, allowed))}")
+    return value

@@ -1,0 +1,1 @@
+"""From a text and a template to `input_ids`: `encoder` is the way in."""

@@ -1,0 +1,88 @@
+"""What a finished run came to: the manifest and metrics it leaves, and the five lines it closes with."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from memvec.files import read_json, write_json
+from memvec.run.folder import RunFolder
+from memvec.writer.finalize import Counts
+
+LIBRARIES = ("memvec", "torch", "lightning", "transformers", "tokenizers", "datasets", "pyarrow", "numpy")
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A finished run.
+
+    Args:
+        folder: Where it lies.
+        manifest: Content of `manifest.json`.
+        metrics: Content of `metrics.json`.
+    """
+
+    folder: RunFolder
+    manifest: dict[str, Any] = field(repr=False)
+    metrics: dict[str, Any] = field(repr=False)
+
+    @property
+    def counts(self) -> Counts:
+        """What became of the rows."""
+        return Counts(**self.manifest["counts"])
+
+    def lines(self) -> list[str]:
+        """Returns the closing summary."""
+        counts = self.counts
+        rejected = f"{counts.rejected:,}" + (f" (why: {self.folder.rejected})" if counts.rejected else "")
+        tokens, entries = self.metrics["tokens_per_second"], self.metrics["entries_per_second"]
+        speed = f"{tokens:,.0f} ({entries:,.1f} entries/s; {self.manifest['notes']['path']})"
+        if self.metrics["computed_entries"] < counts.unique:
+            speed += f", over the {self.metrics['computed_entries']:,} computed since the run went on"
+        return [
+            f"entries    {counts.entries:,} ({counts.unique:,} different) of {counts.dimension} numbers each",
+            f"rejected   {rejected}",
+            f"truncated  {counts.truncated:,}",
+            f"tokens/s   {speed}",
+            f"vectors    {self.folder.vectors}",
+        ]
+
+
+def write_summary(
+    folder: RunFolder,
+    *,
+    counts: Any,
+    config: dict[str, Any],
+    metrics: dict[str, Any],
+    notes: dict[str, Any],
+    summary: type[RunSummary] = RunSummary,
+) -> RunSummary:
+    """Writes `metrics.json`, then `manifest.json`, with which the run is complete.
+
+    Args:
+        folder: The run's folder; its results are written.
+        counts: What became of the rows, as a dataclass.
+        config: The configuration, resolved.
+        metrics: For `metrics.json`.
+        notes: What the run found out about itself (the prefix shared, the path taken), for the manifest.
+        summary: The class of what is returned.
+    """
+    manifest = {
+        "fingerprint": read_json(folder.fingerprint),
+        "counts": asdict(counts),
+        "notes": notes,
+        "config": config,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_json(folder.metrics, metrics)
+    write_json(folder.manifest, manifest)
+    return summary(folder, manifest, metrics)
+
+
+def read_summary(folder: RunFolder, summary: type[RunSummary] = RunSummary) -> RunSummary:
+    """Reads what a finished run left, as the given class."""
+    return summary(folder, read_json(folder.manifest), read_json(folder.metrics))

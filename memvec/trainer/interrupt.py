@@ -1,0 +1,193 @@
+"""Stops a run on SIGTERM or Ctrl-C after the batch in hand, with everything computed kept.
+
+In: a signal. Out: `Interrupted`, raised between two batches on every rank; the writer flushes, the exit code is 128 +
+the signal's number (143, 130).
+
+How: Lightning looks at SIGTERM in its training loops only: predicting would run to its end and exit with 0. So this
+callback puts handlers of its own in place when predicting starts, after Lightning has put its own. A handler only
+remembers the signal and passes it on to the processes that Lightning's launcher started. With `ddp_spawn` the first
+process computes nothing itself, and `signals_to_spawned_ranks` does the same there. A process whose parent dies gets
+SIGTERM from the kernel, so that no rank outlives its run.
+
+Who is impatient may send a second signal, which ends everything at once. It means that only to the process the user
+talks to: the one that was started as a command, and started the others. Every other process may get each signal twice,
+from the terminal or the scheduler and from what started it (Lightning's launcher, torchrun, SLURM), and would lose what
+it has not flushed; it heeds the first one and no other, and what started it kills it where it does not end in time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+
+from memvec.errors import Interrupted
+from memvec.model import lockstep
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SECONDS_TO_FLUSH = 25
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+log = logging.getLogger(__name__)
+
+
+def end_with_parent() -> None:
+    """Asks the kernel to send this process SIGTERM when its parent dies (Linux; elsewhere nothing happens)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@contextmanager
+def signals_to_spawned_ranks(trainer: pl.Trainer) -> Iterator[None]:
+    """Passes a signal on to the ranks that Lightning spawned, and waits for them; with other launchers does nothing.
+
+    Raises:
+        Interrupted: There was a signal.
+    """
+    launcher = trainer.strategy.launcher
+    if not isinstance(launcher, _MultiProcessingLauncher) or not _is_main_thread():
+        yield
+        return
+    received: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        if received:
+            launcher.kill(signal.SIGKILL)
+            os._exit(128 + number)
+        received.append(number)
+        _say_how_to_stop()
+        launcher.kill(signal.SIGTERM)
+
+    before: dict[int, Any] = {number: signal.signal(number, remember) for number in SIGNALS}
+    try:
+        yield
+    except Exception as error:  # the ranks say that they were interrupted, with a traceback in words
+        if received:
+            raise Interrupted(received[0]) from error
+        raise
+    finally:
+        _restore(before)
+    if received:
+        raise Interrupted(received[0])
+
+
+class StopOnSignal(pl.Callback):
+    """Remembers a signal and ends the run after the batch in hand."""
+
+    def __init__(self) -> None:
+        self._received: int | None = None  # by this process
+        self._agreed: int | None = None  # by this process or one it shares the weights with
+        self._before: dict[int, Any] = {}
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._leads = True
+        self._must_end_with_0 = False
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Puts the handlers in place; stops at once where Lightning has swallowed a signal meanwhile."""
+        if not _is_main_thread():
+            return
+        launcher = trainer.strategy.launcher
+        self._processes = getattr(launcher, "procs", [])
+        # Lightning's launcher does not tell who started this process: in a rank that it started by a command, it looks
+        # as if somebody else had. And a strategy of one device knows of no environment, though torchrun may be there.
+        environment = trainer._accelerator_connector.cluster_environment
+        is_by_lightning = isinstance(environment, LightningEnvironment)
+        is_by_command = is_by_lightning and not isinstance(launcher, _MultiProcessingLauncher)
+        self._leads = is_by_command and trainer.local_rank == 0
+        # Lightning watches the ranks it started by a command, and kills this process when one does not end with 0.
+        self._must_end_with_0 = is_by_command and trainer.local_rank > 0
+        self._before = {number: signal.signal(number, self._remember) for number in SIGNALS}
+        if trainer.received_sigterm:
+            self._received = signal.SIGTERM
+            self._pass_on(signal.SIGTERM)
+        self._stop_if_received(trainer, batches=0)
+
+    def on_predict_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Ends the run where a signal came during the batch."""
+        self._stop_if_received(trainer, batches=batch_idx + 1)
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Puts the handlers back that were there before."""
+        self._restore()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Waits for the ranks this process started, which flush too; those that do not end are killed."""
+        if self._agreed is None:
+            self._restore()
+            return
+        for process in self._processes:
+            try:
+                process.wait(timeout=SECONDS_TO_FLUSH)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        if self._leads:
+            self._restore()
+            return
+        # The signal may come again until this process has ended, so it is ignored from here on, even while Python shuts
+        # down; and Lightning, which puts back the handlers that it has found, must not find any to put back.
+        for number in self._before:
+            trainer._signal_connector._original_handlers.pop(number, None)
+            signal.signal(number, signal.SIG_IGN)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self._leads:
+            if self._received is not None:
+                for process in self._processes:
+                    process.kill()
+                os._exit(128 + number)
+            _say_how_to_stop()
+        self._received = self._received or number
+        self._pass_on(number)
+
+    def _pass_on(self, number: int) -> None:
+        for process in self._processes:
+            process.send_signal(number)
+
+    def _stop_if_received(self, trainer: pl.Trainer, *, batches: int) -> None:
+        # Where weights are shared out, a process that stopped alone would leave the others waiting for it.
+        received = int(lockstep.agreed_maximum(trainer, self._received or 0))
+        if not received:
+            return
+        self._agreed = received
+        log.info("stopping after %d %s", batches, "batch" if batches == 1 else "batches")
+        if self._must_end_with_0:
+            raise SystemExit(0)
+        raise Interrupted(received)
+
+    def _restore(self) -> None:
+        _restore(self._before)
+        self._before = {}
+
+
+def _is_main_thread() -> bool:
+    """Whether this is the thread in which Python lets signals be handled."""
+    return threading.current_thread() is threading.main_thread()
+
+
+def _say_how_to_stop() -> None:
+    os.write(2, b"\nmemvec: finishing the batch in hand; a second signal stops at once\n")
+
+
+def _restore(handlers: dict[int, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -1,0 +1,154 @@
+"""How fast a run was: seconds a stage, and what each rank computed in how much time and memory.
+
+In: the stages as they run, the predict loop's hooks on every rank, and what a writer has counted. Out: `metrics.json`.
+
+How: the process that leads the run times the stages; a callback on every rank leaves a small JSON file in the journal,
+so that what spawned and remote ranks found out comes back the same way as what the first did.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import lightning.pytorch as pl
+import torch
+
+from memvec.files import read_json, write_json
+from memvec.model.lockstep import is_first_with_its_batches
+from memvec.model.module import HiddenStateModule
+
+RANK_FILE = "metrics-rank-{rank:05d}.json"
+
+
+class Stopwatch:
+    """Seconds spent in each stage, in the order in which they first ran."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the time spent inside to the stage `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def stage_table(seconds: dict[str, float]) -> str:
+    """Returns the stages of a run as a table: seconds, and their share of all."""
+    whole = sum(seconds.values()) or 1.0
+    rows = [f"{name:<20}{spent:>10.2f} s {100 * spent / whole:>6.1f} %" for name, spent in seconds.items()]
+    return "\n".join([*rows, f"{'all':<20}{whole:>10.2f} s"]) + "\n"
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Returns the most memory this process has held: on a GPU the device's, else the resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB, macOS in bytes
+
+
+class RankMetrics(pl.Callback):
+    """Leaves this rank's numbers of the predict loop in the journal's folder; those of a second loop are added.
+
+    Args:
+        journal: The journal's folder.
+        counters: Returns further numbers of the loop that has just ended, by name.
+    """
+
+    def __init__(self, journal: Path, counters: Callable[[], dict[str, int]] = dict) -> None:
+        self.journal = journal
+        self.counters = counters
+        self._start = 0.0
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts the clock, after loading and planning."""
+        self._start = time.perf_counter()
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stops the clock when the last vector is in the journal: this callback stands behind the writer."""
+        seconds = time.perf_counter() - self._start
+        sampler = trainer.datamodule.sampler  # type: ignore[attr-defined]
+        counts = is_first_with_its_batches(trainer)  # what a tensor-parallel group computes together is counted once
+        path = self.journal / RANK_FILE.format(rank=trainer.global_rank)
+        numbers = {
+            "seconds": seconds,
+            "entries": sampler.rows * counts,
+            "tokens": trainer.datamodule.count_tokens(sampler) * counts,  # type: ignore[attr-defined]
+            "computed_tokens": sampler.total_tokens * counts,
+            "padded_tokens": sampler.padded_tokens * counts,
+        }
+        earlier = read_json(path) if path.exists() else {}
+        loop = {
+            "counted": _sum(self.counters(), earlier.get("counted", {})),
+            "max_tokens": sampler.max_tokens,
+            "peak_memory_bytes": peak_memory_bytes(trainer.strategy.root_device),
+            "notes": cast(HiddenStateModule, pl_module).notes(),
+        }
+        write_json(path, {**_sum(numbers, earlier), **loop})
+
+
+def _sum(numbers: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
+    """Adds the numbers of an earlier loop of this run."""
+    return {name: number + earlier.get(name, 0) for name, number in numbers.items()}
+
+
+def forget_ranks(journal: Path) -> None:
+    """Removes the numbers of an earlier attempt, so that a run's are those of the attempt that finished it.
+
+    Args:
+        journal: The journal's folder.
+    """
+    for path in _rank_files(journal):
+        path.unlink()
+
+
+def first_notes(journal: Path) -> dict[str, Any] | None:
+    """Returns what the first rank's module found out while running, or None where nothing was left to run.
+
+    Args:
+        journal: The journal's folder.
+    """
+    path = journal / RANK_FILE.format(rank=0)
+    return read_json(path)["notes"] if path.exists() else None
+
+
+def combine_ranks(journal: Path) -> dict[str, Any]:
+    """Returns the run's numbers from those of its ranks: the slowest rank's time, everybody's work.
+
+    Args:
+        journal: The journal's folder.
+    """
+    ranks = [read_json(path) for path in _rank_files(journal)]
+
+    def total(name: str) -> int:
+        return sum(rank[name] for rank in ranks)
+
+    seconds = max((rank["seconds"] for rank in ranks), default=0.0)
+    counted = {name: sum(rank["counted"][name] for rank in ranks) for name in (ranks[0]["counted"] if ranks else ())}
+    return {
+        "entries_per_second": total("entries") / seconds if seconds else 0.0,
+        "tokens_per_second": total("tokens") / seconds if seconds else 0.0,
+        "padding_share": 1 - total("computed_tokens") / total("padded_tokens") if total("padded_tokens") else 0.0,
+        "computed_entries": total("entries"),
+        "computed_tokens": total("computed_tokens"),
+        "max_tokens": ranks[0]["max_tokens"] if ranks else None,
+        "ranks": len(ranks),
+        **counted,
+        **{f"{name}_per_second": number / seconds if seconds else 0.0 for name, number in counted.items()},
+        "predict_seconds": seconds,
+        "peak_memory_bytes": max((rank["peak_memory_bytes"] for rank in ranks), default=0),
+    }
+
+
+def _rank_files(journal: Path) -> list[Path]:
+    return sorted(journal.glob(RANK_FILE.replace("{rank:05d}", "*")))

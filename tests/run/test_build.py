@@ -1,0 +1,83 @@
+"""Building the parts of a run: which processes it has, and configurations whose processes do not fit together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from omegaconf import DictConfig
+
+from memvec.errors import ConfigError
+from memvec.run.build import build_trainer, build_writer, run_folder
+
+Configure = Callable[..., DictConfig]
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "a", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+SLURM = {
+    "SLURM_NTASKS": "2",
+    "SLURM_NTASKS_PER_NODE": "2",
+    "SLURM_JOB_NAME": "memvec",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+}
+
+
+@pytest.fixture
+def build(tiny_config: Configure, monkeypatch: pytest.MonkeyPatch) -> Callable[..., object]:
+    """Returns the cluster environment of a Trainer built within an environment, with overrides."""
+
+    def build_with(environment: dict[str, str], *overrides: str) -> object:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        cfg = tiny_config(Path("memories.jsonl"), *overrides)
+        folder = run_folder(cfg)
+        return build_trainer(cfg, build_writer(cfg, folder), folder)._accelerator_connector.cluster_environment
+
+    return build_with
+
+
+def test_slurm_is_told_never_to_requeue(build: Callable[..., object]) -> None:
+    """Lightning would leave a checkpoint in the run's folder, and load it into whatever model runs there next."""
+    environment = build(SLURM, "trainer=ddp", "trainer.devices=2")
+    assert isinstance(environment, SLURMEnvironment)
+    assert environment.auto_requeue is False
+
+
+def test_torchrun_counts_inside_slurm(build: Callable[..., object]) -> None:
+    environment = build({**SLURM, "SLURM_NTASKS": "1", **TORCHRUN}, "trainer=ddp", "trainer.devices=2")
+    assert isinstance(environment, TorchElasticEnvironment)
+
+
+@pytest.mark.parametrize("environment", [TORCHRUN, SLURM], ids=["torchrun", "SLURM"])
+def test_as_many_processes_as_are_configured_must_have_been_started(
+    environment: dict[str, str], build: Callable[..., object]
+) -> None:
+    message = "has started 2 processes, but trainer.devices=3 trainer.num_nodes=1 means 3"
+    with pytest.raises(ConfigError, match=message):
+        build(environment, "trainer=ddp", "trainer.devices=3")
+    with pytest.raises(ConfigError, match="means 1"):
+        build(environment, "trainer.devices=1")
+
+
+def test_what_slurm_was_not_told_is_one_line(build: Callable[..., object]) -> None:
+    environment = {name: value for name, value in SLURM.items() if name != "SLURM_NTASKS_PER_NODE"}
+    with pytest.raises(ConfigError, match="--ntasks-per-node"):
+        build(environment, "trainer=ddp", "trainer.devices=2")
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "fsdp_cpu_offload", "deepspeed_stage_3"])
+def test_strategies_that_memvec_cannot_keep_in_step_name_those_it_can(
+    strategy: str, build: Callable[..., object]
+) -> None:
+    with pytest.raises(ConfigError, match=f"trainer.strategy={strategy}: .*trainer=fsdp or trainer=tensor_parallel"):
+        build({}, f"trainer.strategy={strategy}")
+
+
+def test_sizes_that_do_not_make_up_the_processes_are_one_line(build: Callable[..., object]) -> None:
+    message = "data_parallel_size=3 times tensor_parallel_size=1 must be the number of processes, 2"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        build({}, "trainer=fsdp", "trainer.devices=2", "trainer.strategy.data_parallel_size=3")
