@@ -16,7 +16,6 @@ from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import torch
-from torch.utils.hooks import RemovableHandle
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from memvec.config.values import at_least, one_of
@@ -31,7 +30,6 @@ from memvec.model.backbone import Backbone
 from memvec.model.memory import compute_in_parts
 from memvec.model.module import DTYPES, HiddenStateModule
 from memvec.model.parity import Path
-from memvec.model.tuning import get_products, set_products
 
 # Tokens written while kernels are timed: their steps then take about as long as the prompts before them.
 TOKENS_TO_MEASURE = 8
@@ -110,7 +108,6 @@ class GenerationModule(HiddenStateModule):
         self.seed = at_least("generation.seed", seed, 0)
         self.language_model: PreTrainedModel | None = None
         self.end_token_ids: list[int] = []
-        self._products_hook: RemovableHandle | None = None
 
     def fingerprint(self, *, precision: str) -> dict[str, Any]:
         """Returns what decides the answers to given tokens, for the run's fingerprint."""
@@ -213,35 +210,12 @@ class GenerationModule(HiddenStateModule):
 
         return torch.cat([scores(slice(start, min(start + most, rows))) for start in range(0, rows, most)])
 
-    def _choose_kernels(self, batch: Batch) -> None:
-        """Chooses how matrix products are computed.
-
-        What is fastest for prompts holds for prompts alone: with one token a row, attention is several times as slow
-        through oneDNN as by torch's default.
-        """
-        super()._choose_kernels(batch)
-        decoder = self.decoder
-        chosen, default = get_products(), self._products_before
-
-        def set_for_width(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-            given = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
-            set_products(chosen if given.shape[1] > 1 else default)
-
-        if chosen != default:
-            self._products_hook = decoder.register_forward_pre_hook(set_for_width, with_kwargs=True)
-
     def _attentions_to_try(self) -> list[str]:
         """Returns the present one alone: a few rows do not tell what is fastest for many."""
         return [self.decoder.config._attn_implementation]
 
     def _model_to_tune(self) -> PreTrainedModel:
         return self._language_model()  # with its head, which each new token goes through
-
-    def teardown(self, stage: str) -> None:
-        """Puts the setting of matrix products back."""
-        if self._products_hook is not None:
-            self._products_hook.remove()
-        super().teardown(stage)
 
     def _prompts(self, path: Path, batch: Batch, part: slice, *, room: int) -> Prompts:
         """Returns some rows of a batch without the padding that none of them needs, with room for so many tokens."""

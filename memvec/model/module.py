@@ -35,10 +35,8 @@ from memvec.model.tuning import (
     Choice,
     attention_choices,
     choose_kernels,
-    get_products,
     measure,
     product_choices,
-    set_products,
     use_attention,
 )
 from memvec.model.widening import widen_where_emulated
@@ -100,7 +98,6 @@ class HiddenStateModule(pl.LightningModule):
         self.prefix: SharedPrefix | None = None
         self.path = Path.BATCHED
         self.probe_errors: dict[str, float] = {}
-        self._products_before = get_products()
         self.kernels: Choice | None = None
         self.rejections: dict[int, str] = {}
 
@@ -194,10 +191,6 @@ class HiddenStateModule(pl.LightningModule):
                 self.compile_seconds = compile_regions(self.decoder, lambda: self._run(self.path, batch))
         if self.probe == "auto":
             self._choose_path([move_data_to_device(batch, self.device) for batch in datamodule.batches.to_probe()])
-
-    def teardown(self, stage: str) -> None:
-        """Puts the process-wide setting of matrix products back."""
-        set_products(self._products_before)
 
     def _choose_kernels(self, batch: Batch) -> None:
         decoder, dtype = self._model_to_tune(), self._precision()

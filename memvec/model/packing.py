@@ -5,10 +5,11 @@ product of gated feed-forward blocks done inside the matrix products.
 
 Why: torch's own products bring a weight into oneDNN's blocks anew in every call (5 % of a batch of 1,024 tokens, 20 %
 of one of 256), and a gated block passes twice more over its widest activations than it needs to. It is also float32 to
-the last bit where oneDNN is fast and MKL is not: the other way to oneDNN, torch's `fp32_precision`, allows bfloat16
-products. These are the operators that torch.compile's freezing emits (torch/_inductor/fx_passes/mkldnn_fusion.py); they
-are used directly, since freezing a whole model with dynamic shapes takes minutes. The packed weight replaces the plain
-one, so memory does not double, and `unpack` gives exactly the weights that were there.
+the last bit where oneDNN is fast and MKL is not: torch's `fp32_precision`, another way to oneDNN, allows bfloat16
+matmuls, which are other vectors on a processor with bfloat16 tiles (AMX). These are the operators that torch.compile's
+freezing emits (torch/_inductor/fx_passes/mkldnn_fusion.py); they are used directly, since freezing a whole model with
+dynamic shapes takes minutes. The packed weight replaces the plain one, so memory does not double, and `unpack` gives
+exactly the weights that were there.
 """
 
 from __future__ import annotations

@@ -2,14 +2,13 @@
 
 In: a decoder and a function that runs a few real rows through it. Out: the decoder set to the fastest combination of
 
-- on a CPU, the products: torch's default (MKL in float32), oneDNN by torch's `fp32_precision`, or oneDNN on packed
-  weights (`memvec.model.packing`), up to 2.4 times apart;
+- on a CPU, the matmuls: torch's default (MKL in float32), or oneDNN on packed weights (`memvec.model.packing`), up to
+  2.4 times apart;
 - the attention implementation (`sdpa`, or `memvec.model.attention`: on short rows either may win, by up to 1.4 times).
 
 Why measure: which of them is faster differs by processor, dtype and row length, in opposite directions. Why the error
-is checked too: `fp32_precision` allows bfloat16 products, which a processor without bfloat16 tiles computes in exact
-float32 and one with them (AMX) does not; and a block that only looks like what it is packed as gives other vectors. A
-choice whose vectors differ from the default's by more than rounding is not taken, however fast.
+is checked too: a block that only looks like what it is packed as gives other vectors. A choice whose vectors differ
+from the default's by more than rounding is not taken, however fast.
 
 All but `sdpa` attention keeps a number for every pair of tokens, so what is fastest on short rows is by far the slowest
 on long ones: the choice holds for rows up to `LENGTHS_ALIKE` times as long as those it was measured on, and longer ones
@@ -54,8 +53,7 @@ class Kernels:
 
     Args:
         attention: transformers' name of the attention implementation.
-        products: `default` is torch's route; `oneDNN` hands float32 products to oneDNN; `packed` has oneDNN multiply
-            packed weights.
+        products: `default` is torch's route; `packed` has oneDNN multiply packed weights.
     """
 
     attention: str
@@ -97,9 +95,7 @@ def product_choices(decoder: PreTrainedModel, *, computed_in: torch.dtype, devic
     dtype = decoder.dtype
     if device.type != "cpu" or dtype != computed_in or not torch.backends.mkldnn.enabled:
         return ["default"]
-    if can_pack(decoder, dtype=dtype, device=device):
-        return ["default", "packed"]  # packed products are oneDNN's, without what makes `oneDNN` slower and less exact
-    return ["default", "oneDNN"] if dtype == torch.float32 else ["default"]
+    return ["default", "packed"] if can_pack(decoder, dtype=dtype, device=device) else ["default"]
 
 
 def attention_choices(default: str, *, device: torch.device) -> list[str]:
@@ -115,9 +111,8 @@ def attention_choices(default: str, *, device: torch.device) -> list[str]:
 
 
 def use_kernels(decoder: PreTrainedModel, kernels: Kernels) -> None:
-    """Sets the decoder, and torch for this process, to a combination."""
+    """Sets the decoder to a combination."""
     use_attention(decoder, kernels.attention)
-    set_products("bf16" if kernels.products == "oneDNN" else "none")
     if kernels.products != "packed":
         unpack(decoder)
     elif not is_packed(decoder):
@@ -128,16 +123,6 @@ def use_attention(decoder: PreTrainedModel, attention: str) -> None:
     """Sets the decoder to an attention implementation."""
     if decoder.config._attn_implementation != attention:
         decoder.set_attn_implementation(attention)
-
-
-def get_products() -> str:
-    """Returns the route of float32 matrix products on the CPU."""
-    return str(torch.backends.mkldnn.matmul.fp32_precision)  # type: ignore[attr-defined]
-
-
-def set_products(route: str) -> None:
-    """Sets the route of float32 matrix products on the CPU, for the whole process; `none` is torch's default."""
-    torch.backends.mkldnn.matmul.fp32_precision = route  # type: ignore[attr-defined]
 
 
 def choose_kernels(

@@ -79,7 +79,7 @@ def test_a_manifest_says_which_numbers_but_never_that_code_may_run(manifest: dic
     manifest["config"]["prompt"]["_target_"] = manifest["config"]["data"]["_target_"] = "os.system"
     cfg = ENCODER.config(manifest)
     assert cfg.model._target_ == "memvec.model.module.HiddenStateModule"
-    assert cfg.prompt._target_ == "memvec.prompt.encoder.Prompt"
+    assert cfg.prompt._target_ == "memvec.prompt.template.Prompt"
     assert (cfg.model.trust_remote_code, cfg.model.use_safetensors) == (False, True)
     assert cfg.model.attn_implementation is None
     allowed = QueryEncoder(trust_remote_code=True, use_safetensors=False).config(manifest)

@@ -102,7 +102,7 @@ def test_a_plan_leaves_a_run_in_the_same_folder_alone(texts: Path, tiny_config: 
 
 
 def test_a_program_that_asks_predict_for_a_plan_is_told_what_makes_it(texts: Path, tiny_config: Configure) -> None:
-    with pytest.raises(ConfigError, match=r"memvec\.dry_run\.plan_run"):
+    with pytest.raises(ConfigError, match=r"memvec\.run\.dry_run\.plan_run"):
         memvec.predict(tiny_config(texts, *PLAN))
 
 

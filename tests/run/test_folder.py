@@ -153,7 +153,7 @@ def test_two_processes_cannot_run_in_one_folder(tmp_path: Path) -> None:
 
 def test_a_process_that_was_killed_does_not_keep_the_folder(tmp_path: Path) -> None:
     script = (
-        "import json, os, signal, sys; from memvec.run import RunFolder\n"
+        "import json, os, signal, sys; from memvec.run.folder import RunFolder\n"
         "print(RunFolder(sys.argv[1]).claim(json.loads(sys.argv[2])).value, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
