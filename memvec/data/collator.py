@@ -12,14 +12,16 @@ every row, so there the padding stands on the left, behind the shared prefix.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypedDict
+from typing import TYPE_CHECKING, Literal, Protocol, TypedDict
 
 import numpy as np
 import torch
-from datasets import Dataset
 from numpy.typing import NDArray
 
 from memvec.schema import INPUT_IDS
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 class Batch(TypedDict):
@@ -63,7 +65,7 @@ class PromptRows(torch.utils.data.Dataset[TokenRows]):
     """The tokenised dataset, memory-mapped, read a batch at a time.
 
     Args:
-        dataset: With columns of `memvec.schema.PROMPT_FEATURES`.
+        dataset: With columns of `memvec.features.PROMPT_FEATURES`.
     """
 
     def __init__(self, dataset: Dataset) -> None:

@@ -22,13 +22,14 @@ from memvec.data.dataset import EntriesSummary, write_entries, write_stream
 from memvec.data.rules import BatchRules
 from memvec.data.source import find_sources
 from memvec.errors import ConfigError
+from memvec.features import WINDOW_FEATURES
 from memvec.files import atomic_file
 from memvec.generation.prompt import MemoryPrompt
 from memvec.generation.transcript import Transcript, TranscriptSource
 from memvec.generation.window import cut_transcript
 from memvec.layout import RunLayout
 from memvec.prompt.encoder import PromptEncoder
-from memvec.schema import FILE, ID, ROW, TEXT, WINDOW_FEATURES
+from memvec.schema import FILE, ID, ROW, TEXT
 
 WINDOWS_PER_BATCH = 1_000
 NO_LIMIT = 2**31

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-import lightning.pytorch as pl
 import torch
 from torch import nn
 
@@ -14,6 +13,9 @@ from memvec.model.lockstep import WeightGroup
 from memvec.model.parity import Path
 from memvec.model.prefix import SharedPrefix
 from memvec.model.tuning import Choice
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
 
 
 class Engine(Protocol):

@@ -11,12 +11,15 @@ is agreed upon here. Where every process holds a copy of its own, each decides f
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed
-from torch.distributed.device_mesh import DeviceMesh
 
 from memvec.model.parallel import DATA_PARALLEL, in_words, weights_mesh
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 CPU = torch.device("cpu")
 

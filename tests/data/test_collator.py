@@ -92,7 +92,7 @@ def test_the_loader_works_with_worker_processes(rows: list[list[int]], mapped: D
 
 def test_prompts_in_memory_give_the_batches_of_those_on_disk(rows: list[list[int]], mapped: Dataset) -> None:
     offsets = np.concatenate([[0], np.cumsum(list(map(len, rows)))])
-    in_memory = PromptArrays(np.asarray(sum(rows, []), dtype=np.int32), offsets)
+    in_memory = PromptArrays(np.concatenate([np.asarray(row, dtype=np.int32) for row in rows]), offsets)
     collate = PaddingCollator(pad_token_id=PAD)
     for indices in ([5, 6, 7], [59, 0, 30, 30], [17]):
         found = collate(in_memory.__getitems__(np.asarray(indices)))
