@@ -28,23 +28,19 @@ class PromptBatches:
 
     Args:
         prompts: With columns of `memvec.schema.PROMPT_FEATURES`.
-        groups: `(rows, costs)` pairs, both `[N]`: the rows that begin with the shared prefix, then the others, and the
-            tokens each costs.
-        lengths: Tokens of every prompt of the dataset.
+        groups: `(rows, costs)` pairs, both `[N]`: rows that may share a batch, and the tokens each costs.
         collate: Pads rows.
     """
 
     def __init__(
         self,
         prompts: Dataset,
-        groups: Sequence[tuple[Rows, NDArray[np.int32]]],
+        groups: Sequence[tuple[Rows, NDArray[np.integer]]],
         *,
-        lengths: NDArray[np.int32],
         collate: PaddingCollator,
     ) -> None:
         self.dataset = PromptRows(prompts)
         self.groups = groups
-        self.lengths = lengths
         self.collate = collate
 
     def of(self, rows: Rows) -> Batch:
@@ -64,9 +60,24 @@ class PromptBatches:
         return self.of(rows[::every][typical_rows(costs[::every], tokens=tokens)])
 
     def to_probe(self) -> list[Batch]:
-        """Returns the shortest, median and longest rows; two lengths share a batch, so that one is padded."""
-        short, long = (rows[np.argsort(self.lengths[rows], kind="stable")] for rows, _ in self.groups)
-        batches = [short[[0, len(short) // 2]]] if len(short) else []
-        batches += [long[[0, len(long) // 2]]] if len(long) else []
-        batches.append((long if len(long) else short)[-1:])  # alone: padding a short row to it would cost as much again
-        return [self.of(np.unique(rows)) for rows in batches if len(rows)]
+        """Returns a few rows of each group, in batches as the run may have them.
+
+        The shortest row is padded to the longest, more than any batch of the run pads it; and two rows of a middle
+        length run side by side, of one length where there are such, for what runs without padding.
+        """
+        batches: list[Rows] = []
+        for rows, costs in self.groups:
+            order = np.argsort(costs, kind="stable")
+            if len(rows) > 1:
+                batches.append(rows[order[[-1, 0]]])
+            if len(rows) != 2:  # one row, or what is between the shortest and the longest
+                batches.append(rows[order[_middle_pair(costs[order])]])
+        return [self.of(rows) for rows in batches if len(rows)]
+
+
+def _middle_pair(costs: NDArray[np.integer]) -> slice:
+    """Returns two neighbours near the middle of rising costs, where possible of one cost."""
+    equal = np.flatnonzero(costs[1:] == costs[:-1])
+    middle = len(costs) // 2
+    first = int(equal[np.abs(equal - middle).argmin()]) if len(equal) else middle
+    return slice(first, first + 2)
