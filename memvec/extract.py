@@ -91,7 +91,7 @@ def share_weights(generator: GenerationModule, module: HiddenStateModule) -> boo
         return False
     unpack(generator.backbone.decoder)  # the second stage chooses its own kernels
     generator.language_model = None  # its head is not needed any more
-    module.backbone = Backbone(generator.backbone.decoder, layer=module.layer).eval()
+    module.backbone = Backbone(generator.backbone.decoder, layers=(module.layer,)).eval()
     return True
 
 

@@ -23,6 +23,9 @@ from memvec.schema import INPUT_IDS
 if TYPE_CHECKING:
     from datasets import Dataset
 
+# Every vocabulary has it. A tokenizer's own padding token may lie beyond the model's embeddings: one that was added.
+PADDING = 0
+
 
 class Batch(TypedDict):
     """What `predict_step` receives.
@@ -107,7 +110,6 @@ class PaddingCollator:
     """Pads the rows of a batch to the longest.
 
     Args:
-        pad_token_id: What padding is filled with; any valid token, since nothing looks at it.
         prefix_rows: `[N]` bool over the whole dataset, whether a row begins with the shared prefix.
         prefix_length: Tokens of that prefix.
         padding_side: Where the padding stands; on the left it stands behind the shared prefix.
@@ -116,12 +118,10 @@ class PaddingCollator:
     def __init__(
         self,
         *,
-        pad_token_id: int,
         prefix_rows: NDArray[np.bool_] | None = None,
         prefix_length: int = 0,
         padding_side: Literal["right", "left"] = "right",
     ) -> None:
-        self.pad_token_id = pad_token_id
         self.padding_side = padding_side
         self.prefix_rows = prefix_rows
         self.prefix_length = prefix_length
@@ -131,7 +131,7 @@ class PaddingCollator:
         length = rows.length  # [B]
         shares = self.prefix_rows is not None and bool(self.prefix_rows[rows.index].all())
         prefix_length = self.prefix_length if shares else 0
-        input_ids = torch.full((len(length), int(length.max())), self.pad_token_id)
+        input_ids = torch.full((len(length), int(length.max())), PADDING)
         side = prefix_length if self.padding_side == "left" else None
         mask = real_tokens(torch.from_numpy(length), width=input_ids.shape[1], left_behind=side)
         input_ids.masked_scatter_(mask, torch.from_numpy(rows.input_ids.astype(np.int64)))  # [sum of lengths] -> [B, T]

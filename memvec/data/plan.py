@@ -55,18 +55,15 @@ class BatchPlan:
         batches: Makes padded batches of rows.
         sampler: Yields the rows of each batch, longest first.
         rules: How rows became batches.
+        lengths: Tokens of every prompt of the input, `[N]`.
         prefix_length: Leading tokens that are computed once; 0 where none are.
     """
 
     batches: PromptBatches
     sampler: LengthGroupedBatchSampler
     rules: BatchRules
+    lengths: NDArray[np.int32]
     prefix_length: int
-
-    @property
-    def lengths(self) -> NDArray[np.int32]:
-        """Tokens of every prompt of the input, `[N]`."""
-        return self.batches.lengths
 
     @property
     def pays_measuring(self) -> bool:
@@ -98,13 +95,20 @@ class BatchPlan:
 
 
 def plan_batches(
-    batches: PromptBatches, rules: BatchRules, *, prefix_length: int, max_tokens: int, ranks: Ranks
+    batches: PromptBatches,
+    rules: BatchRules,
+    *,
+    lengths: NDArray[np.int32],
+    prefix_length: int,
+    max_tokens: int,
+    ranks: Ranks,
 ) -> BatchPlan:
     """Plans one rank's batches.
 
     Args:
         batches: The rows that are left, in the groups that may share a batch.
         rules: How rows become batches.
+        lengths: Tokens of every prompt of the input, `[N]`.
         prefix_length: Leading tokens that are computed once.
         max_tokens: Most tokens in a batch.
         ranks: The processes that share the rows.
@@ -122,11 +126,11 @@ def plan_batches(
         shortest_in_batch=rules.shortest_in_batch,
         batches_in_step=in_step,
     )
-    return BatchPlan(batches, sampler, rules, prefix_length)
+    return BatchPlan(batches, sampler, rules, lengths, prefix_length)
 
 
 def plan_all_ranks(
-    groups: Sequence[tuple[RowIndices, NDArray[np.int32]]],
+    groups: Sequence[tuple[RowIndices, NDArray[np.integer]]],
     rules: BatchRules,
     *,
     max_tokens: int | None,

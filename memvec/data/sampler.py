@@ -151,7 +151,11 @@ def best_prefix_length(shared: NDArray[np.int32]) -> int:
 
 
 def rows_with_prefix(
-    lengths: NDArray[np.integer], shared: NDArray[np.integer], prefix_length: int
+    lengths: NDArray[np.integer],
+    shared: NDArray[np.integer],
+    prefix_length: int,
+    *,
+    boundaries: Sequence[int] = (),
 ) -> NDArray[np.bool_]:
     """Returns which rows are computed with the shared prefix's keys and values, `[N]` bool.
 
@@ -159,9 +163,38 @@ def rows_with_prefix(
         lengths: Tokens of each prompt, `[N]`.
         shared: Leading tokens each has in common with the template, `[N]`.
         prefix_length: P; 0 where the prefix is not shared at all.
+        boundaries: Lengths behind which a model computes in another way, the tokens before included; rising.
     """
-    worth_it: NDArray[np.bool_] = (shared >= prefix_length) & (lengths <= LONGEST_IN_PREFIXES * prefix_length)
-    return worth_it
+    worth_it = (shared >= prefix_length) & (lengths <= LONGEST_IN_PREFIXES * prefix_length)
+    same_way: NDArray[np.bool_] = np.searchsorted(boundaries, lengths) == np.searchsorted(boundaries, prefix_length)
+    return worth_it & same_way
+
+
+def group_rows(
+    rows: RowIndices,
+    lengths: NDArray[np.integer],
+    shared: NDArray[np.integer],
+    *,
+    prefix_length: int,
+    boundaries: Sequence[int] = (),
+) -> list[RowIndices]:
+    """Groups rows so that those of one group may share a batch.
+
+    Args:
+        rows: Row numbers, `[N]`.
+        lengths: Tokens of every prompt of the dataset.
+        shared: Leading tokens that each of them has in common with the template.
+        prefix_length: Leading tokens that are computed once; 0 where they are not.
+        boundaries: Lengths behind which a model computes in another way, the tokens before included; rising.
+
+    Returns:
+        First the rows with the shared prefix, then the others, the shorter first. A group may be empty.
+    """
+    mine = lengths[rows]
+    has_prefix = rows_with_prefix(mine, shared[rows], prefix_length, boundaries=boundaries)
+    way = np.searchsorted(boundaries, mine)  # a row as long as the boundary is still before it
+    without = [rows[~has_prefix & (way == at)] for at in range(len(boundaries) + 1)]
+    return [rows[has_prefix], *without]
 
 
 @dataclass(frozen=True)
@@ -217,7 +250,7 @@ def balance(loads: Sequence[int]) -> float:
 class LengthGroupedBatchSampler:
     """Yields this rank's batches as arrays of row numbers, longest rows first.
 
-    Rows come in groups that must not share a batch (those that begin with the shared prefix and those that do not).
+    Rows come in groups that must not share a batch (`group_rows`).
 
     This is a plain class without `batch_size` and `drop_last` attributes: Lightning tries to build anything that looks
     like `torch.utils.data.BatchSampler` anew, with arguments of its own, and fails. It yields arrays, not lists, since

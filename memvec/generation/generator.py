@@ -22,11 +22,12 @@ from memvec.data.collator import Batch, real_tokens
 from memvec.generation.cache import roomy_cache
 from memvec.generation.decoding import Prompts, write_answers
 from memvec.generation.sampling import Sampling, row_seed
+from memvec.model.checkpoint import length_boundaries
 from memvec.model.compilation import compile_regions
 from memvec.model.extractor import Speedups, to_device
 from memvec.model.lockstep import WeightGroup
 from memvec.model.memory import compute_in_parts
-from memvec.model.parity import Path, choose_path
+from memvec.model.parity import ExecutionMode, choose_mode, parts_of_batch
 from memvec.model.prefix import SharedPrefix, share_prefix
 from memvec.model.tuning import Choice, choose_kernels, product_choices
 
@@ -81,7 +82,7 @@ class Generator:
         self.context = context
         self.group = WeightGroup()
         self.prefix: SharedPrefix | None = None
-        self.mode = Path.BATCHED
+        self.mode = ExecutionMode.BATCHED
         self.probe_errors: dict[str, float] = {}
         self.kernels: Choice | None = None
         self.compile_seconds: float | None = None
@@ -98,6 +99,11 @@ class Generator:
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.model.device
+
+    @property
+    def boundaries(self) -> tuple[int, ...]:
+        """Lengths behind which the model computes in another way."""
+        return length_boundaries(self.model.config)
 
     @property
     def default_tokens(self) -> int:
@@ -120,16 +126,14 @@ class Generator:
             attempt: Which time these rows are tried, from 0.
             temperature: In place of the sampling's own.
         """
-        rows = len(batch["input_ids"])
         sampling = self.decoding.sampling
         if temperature is not None:
             sampling = replace(sampling, temperature=temperature)
         with self.context():
             written, too_large = compute_in_parts(
                 lambda part: self._write(batch, part, sampling=sampling, attempt=attempt),
-                rows=rows,
-                most=1 if self.mode is Path.ONE_BY_ONE else rows,
-                dimension=self.decoding.max_new_tokens,
+                parts=parts_of_batch(self.mode, batch["length"]),
+                shape=(self.decoding.max_new_tokens,),
                 missing=-1,
             )
         for row in too_large:
@@ -146,7 +150,7 @@ class Generator:
         if self.speedups.prefix_cache == "auto":
             with self.context():
                 self.prefix = share_prefix(self.decoder, input_ids.to(self.device), padded_behind=True)
-        self.mode = Path.BATCHED if self.prefix is None else Path.SHARED_PREFIX
+        self.mode = ExecutionMode.BATCHED if self.prefix is None else ExecutionMode.SHARED_PREFIX
         return 0 if self.prefix is None else len(self.prefix)
 
     def seconds_per_token(self, batch: Batch) -> float | None:
@@ -181,7 +185,7 @@ class Generator:
         if self.speedups.probe == "off" or not probes:
             return
         batches = [to_device(batch, self.device) for batch in probes]
-        self.mode, self.probe_errors = choose_path(
+        self.mode, self.probe_errors = choose_mode(
             lambda mode: torch.cat([self._scores(mode, batch, tokens=2) for batch in batches]),
             first=self.mode,
             dtype=self.computed_in,
@@ -201,10 +205,8 @@ class Generator:
             max_new_tokens=decoding.max_new_tokens,
         )
 
-    def _scores(self, mode: Path, batch: Batch, *, tokens: int) -> torch.Tensor:
+    def _scores(self, mode: ExecutionMode, batch: Batch, *, tokens: int) -> torch.Tensor:
         """Returns the scores of the next tokens, `[B, tokens * V]`, whichever were the likeliest."""
-        rows = len(batch["input_ids"])
-        most = 1 if mode is Path.ONE_BY_ONE else rows
         token = int(batch["input_ids"][0, -1])  # taken for each of them, in all modes
         config = GenerationConfig(  # type: ignore[no-untyped-call]
             max_new_tokens=tokens, do_sample=False, return_dict_in_generate=True, output_logits=True
@@ -217,16 +219,16 @@ class Generator:
             return torch.cat(output.logits, dim=1).float()
 
         with self.context():
-            return torch.cat([scores(slice(start, min(start + most, rows))) for start in range(0, rows, most)])
+            return torch.cat([scores(part) for part in parts_of_batch(mode, batch["length"])])
 
-    def _prompts(self, mode: Path, batch: Batch, part: slice, *, room: int) -> Prompts:
+    def _prompts(self, mode: ExecutionMode, batch: Batch, part: slice, *, room: int) -> Prompts:
         """Returns some rows of a batch without the padding that none of them needs, with room for so many tokens."""
         prefix_length, length = batch["prefix_length"], batch["length"][part]
         width = int(length.max())
         padded = batch["input_ids"][part]
         input_ids = torch.cat([padded[:, :prefix_length], padded[:, padded.shape[1] - width + prefix_length :]], dim=1)
         mask = real_tokens(length, width=width, left_behind=prefix_length)
-        shares = prefix_length > 0 and self.prefix is not None and mode is Path.SHARED_PREFIX
+        shares = prefix_length > 0 and self.prefix is not None and mode is ExecutionMode.SHARED_PREFIX
         prefix = self.prefix.expand(len(length)) if shares and self.prefix is not None else None
         cache = roomy_cache(self.model.config, room=width + room, prefix=prefix)
         return Prompts(input_ids, mask.long(), cache)

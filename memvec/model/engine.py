@@ -10,7 +10,7 @@ from torch import nn
 from memvec.data.collator import Batch
 from memvec.model.checkpoint import Checkpoint
 from memvec.model.lockstep import WeightGroup
-from memvec.model.parity import Path
+from memvec.model.parity import ExecutionMode
 from memvec.model.prefix import SharedPrefix
 from memvec.model.tuning import Choice
 
@@ -24,7 +24,7 @@ class Engine(Protocol):
     group: WeightGroup
     computed_in: torch.dtype
     prefix: SharedPrefix | None
-    mode: Path
+    mode: ExecutionMode
     probe_errors: dict[str, float]
     kernels: Choice | None
     compile_seconds: float | None
@@ -40,6 +40,10 @@ class Engine(Protocol):
     @property
     def default_tokens(self) -> int:
         """Most tokens in a batch where nothing is asked for."""
+
+    @property
+    def boundaries(self) -> tuple[int, ...]:
+        """Lengths behind which the model computes in another way."""
 
     def share_prefix(self, input_ids: torch.Tensor) -> int:
         """Computes the tokens that prompts share, `[P]`, where that is wanted and valid; returns P or 0."""

@@ -1,6 +1,7 @@
 """The extractor: last-token hidden states of a batch of prompts, as fast as the model and the machine allow.
 
-In: a `Batch` (`memvec.data.collator`). Out: `[B, D]` float32, the hidden state of each row's last token.
+In: a `Batch` (`memvec.data.collator`). Out: `[B, D]` float32, the hidden state of each row's last token; of several
+layers `[B, L, D]`.
 
 How: it owns what makes a pass fast and what makes it trustworthy: the shared prefix's keys and values, the choice of
 kernels, the execution mode that the probe allows, and halving on out of memory. Lightning's module, a program's
@@ -22,11 +23,12 @@ from memvec.data.budget import TOKENS_ON_ACCELERATOR, TOKENS_ON_CPU
 from memvec.data.collator import Batch
 from memvec.errors import ModelError
 from memvec.model.backbone import Backbone
+from memvec.model.checkpoint import length_boundaries
 from memvec.model.compilation import compile_regions
 from memvec.model.lockstep import WeightGroup
 from memvec.model.memory import compute_in_parts, is_out_of_memory
 from memvec.model.packing import unpack
-from memvec.model.parity import Path, choose_path
+from memvec.model.parity import ExecutionMode, choose_mode, parts_of_batch
 from memvec.model.pooling import last_token
 from memvec.model.prefix import SharedPrefix, share_prefix
 from memvec.model.tuning import Choice, attention_choices, choose_kernels, measure, product_choices, use_attention
@@ -85,7 +87,7 @@ class Extractor:
         self.context = context
         self.group = group or WeightGroup()
         self.prefix: SharedPrefix | None = None
-        self.mode = Path.BATCHED
+        self.mode = ExecutionMode.BATCHED
         self.probe_errors: dict[str, float] = {}
         self.kernels: Choice | None = None
         self.compile_seconds: float | None = None
@@ -105,6 +107,17 @@ class Extractor:
     def dimension(self) -> int:
         """D, the length of a vector."""
         return self.backbone.dimension
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what one row gives: `[D]`, or of several layers `[L, D]`."""
+        layers = len(self.backbone.layers)
+        return (self.dimension,) if layers == 1 else (layers, self.dimension)
+
+    @property
+    def boundaries(self) -> tuple[int, ...]:
+        """Lengths behind which the model computes in another way: rows on either side share no batch and no prefix."""
+        return length_boundaries(self.decoder.config)
 
     @property
     def default_tokens(self) -> int:
@@ -137,7 +150,7 @@ class Extractor:
             unpack(self.backbone)
             self.backbone.float()
         length = torch.tensor([len(input_ids)], device=self.device)
-        return last_token(self.backbone(input_ids[None].to(self.device)), length)[0].cpu()
+        return self._pool(self.backbone(input_ids[None].to(self.device)), length)[0].cpu()
 
     # --- the steps of `memvec.model.warm_up`, in their order ---
 
@@ -154,7 +167,7 @@ class Extractor:
         if self.speedups.prefix_cache == "auto":
             with self.context():
                 self.prefix = share_prefix(self.decoder, input_ids.to(self.device))
-        self.mode = Path.BATCHED if self.prefix is None else Path.SHARED_PREFIX
+        self.mode = ExecutionMode.BATCHED if self.prefix is None else ExecutionMode.SHARED_PREFIX
         return 0 if self.prefix is None else len(self.prefix)
 
     def seconds_per_token(self, batch: Batch) -> float | None:
@@ -164,7 +177,7 @@ class Extractor:
             Seconds; None where the batch does not fit into memory.
         """
         batch = to_device(batch, self.device)
-        prefix_length = batch["prefix_length"] if self.mode is Path.SHARED_PREFIX else 0
+        prefix_length = batch["prefix_length"] if self.mode is ExecutionMode.SHARED_PREFIX else 0
         rows, width = batch["input_ids"].shape
         try:
             with self.context():
@@ -210,13 +223,13 @@ class Extractor:
         if self.speedups.probe == "off" or not probes:
             return
         batches = [to_device(batch, self.device) for batch in probes]
-        self.mode, self.probe_errors = choose_path(
+        self.mode, self.probe_errors = choose_mode(
             lambda mode: torch.cat([self._compute(mode, batch)[0] for batch in batches]),
             first=self.mode,
             dtype=self.computed_in,
             agree=self.group.maximum,
         )
-        if self.mode is Path.ONE_BY_ONE and self.group.has_own_batches:
+        if self.mode is ExecutionMode.ONE_BY_ONE and self.group.has_own_batches:
             raise ModelError(
                 f"parity probe: batches differ from one by one ({self.probe_errors}), and processes with batches of "
                 "their own cannot compute one by one in step; use trainer=tensor_parallel or trainer=ddp, or "
@@ -225,10 +238,10 @@ class Extractor:
 
     # --- one batch ---
 
-    def _compute(self, mode: Path, batch: Batch) -> tuple[torch.Tensor, list[int]]:
+    def _compute(self, mode: ExecutionMode, batch: Batch) -> tuple[torch.Tensor, list[int]]:
         """Computes a batch in a mode: `[B, D]`, and the positions of rows that do not fit into memory."""
         input_ids, length = batch["input_ids"], batch["length"]
-        prefix_length = batch["prefix_length"] if mode is Path.SHARED_PREFIX else 0
+        prefix_length = batch["prefix_length"] if mode is ExecutionMode.SHARED_PREFIX else 0
 
         def compute(part: slice) -> torch.Tensor:
             # A part has padding that none of its rows needs; asking for the width waits for the device, so only then.
@@ -236,10 +249,9 @@ class Extractor:
             return self._pass(input_ids[part, :width], length[part], prefix_length)
 
         rows = len(input_ids)
-        most = 1 if mode is Path.ONE_BY_ONE else rows
         with self.context():
             return compute_in_parts(
-                compute, rows=rows, most=most, dimension=self.dimension, may_halve=not self.group.is_sharded
+                compute, parts=parts_of_batch(mode, length), shape=self.shape, may_halve=not self.group.is_sharded
             )
 
     def _pass(self, input_ids: torch.Tensor, length: torch.Tensor, prefix_length: int) -> torch.Tensor:
@@ -247,9 +259,14 @@ class Extractor:
             use_attention(self.decoder, self.kernels.attention_for(input_ids.shape[1]))
         if prefix_length and self.prefix is not None:
             cache = self.prefix.expand(len(input_ids))
-            hidden = self.backbone(input_ids[:, prefix_length:], cache=cache)  # [B, T, D] -> [B, T - P, D]
-            return last_token(hidden, length - prefix_length).float()
-        return last_token(self.backbone(input_ids), length).float()
+            states = self.backbone(input_ids[:, prefix_length:], cache=cache)  # of each layer [B, T - P, D]
+            return self._pool(states, length - prefix_length)
+        return self._pool(self.backbone(input_ids), length)
+
+    def _pool(self, states: tuple[torch.Tensor, ...], length: torch.Tensor) -> torch.Tensor:
+        """Returns the last real token's state, `[B, D]` float32, or of several layers `[B, L, D]`."""
+        vectors = [last_token(state, length).float() for state in states]
+        return vectors[0] if len(vectors) == 1 else torch.stack(vectors, dim=1)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -125,7 +125,7 @@ class HiddenStateModule(pl.LightningModule):
         """Loads the weights, in the dtype that `trainer.precision` stands for; or this process's part of them."""
         if self.backbone is None:
             dtype = weights_dtype(str(self.trainer.precision))
-            self.backbone = Backbone(self.checkpoint.load_decoder(dtype), layer=self.layer).eval()
+            self.backbone = Backbone(self.checkpoint.load_decoder(dtype), layers=(self.layer,)).eval()
             if (mesh := weights_mesh(self.device_mesh)) is not None:
                 share_weights(self.backbone, mesh)
 

@@ -19,7 +19,7 @@ from memvec.data.plan import BatchPlan, Ranks, plan_batches
 from memvec.data.rules import BatchRules
 from memvec.model.engine import Engine
 from memvec.model.lockstep import WeightGroup
-from memvec.model.parity import Path
+from memvec.model.parity import ExecutionMode
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +34,11 @@ def warm_up(engine: Engine, table: PromptTable, rules: BatchRules, *, ranks: Ran
         ranks: The processes that share the rows.
     """
     prefix_length = engine.share_prefix(table.common_tokens())
-    batches = table.batches(prefix_length, rules)
+    batches = table.batches(prefix_length, rules, boundaries=engine.boundaries)
     max_tokens = _token_budget(engine, batches, rules, ranks)
-    plan = plan_batches(batches, rules, prefix_length=prefix_length, max_tokens=max_tokens, ranks=ranks)
+    plan = plan_batches(
+        batches, rules, lengths=table.lengths, prefix_length=prefix_length, max_tokens=max_tokens, ranks=ranks
+    )
     # Processes with other batches would each measure something else, and wait for each other: no tuning there.
     if not engine.group.is_sharded and (typical := plan.typical()) is not None:
         if plan.pays_measuring:
@@ -59,7 +61,7 @@ def warm_up_notes(engine: Engine | None) -> dict[str, Any]:
             "compile_seconds": None,
             "prefix_tokens": 0,
         }
-    has_prefix = engine.prefix is not None and engine.mode is Path.SHARED_PREFIX
+    has_prefix = engine.prefix is not None and engine.mode is ExecutionMode.SHARED_PREFIX
     return {
         "weights": str(engine.group),
         "computed_in": str(engine.computed_in).removeprefix("torch."),

@@ -19,7 +19,7 @@ from memvec.generation.generator import Generator
 from memvec.generation.module import GenerationModule
 from memvec.generation.transcript import Message
 from memvec.model import memory
-from memvec.model.parity import Path as ComputingPath
+from memvec.model.parity import ExecutionMode
 from tests.helpers.conversations import CHAT
 
 Configure = Callable[..., DictConfig]
@@ -66,17 +66,17 @@ PLAIN = ("generation.attempts=1", "generation.repetition_penalty=1.0", "data.win
 @pytest.mark.parametrize(
     ("architecture", "path"),
     [
-        ("llama", ComputingPath.SHARED_PREFIX),
-        ("gpt2", ComputingPath.SHARED_PREFIX),
-        ("mistral", ComputingPath.BATCHED),  # sliding windows would count the padding behind a shared prefix
-        ("gemma3", ComputingPath.BATCHED),
-        ("lfm2", ComputingPath.BATCHED),  # its convolutions keep a state that is not keys and values
-        ("qwen2_5_vl", ComputingPath.SHARED_PREFIX),
+        ("llama", ExecutionMode.SHARED_PREFIX),
+        ("gpt2", ExecutionMode.SHARED_PREFIX),
+        ("mistral", ExecutionMode.BATCHED),  # sliding windows would count the padding behind a shared prefix
+        ("gemma3", ExecutionMode.BATCHED),
+        ("lfm2", ExecutionMode.BATCHED),  # its convolutions keep a state that is not keys and values
+        ("qwen2_5_vl", ExecutionMode.SHARED_PREFIX),
     ],
 )
 def test_a_run_writes_what_the_library_writes_one_by_one_along_the_fastest_path_that_can_be_trusted(
     architecture: str,
-    path: ComputingPath,
+    path: ExecutionMode,
     model_folders: Callable[[str], Path],
     write_conversations: Write,
     tiny_generation: Configure,
