@@ -19,7 +19,9 @@ from typing import NoReturn
 import datasets
 import pyarrow as pa
 
-from memvec.data.reader import RECORDS_PER_READ, SUFFIXES, Record, file_format, read_dataset, read_file
+from memvec.data.formats.fields import Record
+from memvec.data.formats.files import SUFFIXES, file_format
+from memvec.data.reader import read_dataset, read_file
 from memvec.errors import InputError, one_line
 from memvec.hub import hub_warns_once
 
@@ -62,7 +64,7 @@ class Source:
                 raise InputError(f"{self.name}: cannot be read: {one_line(error)}") from error
         present = [name for name in columns if name in self.content.column_names]
         state = hashlib.sha256()
-        for table in self.content.select_columns(present).with_format("arrow").iter(RECORDS_PER_READ):
+        for table in self.content.select_columns(present).with_format("arrow").iter(10_000):
             sink = pa.BufferOutputStream()
             with pa.ipc.new_stream(sink, table.schema.remove_metadata()) as writer:
                 writer.write_table(table.combine_chunks().cast(table.schema.remove_metadata()))

@@ -18,7 +18,9 @@ from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from memvec.data.reader import MISSING, Malformed, file_format, read_dataset, read_file
+from memvec.data.formats.fields import MISSING, Malformed
+from memvec.data.formats.files import file_format
+from memvec.data.reader import read_dataset, read_file
 from memvec.errors import InputError
 
 # What other readers take for a date, a number, a null or the end of a row.
