@@ -1,11 +1,7 @@
 """The LightningDataModule: from input files to the padded batches of this rank.
 
-In: `data.*` of the configuration, a prompt and a tokenizer. Out: `prepare_data` leaves three files in the run's journal
-folder, `predict_dataloader` serves from them:
-
-    entries.arrow        id, text, file, row                of every usable row
-    prompts.arrow        input_ids, length, …               row by row the same
-    remaining_rows.npy   the rows to compute in this run: the first of equal prompts, less what the journal holds
+In: `data.*` of the configuration, a prompt and a tokenizer. Out: `prepare_data` leaves prepared files in the run's
+journal folder (`memvec.data.prepared`), `predict_dataloader` serves from them.
 
 How: one process prepares (`prepare_data`, rank 0), every process maps the same files (`setup`), and each plans its own
 batches from the same lengths. Rows that begin with the prompts' shared prefix and those that do not are planned apart.
@@ -15,7 +11,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import cached_property
 from typing import Any, Literal, cast
 
@@ -37,7 +32,8 @@ from memvec.data.budget import (
     choose_budget,
 )
 from memvec.data.collator import Batch, PaddingCollator
-from memvec.data.dataset import RecordSource, write_entries
+from memvec.data.dataset import EntriesSummary, RecordSource, write_entries
+from memvec.data.prepared import PreparedRows
 from memvec.data.sampler import (
     SHORTEST_IN_BATCH,
     LengthGroupedBatchSampler,
@@ -48,10 +44,7 @@ from memvec.data.sampler import (
     rows_with_prefix,
 )
 from memvec.data.source import find_sources
-from memvec.data.tokenise import prompt_digests, tokenise
-from memvec.digest import first_occurrence
 from memvec.errors import ConfigError
-from memvec.files import atomic_file, write_json
 from memvec.layout import RunLayout
 from memvec.model import lockstep
 from memvec.model.module import HiddenStateModule
@@ -139,7 +132,8 @@ class MemoryDataModule(pl.LightningDataModule):
         self.padding_side: Literal["right", "left"] = "right"
         self.shortest_in_batch = SHORTEST_IN_BATCH
         self.attempt = 0  # where rows that failed are tried again, which time it is
-        self._prepared = False
+        self.prepared = PreparedRows(folder, encoder=self.encoder, write_entries=self._write_entries)
+        self._is_prepared = False
 
     @cached_property
     def sources(self) -> Sequence[RecordSource]:
@@ -159,21 +153,15 @@ class MemoryDataModule(pl.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Reads, validates and tokenises the input, as far as an earlier attempt has not; finds what is left to do."""
-        if self._prepared:
+        if self._is_prepared:
             return
-        if not self.folder.input_summary.exists():
-            self._write_entries()
-        prompts = tokenise(self.folder.entries, self.folder.prompts, self.encoder)
-        if not self.folder.first_rows.exists():
-            self._save(self.folder.first_rows, first_occurrence(prompt_digests(prompts)))
+        self.prepared.prepare()
         self.find_remaining()
-        self._prepared = True
+        self._is_prepared = True
 
     def find_remaining(self) -> None:
         """Finds the rows that are left to compute: the first of equal prompts, less what the journal holds."""
-        first = np.load(self.folder.first_rows, mmap_mode="r")
-        is_left = (first == np.arange(len(first))) & ~self._done(len(first))
-        self._save(self.folder.remaining_rows, np.flatnonzero(is_left))
+        self.prepared.find_remaining(self._done)
 
     def setup(self, stage: str) -> None:
         """Maps the prepared files into this process."""
@@ -261,14 +249,14 @@ class MemoryDataModule(pl.LightningDataModule):
 
     def count_remaining(self) -> int:
         """Returns how many rows are left to compute; `prepare_data` has run."""
-        return len(np.load(self.folder.remaining_rows, mmap_mode="r"))
+        return self.prepared.count_remaining()
 
     def count_tokens(self, sampler: LengthGroupedBatchSampler) -> int:
         """Returns the tokens of the prompts in a plan, shared prefix included, padding not."""
         return sum(int(self.lengths[rows].sum()) for rows in sampler.batches)
 
-    def _write_entries(self) -> None:
-        summary = write_entries(
+    def _write_entries(self) -> EntriesSummary:
+        return write_entries(
             self.sources,
             entries_path=self.folder.entries,
             rejected_path=self.folder.input_rejected,
@@ -277,15 +265,10 @@ class MemoryDataModule(pl.LightningDataModule):
             on_error=self.on_error,
             limit=self.limit,
         )
-        write_json(self.folder.input_summary, asdict(summary))
 
     def _done(self, rows: int) -> NDArray[np.bool_]:
         """Returns for which rows the journal has all there will be, `[N]`."""
         return read_journal(self.folder.journal, rows=rows).is_done
-
-    def _save(self, path: Any, rows: NDArray[np.int64]) -> None:
-        with atomic_file(path) as partial, partial.open("wb") as stream:
-            np.save(stream, rows)
 
     def _share(self) -> tuple[int, int]:
         """Returns (rank, world_size) among the processes that share the rows.

@@ -13,7 +13,6 @@ A row is computed once, and once more where its output could not be understood: 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from functools import cached_property
 from typing import Any, Literal, cast
 
@@ -27,10 +26,10 @@ from transformers import PreTrainedTokenizerFast
 from memvec.config.values import at_least, at_least_or_none
 from memvec.data.collator import Batch
 from memvec.data.datamodule import MemoryDataModule
-from memvec.data.dataset import write_entries, write_stream
+from memvec.data.dataset import EntriesSummary, write_entries, write_stream
 from memvec.data.source import find_sources
 from memvec.errors import ConfigError
-from memvec.files import atomic_file, write_json
+from memvec.files import atomic_file
 from memvec.generation.module import GenerationModule
 from memvec.generation.outputs import read_outputs
 from memvec.generation.prompt import MemoryPrompt
@@ -148,7 +147,7 @@ class ConversationDataModule(MemoryDataModule):
         batches = self.sampler.batches if self.sampler is not None else []
         return self.batches.of(batches[len(batches) // 2][-ROWS_TO_MEASURE:]) if batches else None
 
-    def _write_entries(self) -> None:
+    def _write_entries(self) -> EntriesSummary:
         summary = write_entries(
             self.sources,
             entries_path=self.folder.conversations,
@@ -160,7 +159,7 @@ class ConversationDataModule(MemoryDataModule):
         )
         with atomic_file(self.folder.entries) as partial:
             write_stream(partial, self._windows(), schema=WINDOW_FEATURES.arrow_schema)
-        write_json(self.folder.input_summary, asdict(summary))
+        return summary
 
     def _windows(self) -> Iterator[pa.RecordBatch]:
         """Yields the windows of all conversations, in order."""
