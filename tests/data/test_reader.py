@@ -445,12 +445,6 @@ def test_a_json_array_that_is_not_utf8_is_an_error(tmp_path: Path) -> None:
         read(tmp_path / "a.json")
 
 
-def test_utf16_is_not_read_as_something_else(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_bytes("id,text\n1,a\n".encode("utf-16"))
-    with pytest.raises(InputError, match="line 1: not UTF-8"):
-        read(tmp_path / "a.csv")
-
-
 def damaged(content: bytes, name: str) -> bytes:
     if name.endswith(".gz"):
         packed = bytearray(gzip.compress(content * 500))

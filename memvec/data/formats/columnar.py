@@ -120,9 +120,10 @@ def _validated(tables: Tables, source: str) -> Iterator[Any]:
         try:
             table.validate(full=True)
         except pa.ArrowException as error:
-            raise InputError(
-                f"{source}: the {table.num_rows} rows from row {row} on cannot be read ({one_line(error)})"
-            ) from error
+            rows = f"the {table.num_rows} rows from row {row} on"
+            if "UTF8" in str(error):
+                raise InputError(f"{source}: not UTF-8 in {rows}") from error
+            raise InputError(f"{source}: {rows} cannot be read ({one_line(error)})") from error
         yield table
         row += table.num_rows
 
@@ -165,8 +166,6 @@ def _values(column: Any, rows: int, source: str, row: int) -> list[Any]:
         return [MISSING] * rows
     try:
         values: list[Any] = column.to_pylist()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{source}: not UTF-8 in the {rows} rows from row {row} on") from error
     except (ValueError, OverflowError) as error:  # a date that Python's own types cannot hold
         raise InputError(f"{source}: the {rows} rows from row {row} on cannot be read ({one_line(error)})") from error
     return values

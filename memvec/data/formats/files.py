@@ -25,7 +25,7 @@ from memvec.errors import ConfigError, InputError
 
 TEXT_FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".txt")
 ALIASES = {".ndjson": ".jsonl", ".feather": ".arrow"}
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".feather")
+SUFFIXES = (*TEXT_FORMATS, ".parquet", ".arrow", *ALIASES)
 LONGEST = 128 * 2**20  # bytes or characters of a line, or of what has to be parsed at once
 
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": "|"}
@@ -141,7 +141,7 @@ def decoded_lines(path: Path, text_format: TextFormat) -> Iterator[tuple[int, st
                 yield number, line.decode("utf-8-sig" if number == 1 and _is_utf8(encoding) else encoding)
             except UnicodeDecodeError as error:
                 place = f"{error.reason} at byte {error.start}"
-                raise InputError(f"{path}, line {number}: not {name} ({place}{hint})") from error
+                raise InputError(f"{path}, line {number}: not {name} ({place}){hint}") from error
             number += 1
 
 
