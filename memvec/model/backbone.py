@@ -6,8 +6,8 @@ In: a decoder (`memvec.model.checkpoint` loads it, or a program lends it), and w
 How: the decoder itself says where its states pass. Its first forward pass is one over two tokens with all of its hidden
 states, and what each module is given and returns is compared with them (`memvec.model.tracing`). From then on hooks at
 those places, which exist only during a call, take the states; behind the last of them the forward pass is stopped, so
-that no layer above it runs. Why no layer is removed and no config changed: what a decoder makes of its config differs by
-architecture, and a decoder that is lent has to be given back as it was.
+that no layer above it runs. Why no layer is removed and no config changed: what a decoder makes of its config differs
+by architecture, and a decoder that is lent has to be given back as it was.
 """
 
 from __future__ import annotations
@@ -112,9 +112,10 @@ class Backbone(nn.Module):
         assert self._places is not None
         cached = {"use_cache": False} if cache is None else {"use_cache": True, self._cache_argument: cache}
         inputs = {"input_ids": input_ids, **cached}
-        if None in self._places:  # a state that passes from no module to another: only the decoder itself has it
+        places = [place for place in self._places if place is not None]
+        if len(places) < len(self._places):  # a state that passes from no module to another: the decoder alone has it
             every = all_hidden_states(self.decoder, inputs)
             return tuple(every[layer] for layer in self.layers)
         # With weights sharded by FSDP, leaving a forward pass half way would leave layers gathered.
-        states = take_states(self.decoder, inputs, set(self._places), stop=not isinstance(self.decoder, FSDPModule))
-        return tuple(states[place] for place in self._places)
+        states = take_states(self.decoder, inputs, set(places), stop=not isinstance(self.decoder, FSDPModule))
+        return tuple(states[place] for place in places)

@@ -162,7 +162,7 @@ def prompt_limit(config: PreTrainedConfig) -> int | None:
 
 
 def length_boundaries(config: PreTrainedConfig) -> tuple[int, ...]:
-    """Returns the lengths behind which a model computes all of a sequence's states in another way, rising.
+    """Returns the lengths behind which a model computes in another way, the tokens before included; rising.
 
     LongRoPE has one set of frequencies for sequences up to the length it was pretrained with and another for longer
     ones, and transformers chooses by the longest sequence of a batch, padding included. (Dynamic NTK, which changes

@@ -149,9 +149,13 @@ def all_hidden_states(decoder: PreTrainedModel, inputs: Mapping[str, Any]) -> tu
         ModelError: It returns none.
     """
     with _hooks_kept(decoder):
-        states = getattr(decoder(**inputs, output_hidden_states=True, return_dict=True), "hidden_states", None)
+        output = decoder(**inputs, output_hidden_states=True)
+    states = getattr(output, "hidden_states", None)
     if not states:
         raise ModelError(f"{type(decoder).__name__}: the model does not return its hidden states")
+    if states[-1].shape[:2] != output.last_hidden_state.shape[:2]:
+        # Some families' states are several streams, of which only the last is one vector for each token.
+        return (*states[:-1], output.last_hidden_state)
     return tuple(states)
 
 

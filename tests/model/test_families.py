@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -35,10 +36,10 @@ def prompts() -> list[torch.Tensor]:
     return rows
 
 
-def reference(model: PreTrainedModel, layer: int) -> torch.Tensor:
-    """Returns `[N, D]`, one prompt at a time through the full model with all of its hidden states."""
-    states = [model(input_ids=row, output_hidden_states=True).hidden_states[layer][0, -1] for row in prompts()]
-    return torch.stack(states)
+def reference(model: PreTrainedModel, layers: Sequence[int]) -> list[torch.Tensor]:
+    """Returns `[N, D]` of each layer, one prompt at a time through the full model with all of its hidden states."""
+    states = [model(input_ids=row, output_hidden_states=True).hidden_states for row in prompts()]
+    return [torch.stack([state[layer][0, -1] for state in states]) for layer in layers]
 
 
 def pad(rows: list[torch.Tensor]) -> torch.Tensor:
@@ -82,9 +83,8 @@ def test_batches_give_the_states_of_the_full_model(family: str) -> None:
         found["prefix"] = [last_token(state, length[group] - PREFIX) for state in states]
 
     assert state_of(model) == before
-    for at, layer in enumerate(layers):
-        expected = reference(model, layer)
+    for at, expected in enumerate(reference(model, layers)):
         for way, vectors in found.items():
             wanted = expected[-len(vectors[at]) :]
             error = (vectors[at] - wanted).norm(dim=1) / wanted.norm(dim=1)
-            assert error.max() < 2e-5, f"{way}, layer {layer}: {error.tolist()}"
+            assert error.max() < 2e-5, f"{way}, layer {layers[at]}: {error.tolist()}"
