@@ -153,10 +153,9 @@ def all_hidden_states(decoder: PreTrainedModel, inputs: Mapping[str, Any]) -> tu
     states = getattr(output, "hidden_states", None)
     if not states:
         raise ModelError(f"{type(decoder).__name__}: the model does not return its hidden states")
-    if states[-1].shape[:2] != output.last_hidden_state.shape[:2]:
-        # Some families' states are several streams, of which only the last is one vector for each token.
-        return (*states[:-1], output.last_hidden_state)
-    return tuple(states)
+    last = getattr(output, "last_hidden_state", states[-1])
+    # Some families' states are several streams, which only at the very end become one vector for each token.
+    return (*states[:-1], last if last.ndim < states[-1].ndim else states[-1])
 
 
 def _tensors(value: Any) -> Iterator[tuple[int | str | None, torch.Tensor]]:
