@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from memvec.data.dataset import Rejection
+from memvec.data.validation import Rejection
 from memvec.errors import WriterError, one_line
 from memvec.features import vector_features
 from memvec.files import atomic_file, read_json
