@@ -33,7 +33,7 @@ from memvec.data.budget import (
 )
 from memvec.data.collator import Batch, PaddingCollator
 from memvec.data.dataset import EntriesSummary, RecordSource, write_entries
-from memvec.data.prepared import PreparedRows
+from memvec.data.prepared import PreparedRows, read_signature
 from memvec.data.sampler import (
     SHORTEST_IN_BATCH,
     LengthGroupedBatchSampler,
@@ -51,7 +51,7 @@ from memvec.model.module import HiddenStateModule
 from memvec.prompt.encoder import PromptEncoder
 from memvec.prompt.template import Prompt
 from memvec.schema import LENGTH, SHARED
-from memvec.writer.journal import read_journal
+from memvec.writer.vectors import read_journal
 
 # With fewer tokens to compute than this, measuring which kernels are fastest takes longer than the fastest save.
 TOKENS_TO_PAY = 16_384
@@ -148,6 +148,7 @@ class MemoryDataModule(pl.LightningDataModule):
             "text_column": self.text_column,
             "id_column": self.id_column,
             "limit": self.limit,
+            "on_error": self.on_error,
             **self.encoder.fingerprint(),
         }
 
@@ -268,7 +269,7 @@ class MemoryDataModule(pl.LightningDataModule):
 
     def _done(self, rows: int) -> NDArray[np.bool_]:
         """Returns for which rows the journal has all there will be, `[N]`."""
-        return read_journal(self.folder.journal, rows=rows).is_done
+        return read_journal(self.folder.journal, rows=rows, signature=read_signature(self.folder)).is_done
 
     def _share(self) -> tuple[int, int]:
         """Returns (rank, world_size) among the processes that share the rows.

@@ -27,6 +27,7 @@ from memvec.config.values import at_least, at_least_or_none
 from memvec.data.collator import Batch
 from memvec.data.datamodule import MemoryDataModule
 from memvec.data.dataset import EntriesSummary, write_entries, write_stream
+from memvec.data.prepared import read_signature
 from memvec.data.source import find_sources
 from memvec.errors import ConfigError
 from memvec.files import atomic_file
@@ -189,7 +190,8 @@ class ConversationDataModule(MemoryDataModule):
             yield pa.record_batch([list(column) for column in zip(*rows, strict=True)], schema=WINDOW_SCHEMA)
 
     def _done(self, rows: int) -> NDArray[np.bool_]:
-        return read_outputs(self.folder.journal, rows=rows).is_done(self.attempt)
+        signature = read_signature(self.folder)
+        return read_outputs(self.folder.journal, rows=rows, signature=signature).is_done(self.attempt)
 
     def row_tokens(self, lengths: NDArray[np.int32], prefix_length: int) -> NDArray[np.int32]:
         """Returns the tokens whose keys and values a row holds in the end: its own copy of the shared prefix too."""
