@@ -77,7 +77,7 @@ def extract(cfg: DictConfig) -> ExtractSummary:
         raise InputError(f"{first.folder.root}: no memory was found in {memories.generation.windows} windows")
     second = vector_stage(_vectors_config(cfg, first.folder.memories))
     second.follow(first)
-    share_weights(cast(GenerationModule, first.module), second.module)
+    share_weights(cast(GenerationModule, first.module), cast(HiddenStateModule, second.module))
     return ExtractSummary(memories, run_stage(second))
 
 

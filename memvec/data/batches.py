@@ -9,25 +9,67 @@ measured and probed before that needs real tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from datasets import Dataset
 from numpy.typing import NDArray
 
 from memvec.data.budget import typical_rows
-from memvec.data.collator import Batch, PaddingCollator, PromptRows
-from memvec.data.sampler import Rows
+from memvec.data.collator import Batch, PaddingCollator, TokenSource
+from memvec.data.rules import BatchRules
+from memvec.data.sampler import RowIndices, best_prefix_length, rows_with_prefix
 
 # A sample of the rows is typical enough, and sorting ten million takes a second.
 ROWS_TO_CHOOSE_FROM = 65_536
+
+
+@dataclass(frozen=True)
+class PromptTable:
+    """The tokenised prompts of an input, and which of them are left to compute.
+
+    Args:
+        tokens: Where they lie.
+        lengths: Tokens of every prompt, `[N]`.
+        shared: Leading tokens that each has in common with the template's own, `[N]`, at most its length - 1.
+        rows: Which are left, `[R]`.
+        head_ids: The template's leading tokens, `[P]`.
+    """
+
+    tokens: TokenSource
+    lengths: NDArray[np.int32]
+    shared: NDArray[np.int32]
+    rows: RowIndices
+    head_ids: NDArray[np.int32]
+
+    def common_tokens(self) -> torch.Tensor:
+        """Returns the leading tokens that are worth computing once for all rows left, `[P]` int64; P may be 0."""
+        return torch.from_numpy(self.head_ids[: best_prefix_length(self.shared[self.rows])].astype(np.int64))
+
+    def batches(self, prefix_length: int, rules: BatchRules) -> PromptBatches:
+        """Returns the rows left in the groups that may share a batch, and the tokens each costs.
+
+        Args:
+            prefix_length: Leading tokens that are computed once.
+            rules: How rows become batches.
+        """
+        begins = rows_with_prefix(self.lengths, self.shared, prefix_length)  # [N]
+        with_prefix, without = self.rows[begins[self.rows]], self.rows[~begins[self.rows]]
+        groups = [
+            (with_prefix, rules.row_tokens(self.lengths[with_prefix], prefix_length)),
+            (without, rules.row_tokens(self.lengths[without], 0)),
+        ]
+        collate = PaddingCollator(
+            pad_token_id=0, prefix_rows=begins, prefix_length=prefix_length, padding_side=rules.padding_side
+        )
+        return PromptBatches(self.tokens, groups, lengths=self.lengths, collate=collate)
 
 
 class PromptBatches:
     """Makes batches of prompts.
 
     Args:
-        prompts: With columns of `memvec.schema.PROMPT_FEATURES`.
+        tokens: Where the prompts lie.
         groups: `(rows, costs)` pairs, both `[N]`: the rows that begin with the shared prefix, then the others, and the
             tokens each costs.
         lengths: Tokens of every prompt of the dataset.
@@ -36,20 +78,20 @@ class PromptBatches:
 
     def __init__(
         self,
-        prompts: Dataset,
-        groups: Sequence[tuple[Rows, NDArray[np.int32]]],
+        tokens: TokenSource,
+        groups: Sequence[tuple[RowIndices, NDArray[np.int32]]],
         *,
         lengths: NDArray[np.int32],
         collate: PaddingCollator,
     ) -> None:
-        self.dataset = PromptRows(prompts)
+        self.tokens = tokens
         self.groups = groups
         self.lengths = lengths
         self.collate = collate
 
-    def of(self, rows: Rows) -> Batch:
+    def of(self, rows: RowIndices) -> Batch:
         """Returns the batch of these rows."""
-        return self.collate(self.dataset.__getitems__(rows))
+        return self.collate(self.tokens.__getitems__(rows))
 
     def input_ids(self, row: int) -> torch.Tensor:
         """Returns the tokens of one row's prompt, `[T]` int64."""

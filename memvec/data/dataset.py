@@ -23,8 +23,9 @@ from datasets import Dataset
 from memvec.data.reader import MISSING, Malformed, Record
 from memvec.digest import as_pairs, digest, first_occurrence
 from memvec.errors import InputError
+from memvec.features import ENTRY_FEATURES
 from memvec.files import atomic_file
-from memvec.schema import ENTRY_FEATURES, FILE, ID, ROW, TEXT
+from memvec.schema import FILE, ID, ROW, TEXT
 
 ROWS_PER_BATCH = 10_000
 CHARACTERS_PER_BATCH = 32_000_000

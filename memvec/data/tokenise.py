@@ -1,6 +1,6 @@
 """Tokenises the entries into a second memory-mapped `Dataset`, row by row the same.
 
-In: `entries.arrow` and a `PromptEncoder`. Out: `prompts.arrow` with the columns of `memvec.schema.PROMPT_FEATURES`.
+In: `entries.arrow` and a `PromptEncoder`. Out: `prompts.arrow` with the columns of `memvec.features.PROMPT_FEATURES`.
 
 How: thousands of rows at a time, as Arrow tables, so that the Rust tokenizer works on all cores and writing to disk
 costs no Python object a row. Not `Dataset.map`, which leaves its file to the operating system to bring to disk.
@@ -20,9 +20,10 @@ from datasets.utils import tqdm
 from numpy.typing import NDArray
 
 from memvec.data.dataset import write_stream
+from memvec.features import PROMPT_FEATURES
 from memvec.files import atomic_file
 from memvec.prompt.encoder import PromptEncoder
-from memvec.schema import DIGEST, INPUT_IDS, LENGTH, PROMPT_FEATURES, SHARED, TEXT, TRUNCATED
+from memvec.schema import DIGEST, INPUT_IDS, LENGTH, SHARED, TEXT, TRUNCATED
 
 ROWS_PER_BATCH = 4096
 # Tokenising so few takes a second or two, and a bar says no more than the silence.

@@ -16,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from memvec.data.prepared import Signature
+from memvec.data.prepared import Signature, read_signature
 from memvec.generation.parser import Outcome
+from memvec.layout import RunLayout
 from memvec.schema import INDEX, NUM_TOKENS, REASON, TEXT
 from memvec.writer.frames import Frame, journal_files, read_frames, report_damage
 
@@ -110,6 +111,11 @@ class OutputIndex:
         with self.files[self.file[attempt, row]].open("rb") as stream:
             stream.seek(int(self.start[attempt, row]))
             return str(stream.read(int(self.length[attempt, row])), "utf-8")
+
+
+def has_outputs(folder: RunLayout, rows: int, attempt: int) -> NDArray[np.bool_]:
+    """Returns for which rows of a run nothing is left to compute in an attempt, `[N]` bool."""
+    return read_outputs(folder.journal, rows=rows, signature=read_signature(folder)).is_done(attempt)
 
 
 def read_outputs(folder: Path, *, rows: int, signature: Signature) -> OutputIndex:

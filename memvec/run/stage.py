@@ -21,9 +21,10 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 from omegaconf import DictConfig
 
 from memvec.config.compose import to_container
-from memvec.data.datamodule import MemoryDataModule
+from memvec.data.datamodule import PromptDataModule
 from memvec.errors import InputError
 from memvec.files import writing
+from memvec.generation.module import GenerationModule
 from memvec.model.module import HiddenStateModule
 from memvec.run.folder import FORMAT, JOURNAL_FORMAT, RunFolder, RunState
 from memvec.run.summary import RunSummary, read_summary, write_summary
@@ -72,8 +73,8 @@ class Stage:
 
     cfg: DictConfig
     folder: RunFolder
-    module: HiddenStateModule
-    datamodule: MemoryDataModule
+    module: HiddenStateModule | GenerationModule
+    datamodule: PromptDataModule
     writer: JournalCallback
     trainer: pl.Trainer
     results: Callable[[], Results]

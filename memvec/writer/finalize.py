@@ -23,9 +23,10 @@ from memvec.data.dataset import Rejection
 from memvec.data.prepared import read_signature
 from memvec.digest import digest
 from memvec.errors import WriterError
+from memvec.features import vector_features
 from memvec.files import atomic_file, read_json, writing
 from memvec.layout import RunLayout
-from memvec.schema import FILE, ID, LENGTH, NUM_TOKENS, ROW, TEXT, TRUNCATED, VECTOR, vector_features
+from memvec.schema import FILE, ID, LENGTH, NUM_TOKENS, ROW, TEXT, TRUNCATED, VECTOR
 from memvec.writer.vectors import read_journal
 
 BYTES_PER_FILE = 256 * 2**20

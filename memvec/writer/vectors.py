@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from memvec.data.prepared import Signature
+from memvec.data.prepared import Signature, read_signature
+from memvec.layout import RunLayout
 from memvec.schema import INDEX, REASON, VECTOR
 from memvec.writer.frames import Frame, journal_files, read_frames, report_damage
 from memvec.writer.journal import journal_schema
@@ -84,6 +85,11 @@ def read_journal(folder: Path, *, rows: int, signature: Signature) -> JournalInd
         index = _read(folder, rows, signature, Counter({dimensions.most_common(1)[0][0]: 1}))
     report_damage(index.damaged)
     return index
+
+
+def has_vectors(folder: RunLayout, rows: int, attempt: int = 0) -> NDArray[np.bool_]:
+    """Returns for which rows of a run nothing is left to compute, `[N]` bool, whichever attempt it is."""
+    return read_journal(folder.journal, rows=rows, signature=read_signature(folder)).is_done
 
 
 def _read(folder: Path, rows: int, signature: Signature, dimensions: Counter[int]) -> JournalIndex:

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 import memvec
 from memvec.errors import ConfigError, ModelError
 from memvec.generation import writer
+from memvec.generation.generator import Generator
 from memvec.generation.module import GenerationModule
 from memvec.generation.transcript import Message
 from memvec.model import memory
@@ -144,14 +145,14 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved_and_a_window_that_does_
 ) -> None:
     expected = tiny_generation(write_conversations(), *PLAIN, output="expected")
     memvec.generate(expected)
-    write = GenerationModule._write
+    write = Generator._write
 
-    def limited(self: GenerationModule, path: Any, batch: Any, part: slice) -> torch.Tensor:
+    def limited(self: Generator, batch: Any, part: slice, **how: Any) -> torch.Tensor:
         if part.stop - part.start > 1 or 0 in batch["index"][part]:
             raise torch.OutOfMemoryError("no room")
-        return write(self, path, batch, part)
+        return write(self, batch, part, **how)
 
-    monkeypatch.setattr(GenerationModule, "_write", limited)
+    monkeypatch.setattr(Generator, "_write", limited)
     cfg = tiny_generation(write_conversations(), *PLAIN)
     summary = memvec.generate(cfg)
     assert raw_lines(cfg.output_dir) == raw_lines(expected.output_dir)[1:]
