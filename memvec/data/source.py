@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +21,7 @@ import datasets
 import pyarrow as pa
 
 from memvec.data.reader import RECORDS_PER_READ, SUFFIXES, Record, file_format, read_dataset, read_file
+from memvec.data.runs import outside_runs
 from memvec.errors import InputError, one_line
 from memvec.hub import hub_warns_once
 
@@ -103,7 +105,8 @@ def _sources_of(name: str, split: str, revision: str | None) -> list[Source]:
     if glob.has_magic(name):
         # Not `Path.glob`, which takes no absolute pattern and does not pass over hidden files.
         matched = sorted(Path(found) for found in glob.glob(str(path), recursive=True))  # noqa: PTH207
-        return _file_sources(matched) or _nothing(f"{name}: the glob matches")
+        root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
+        return _file_sources(matched, root, name) or _nothing(f"{name}: the glob matches")
     if HUB_NAME.fullmatch(name) and file_format(path) is None:
         return [_hub_source(name, split, revision)]
     raise InputError(f"{name}: no such file or folder; allowed: {ALLOWED}")
@@ -112,7 +115,8 @@ def _sources_of(name: str, split: str, revision: str | None) -> list[Source]:
 def _sources_of_folder(folder: Path, split: str) -> list[Source]:
     if (folder / "dataset_dict.json").exists() or all((folder / name).exists() for name in SAVED_DATASET):
         return [Source(str(folder), _one_split(_saved_dataset(folder), str(folder), split))]
-    return _file_sources(sorted(_visible_files(folder))) or _nothing(f"{folder}: the folder holds")
+    files = sorted(_visible_files(folder))
+    return _file_sources(files, folder, str(folder)) or _nothing(f"{folder}: the folder holds")
 
 
 def _visible_files(folder: Path) -> Iterator[Path]:
@@ -129,9 +133,9 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _file_sources(paths: Iterable[Path]) -> list[Source]:
+def _file_sources(paths: Iterable[Path], root: Path, name: str) -> list[Source]:
     """Keeps the files of our formats; a broken link to one is an error, since its rows would be missed silently."""
-    known = [path for path in paths if file_format(path)]
+    known = outside_runs([path for path in paths if file_format(path)], root=root, name=name)
     for path in known:
         if path.is_symlink() and not path.exists():
             raise _broken_link(path)
