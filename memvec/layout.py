@@ -13,6 +13,7 @@ profile/         with profile=true: where the time went
 evaluation.json  how well its vectors find memories, where `memvec.evaluate` has measured it
 report.html      the page that `memvec.report` made
 index/           what `memvec.search` found its way by, above a million rows
+.datasets/       the vectors as `memvec.load` maps them
 journal/         all that an unfinished run needs to go on; removed when the run is complete
 """
 
@@ -47,6 +48,7 @@ class RunLayout:
         self.evaluation = self.root / "evaluation.json"
         self.page = self.root / "report.html"
         self.index = self.root / "index"
+        self.mapped = self.root / ".datasets"
         self.journal = self.root / "journal"
         self.fingerprint = self.journal / "fingerprint.json"
         self.conversations = self.journal / "conversations.arrow"

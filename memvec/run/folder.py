@@ -16,7 +16,7 @@ from typing import Any
 import filelock
 
 from memvec.errors import RunFolderError, one_line
-from memvec.files import read_json, write_json
+from memvec.files import make_folder, make_root, read_json, write_json
 from memvec.layout import MEMORIES, RunLayout
 
 log = logging.getLogger(__name__)
@@ -145,7 +145,7 @@ class RunFolder(RunLayout):
         """Returns the manifest, or None where there is none of memvec's."""
         try:
             content = read_json(self.manifest)
-        except (OSError, ValueError):
+        except RunFolderError:
             return None
         return content if isinstance(content, dict) and isinstance(content.get("fingerprint"), dict) else None
 
@@ -170,8 +170,9 @@ class RunFolder(RunLayout):
                 partial.unlink(missing_ok=True)
 
     def _take_lock(self) -> None:
-        self.journal.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(self.journal / "lock")
+        make_root(self.root)
+        make_folder(self.journal)
+        lock = filelock.FileLock(self.journal / "lock", mode=self.journal.stat().st_mode & 0o666)
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout as error:

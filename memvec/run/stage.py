@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 from memvec.config.compose import to_container
 from memvec.data.datamodule import MemoryDataModule
 from memvec.errors import InputError, WriterError, one_line
+from memvec.files import atomic_file, make_folder
 from memvec.model.module import HiddenStateModule
 from memvec.run.folder import RunFolder, RunState
 from memvec.run.summary import RunSummary, read_summary, write_summary
@@ -191,8 +192,9 @@ def _finish(stage: Stage, results: Results) -> RunSummary:
         summary=stage.summary,
     )
     if stage.cfg.profile:
-        folder.profile.mkdir(exist_ok=True)  # there is none yet where no batch was left to compute
-        (folder.profile / "stages.txt").write_text(stage_table(seconds), encoding="utf-8")
+        make_folder(folder.profile)  # there is none yet where no batch was left to compute
+        with atomic_file(folder.profile / "stages.txt") as partial:
+            partial.write_text(stage_table(seconds), encoding="utf-8")
         log.info("where the time went: %s", folder.profile)
     folder.release(remove_journal=True)
     return summary

@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memvec.data.collator import Batch
-from memvec.files import read_json, write_json
+from memvec.fields import JsonObject
+from memvec.files import write_json
 from memvec.model.lockstep import is_first_with_its_batches
 
 RANK_FILES = "history-rank-*.json"
@@ -76,7 +77,7 @@ class RankHistory(pl.Callback):
             return
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         history = {
-            "timeline": self._timeline.to_json(),
+            "timeline": dict(zip(("seconds", *COUNTED), self._timeline.to_json(), strict=True)),
             "lengths": padding_by_length(datamodule.lengths, datamodule.sampler.batches),
         }
         write_json(self.journal / f"history-rank-{trainer.global_rank:05d}.json", history)
@@ -95,9 +96,18 @@ def write_history(journal: Path, path: Path) -> None:
         journal: The journal's folder.
         path: `history.json`.
     """
-    ranks = [read_json(rank) for rank in sorted(journal.glob(RANK_FILES))]
-    timeline = combine_timelines([rank["timeline"] for rank in ranks])
-    write_json(path, {"timeline": timeline, "lengths": combine_lengths([rank["lengths"] for rank in ranks])})
+    ranks = [JsonObject.read(rank) for rank in sorted(journal.glob(RANK_FILES))]
+    timeline = combine_timelines([_timeline(rank) for rank in ranks])
+    write_json(path, {"timeline": timeline, "lengths": combine_lengths([_lengths(rank) for rank in ranks])})
+
+
+def _timeline(rank: JsonObject) -> list[list[float]]:
+    return list(rank.within("timeline").take_columns(("seconds", *COUNTED), float).values())
+
+
+def _lengths(rank: JsonObject) -> dict[str, Any]:
+    columns = rank.within("lengths").take_columns(("entries", "padding"), int)
+    return {"tokens_per_bin": rank.take("lengths.tokens_per_bin", int), **columns}
 
 
 class Timeline:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from memvec.data.dataset import Rejection
 from memvec.errors import WriterError, one_line
-from memvec.files import atomic_file, read_json
+from memvec.files import atomic_file, make_folder, read_json
 from memvec.layout import RunLayout
 from memvec.schema import FILE, ID, LENGTH, NUM_TOKENS, ROW, TEXT, TRUNCATED, VECTOR, vector_features
 from memvec.writer.journal import JournalIndex, read_journal
@@ -101,7 +101,7 @@ class Finalizer:
         parts = -(-len(self.kept) // rows_per_file)
         vectors = _Vectors(self.journal)
         try:
-            self.folder.vectors.mkdir(exist_ok=True)
+            make_folder(self.folder.vectors)
             for part in range(rank, parts, world_size):
                 path = self.folder.vectors / f"part-{part:05d}-of-{parts:05d}.parquet"
                 if not path.exists():
@@ -135,6 +135,7 @@ class Finalizer:
                 # Vectors do not compress and have no repeated values; trying costs more time than writing them.
                 compression={name: "zstd" if name in text_columns else "none" for name in _leaves(schema)},
                 use_dictionary=False,
+                write_page_checksum=True,  # what a disk or a copy has damaged is noticed when it is read
             ) as writer,
         ):
             for start in range(0, len(rows), ROWS_PER_GROUP):
