@@ -77,7 +77,7 @@ def extract(cfg: DictConfig) -> ExtractSummary:
         raise InputError(f"{first.folder.root}: no memory was found in {memories.generation.windows} windows")
     second = vector_stage(_vectors_config(cfg, first.folder.memories))
     second.follow(first)
-    share_weights(cast(GenerationModule, first.module), second.module)
+    share_weights(cast(GenerationModule, first.module), cast(HiddenStateModule, second.module))
     return ExtractSummary(memories, run_stage(second))
 
 
@@ -91,7 +91,7 @@ def share_weights(generator: GenerationModule, module: HiddenStateModule) -> boo
         return False
     unpack(generator.backbone.decoder)  # the second stage chooses its own kernels
     generator.language_model = None  # its head is not needed any more
-    module.backbone = Backbone(generator.backbone.decoder, layer=module.layer).eval()
+    module.backbone = Backbone(generator.backbone.decoder, layers=(module.layer,)).eval()
     return True
 
 

@@ -1,6 +1,6 @@
 """Tokenises the entries into a second memory-mapped `Dataset`, row by row the same.
 
-In: `entries.arrow` and a `PromptEncoder`. Out: `prompts.arrow` with the columns of `memvec.schema.PROMPT_FEATURES`.
+In: `entries.arrow` and a `PromptEncoder`. Out: `prompts.arrow` with the columns of `memvec.features.PROMPT_FEATURES`.
 
 How: `Dataset.map` on Arrow tables, thousands of rows at a time, so that the Rust tokenizer works on all cores and
 writing to disk costs no Python object a row.
@@ -18,8 +18,9 @@ import pyarrow as pa
 from datasets import Dataset
 from numpy.typing import NDArray
 
+from memvec.features import PROMPT_FEATURES
 from memvec.prompt.encoder import PromptEncoder
-from memvec.schema import DIGEST, INPUT_IDS, LENGTH, PROMPT_FEATURES, SHARED, TEXT, TRUNCATED
+from memvec.schema import DIGEST, INPUT_IDS, LENGTH, SHARED, TEXT, TRUNCATED
 
 ROWS_PER_MAP = 4096
 # Tokenising so few takes a second or two, and a bar says no more than the silence.

@@ -23,13 +23,14 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from memvec.errors import WriterError, one_line
+from memvec.features import memory_features
 from memvec.files import atomic_file, read_json
 from memvec.generation.echoes import Instructions, letters
 from memvec.generation.outputs import Output, read_outputs
 from memvec.generation.parser import Outcome, Parsed, parse
 from memvec.generation.writer import prompt_content
 from memvec.layout import RunLayout
-from memvec.schema import CONVERSATION_ID, DATE, ID, MESSAGE_END, MESSAGE_START, TEXT, TRUNCATED, memory_features
+from memvec.schema import CONVERSATION_ID, DATE, ID, MESSAGE_END, MESSAGE_START, TEXT, TRUNCATED
 
 PROVENANCE = (CONVERSATION_ID, MESSAGE_START, MESSAGE_END, DATE)
 ROWS_PER_GROUP = 10_000

@@ -111,6 +111,11 @@ class OutputIndex:
             return str(stream.read(int(self.length[attempt, row])), "utf-8")
 
 
+def has_outputs(folder: Path, rows: int, attempt: int) -> NDArray[np.bool_]:
+    """Returns for which rows nothing is left to compute in an attempt, `[N]` bool."""
+    return read_outputs(folder, rows=rows).is_done(attempt)
+
+
 def read_outputs(folder: Path, *, rows: int) -> OutputIndex:
     """Reads every frame of every journal file in `folder`.
 

@@ -18,7 +18,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
-from memvec.generation.datamodule import ConversationDataModule
+from memvec.data.datamodule import datamodule_of
 from memvec.generation.echoes import Instructions, PromptContent
 from memvec.generation.module import GenerationModule
 from memvec.generation.outputs import OUTPUT_SCHEMA
@@ -44,11 +44,11 @@ class OutputWriter(JournalCallback):
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Opens this process's journal file."""
-        datamodule: ConversationDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        datamodule = datamodule_of(trainer)
         self._module = cast(GenerationModule, pl_module)
         self._tokenizer = self._module.checkpoint.load_tokenizer()
         self._instructions = self._module.prompt.instructions
-        self._windows = Dataset.from_file(str(datamodule.folder.entries))
+        self._windows = Dataset.from_file(str(datamodule.prepared.folder.entries))
         self._attempt = datamodule.attempt
         self._output_tokens = 0
         super().on_predict_start(trainer, pl_module)
@@ -67,7 +67,7 @@ class OutputWriter(JournalCallback):
             raise RuntimeError("predicting has not started")
         said = {"index": row, "attempt": self._attempt, "num_tokens": len(tokens), "is_cut": False}
         if not tokens:  # even a model that has nothing to say writes its end
-            reason = self._module.rejections.get(int(row), "the model wrote nothing")
+            reason = self._module.engine.rejections.get(int(row), "the model wrote nothing")
             return {**said, "outcome": Outcome.UNPARSEABLE.value, "reason": reason}
         self._output_tokens += len(tokens)
         text = str(self._tokenizer.decode(tokens, skip_special_tokens=True))

@@ -161,6 +161,23 @@ def prompt_limit(config: PreTrainedConfig) -> int | None:
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
+def length_boundaries(config: PreTrainedConfig) -> tuple[int, ...]:
+    """Returns the lengths behind which a model computes in another way, the tokens before included; rising.
+
+    LongRoPE (Phi-3-128k) takes one set of factors up to the length it was first trained on, and another beyond; which
+    of them is decided by the longest row of a batch.
+    """
+    text = config.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or {}
+    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]
+    found = {
+        kind.get("original_max_position_embeddings") or getattr(text, "original_max_position_embeddings", None)
+        for kind in kinds
+        if kind.get("rope_type") == "longrope"
+    }
+    return tuple(sorted(length for length in found if isinstance(length, int)))
+
+
 def folder_digest(folder: Path, patterns: tuple[str, ...]) -> str:
     """Returns a hex SHA-256 over names and content of the files that match."""
     state = hashlib.sha256()

@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -24,10 +25,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from memvec.config.values import one_of
-from memvec.data.datamodule import MemoryDataModule
+from memvec.data.datamodule import PromptDataModule
+from memvec.data.memories import MemoryTexts
 from memvec.errors import ConfigError, MemvecError, one_line
-from memvec.generation.datamodule import ConversationDataModule
+from memvec.generation.conversations import Conversations
 from memvec.generation.module import GenerationModule
+from memvec.generation.outputs import has_outputs
 from memvec.generation.writer import OutputWriter
 from memvec.model.checkpoint import prompt_limit
 from memvec.model.module import HiddenStateModule
@@ -38,6 +41,7 @@ from memvec.trainer.logs import RankLog
 from memvec.trainer.metrics import RankMetrics
 from memvec.trainer.profile import BatchProfile
 from memvec.trainer.progress import TokenProgressBar
+from memvec.writer.journal import has_vectors
 from memvec.writer.prediction_writer import JournalCallback, VectorWriter
 
 BATCHES_IN_PROFILE = 3
@@ -62,17 +66,16 @@ def build_model(cfg: DictConfig) -> HiddenStateModule:
     return module
 
 
-def build_datamodule(cfg: DictConfig, module: HiddenStateModule, folder: RunFolder) -> MemoryDataModule:
-    """Returns the data module for a model's tokenizer and limit."""
-    datamodule: MemoryDataModule = _build(
+def build_datamodule(cfg: DictConfig, module: HiddenStateModule, folder: RunFolder) -> PromptDataModule:
+    """Returns the data module of memory texts, for a model's tokenizer and limit."""
+    texts: MemoryTexts = _build(
         "data",
         cfg.data,
         prompt=_build("prompt", cfg.prompt),
         tokenizer=module.checkpoint.load_tokenizer(),
         model_limit=prompt_limit(module.checkpoint.config),
-        folder=folder,
     )
-    return datamodule
+    return PromptDataModule(texts, folder=folder, is_done=partial(has_vectors, folder.journal))
 
 
 def build_writer(cfg: DictConfig, folder: RunFolder) -> VectorWriter:
@@ -87,18 +90,17 @@ def build_generator(cfg: DictConfig) -> GenerationModule:
     return module
 
 
-def build_conversations(cfg: DictConfig, module: GenerationModule, folder: RunFolder) -> ConversationDataModule:
-    """Returns the data module for a generating model's prompt, tokenizer and limit."""
-    datamodule: ConversationDataModule = _build(
+def build_conversations(cfg: DictConfig, module: GenerationModule, folder: RunFolder) -> PromptDataModule:
+    """Returns the data module of conversations, for a generating model's prompt, tokenizer and limit."""
+    conversations: Conversations = _build(
         "data",
         cfg.data,
         prompt=module.prompt,
         tokenizer=module.checkpoint.load_tokenizer(),
         model_limit=prompt_limit(module.checkpoint.config),
         output_tokens=module.max_new_tokens,
-        folder=folder,
     )
-    return datamodule
+    return PromptDataModule(conversations, folder=folder, is_done=partial(has_outputs, folder.journal))
 
 
 def build_output_writer(cfg: DictConfig, folder: RunFolder) -> OutputWriter:

@@ -25,10 +25,11 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from memvec.errors import RunFolderError, one_line
+from memvec.features import vector_features
 from memvec.files import atomic_file, make_folder, make_root
 from memvec.layout import RunLayout
 from memvec.run.manifest import Manifest
-from memvec.schema import ID, NUM_TOKENS, TEXT, VECTOR, vector_features
+from memvec.schema import ID, NUM_TOKENS, TEXT, VECTOR
 
 ROWS_PER_BATCH = 5_000
 PART = re.compile(r"part-(\d{5,})-of-(\d{5,})\.parquet")

@@ -22,9 +22,10 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 from omegaconf import DictConfig
 
 from memvec.config.compose import to_container
-from memvec.data.datamodule import MemoryDataModule
+from memvec.data.datamodule import PromptDataModule
 from memvec.errors import InputError, WriterError, one_line
 from memvec.files import atomic_file, make_folder
+from memvec.generation.module import GenerationModule
 from memvec.model.module import HiddenStateModule
 from memvec.run.folder import RunFolder, RunState
 from memvec.run.summary import RunSummary, read_summary, write_summary
@@ -73,8 +74,8 @@ class Stage:
 
     cfg: DictConfig
     folder: RunFolder
-    module: HiddenStateModule
-    datamodule: MemoryDataModule
+    module: HiddenStateModule | GenerationModule
+    datamodule: PromptDataModule
     trainer: pl.Trainer
     results: Callable[[], Results]
     stopwatch: Stopwatch

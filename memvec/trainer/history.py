@@ -22,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memvec.data.collator import Batch
+from memvec.data.datamodule import plan_of
 from memvec.fields import JsonObject
 from memvec.files import write_json
-from memvec.model.lockstep import is_first_with_its_batches
+from memvec.model.engine import computing_module
 
 RANK_FILES = "history-rank-*.json"
 MOMENTS = 256
@@ -66,19 +67,19 @@ class RankHistory(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Notes when a batch was done; the plan tells how much it was, so no device is waited for."""
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if batch_idx < len(datamodule.sampler.batches):
-            rows = datamodule.sampler.batches[batch_idx]
-            self._timeline.add(time.perf_counter() - self._start, datamodule.lengths[rows])
+        plan = plan_of(trainer)
+        if not plan.sampler.is_dummy(batch_idx):
+            lengths = plan.lengths[plan.sampler.batches[batch_idx]]
+            self._timeline.add(time.perf_counter() - self._start, lengths)
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes this rank's file; what a tensor-parallel group computes together is counted once."""
-        if not is_first_with_its_batches(trainer):
+        if not computing_module(pl_module).group.is_first_with_its_batches:
             return
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        plan = plan_of(trainer)
         history = {
             "timeline": dict(zip(("seconds", *COUNTED), self._timeline.to_json(), strict=True)),
-            "lengths": padding_by_length(datamodule.lengths, datamodule.sampler.batches),
+            "lengths": padding_by_length(plan.lengths, plan.sampler.batches),
         }
         write_json(self.journal / f"history-rank-{trainer.global_rank:05d}.json", history)
 

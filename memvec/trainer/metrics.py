@@ -14,15 +14,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 
+from memvec.data.datamodule import plan_of
 from memvec.fields import JsonObject
 from memvec.files import write_json
-from memvec.model.lockstep import is_first_with_its_batches
-from memvec.model.module import HiddenStateModule
+from memvec.model.engine import computing_module
 
 RANK_FILE = "metrics-rank-{rank:05d}.json"
 
@@ -78,22 +78,22 @@ class RankMetrics(pl.Callback):
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stops the clock when the last vector is in the journal: this callback stands behind the writer."""
         seconds = time.perf_counter() - self._start
-        sampler = trainer.datamodule.sampler  # type: ignore[attr-defined]
-        counts = is_first_with_its_batches(trainer)  # what a tensor-parallel group computes together is counted once
+        plan, module = plan_of(trainer), computing_module(pl_module)
+        counts = module.group.is_first_with_its_batches  # what a tensor-parallel group computes is counted once
         path = self.journal / RANK_FILE.format(rank=trainer.global_rank)
         numbers = {
             "seconds": seconds,
-            "entries": sampler.rows * counts,
-            "tokens": trainer.datamodule.count_tokens(sampler) * counts,  # type: ignore[attr-defined]
-            "computed_tokens": sampler.total_tokens * counts,
-            "padded_tokens": sampler.padded_tokens * counts,
+            "entries": plan.sampler.rows * counts,
+            "tokens": plan.count_tokens() * counts,
+            "computed_tokens": plan.sampler.total_tokens * counts,
+            "padded_tokens": plan.sampler.padded_tokens * counts,
         }
         earlier = JsonObject.read(path) if path.exists() else JsonObject(path, {"counted": {}})
         loop = {
             "counted": _sum(self.counters(), earlier.within("counted")),
-            "max_tokens": sampler.max_tokens,
+            "max_tokens": plan.sampler.max_tokens,
             "peak_memory_bytes": peak_memory_bytes(trainer.strategy.root_device),
-            "notes": cast(HiddenStateModule, pl_module).notes(),
+            "notes": module.notes(),
         }
         write_json(path, {**_sum(numbers, earlier), **loop})
 

@@ -19,11 +19,12 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from memvec.data.dataset import Rejection
+from memvec.data.validation import Rejection
 from memvec.errors import WriterError, one_line
+from memvec.features import vector_features
 from memvec.files import atomic_file, make_folder, read_json
 from memvec.layout import RunLayout
-from memvec.schema import FILE, ID, LENGTH, NUM_TOKENS, ROW, TEXT, TRUNCATED, VECTOR, vector_features
+from memvec.schema import FILE, ID, LENGTH, NUM_TOKENS, ROW, TEXT, TRUNCATED, VECTOR
 from memvec.writer.journal import JournalIndex, read_journal
 
 BYTES_PER_FILE = 256 * 2**20

@@ -180,6 +180,11 @@ def read_journal(folder: Path, *, rows: int) -> JournalIndex:
     return index
 
 
+def has_vectors(folder: Path, rows: int, attempt: int = 0) -> NDArray[np.bool_]:
+    """Returns for which rows nothing is left to compute, `[N]` bool, whichever attempt it is."""
+    return read_journal(folder, rows=rows).is_done
+
+
 def journal_files(folder: Path) -> list[Path]:
     """Returns the journal's files, in a fixed order."""
     return sorted(folder.glob(f"*{SUFFIX}"))

@@ -32,8 +32,9 @@ from numpy.typing import NDArray
 
 from memvec.config.values import at_least, one_of
 from memvec.data.collator import Batch
+from memvec.data.datamodule import plan_of
 from memvec.errors import WriterError, one_line
-from memvec.model import lockstep
+from memvec.model.engine import computing_module
 from memvec.model.module import HiddenStateModule
 from memvec.writer.journal import JournalWriter, vector_rows
 
@@ -100,7 +101,9 @@ class JournalCallback(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Hands a batch's predictions `[B, …]` over, and raises what went wrong with earlier ones."""
-        if lockstep.is_to_be_written(trainer, batch_idx):
+        # Not a dummy batch; and of a tensor-parallel group, whose ranks compute the same batch, only the first writes.
+        is_first = computing_module(pl_module).group.is_first_with_its_batches
+        if is_first and not plan_of(trainer).sampler.is_dummy(batch_idx):
             self._running().put(_copy_to_host(batch["index"], prediction))
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -167,13 +170,13 @@ class VectorWriter(JournalCallback):
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes what is left, tries rows without a finite vector again alone in float32, and closes the file."""
         super().on_predict_end(trainer, pl_module)
-        module = cast(HiddenStateModule, pl_module)
+        extractor = cast(HiddenStateModule, pl_module).engine
         with self._open_journal(trainer.global_rank) as journal:
-            for row in lockstep.agreed_rows(trainer, self._not_finite):
-                reason = module.rejections.get(row)
+            for row in extractor.group.union(self._not_finite):
+                reason = extractor.rejections.get(row)
                 if reason is None:
-                    input_ids = cast(Any, trainer).datamodule.batches.input_ids(row)
-                    vector = module.recompute(input_ids)
+                    input_ids = plan_of(trainer).batches.input_ids(row)
+                    vector = extractor.recompute(input_ids)
                     if row not in self._not_finite:  # another process's, which this one helped to compute
                         continue
                     if vector.isfinite().all():
@@ -182,7 +185,7 @@ class VectorWriter(JournalCallback):
                     dtype = str(vector.dtype).removeprefix("torch.")
                     reason = f"the vector of its {len(input_ids)} tokens holds NaN or infinity, in {dtype} too"
                 log.warning("row %d is rejected: %s", row, reason)
-                journal.reject(row, reason, dimension=module.dimension)
+                journal.reject(row, reason, dimension=extractor.dimension)
 
 
 def _copy_to_host(index: torch.Tensor, predictions: torch.Tensor) -> _Copied:

@@ -1,53 +1,42 @@
-"""The LightningDataModule of generation: from conversations to left-padded batches of this rank.
+"""Conversations as the input of a run: cut into windows, each of which becomes a prompt.
 
-In: `data.*` of the configuration, a prompt and a tokenizer. Out: batches as `memvec.data.datamodule` makes them; what
-differs is that a row is a window of a conversation, that padding stands on the left, and that a row costs what may be
-written to it too. What is written to the run's journal folder besides:
+In: `data.*` of the configuration, a prompt and a tokenizer. Out: what `memvec.data.datamodule` serves from. A row is a
+window of a conversation, which grows by what may be written to it. What is written to the run's journal folder besides:
 
     conversations.arrow   id, transcript, file, row   of every usable conversation
     entries.arrow         the windows of these        in the place of memory texts
-
-A row is computed once, and once more where its output could not be understood: that is the second attempt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
-import torch
 from datasets import Dataset
-from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
-from memvec.config.values import at_least, at_least_or_none
-from memvec.data.collator import Batch
-from memvec.data.datamodule import MemoryDataModule
+from memvec.config.values import at_least, at_least_or_none, one_of
 from memvec.data.dataset import EntriesSummary, write_entries, write_stream
+from memvec.data.rules import BatchRules
 from memvec.data.source import find_sources
 from memvec.errors import ConfigError
+from memvec.features import WINDOW_FEATURES
 from memvec.files import atomic_file
-from memvec.generation.module import GenerationModule
-from memvec.generation.outputs import read_outputs
 from memvec.generation.prompt import MemoryPrompt
 from memvec.generation.transcript import Transcript, TranscriptSource
 from memvec.generation.window import cut_transcript
 from memvec.layout import RunLayout
-from memvec.schema import FILE, ID, ROW, TEXT, WINDOW_FEATURES
+from memvec.prompt.encoder import PromptEncoder
+from memvec.schema import FILE, ID, ROW, TEXT
 
-# Rows decode together, and the more of them, the less each costs: a batch is as large as its keys and values may be.
-CACHE_BYTES_ON_CPU = 2 * 2**30
-CACHE_SHARE_OF_FREE_MEMORY = 0.4  # of an accelerator's, with the weights on it
-ROWS_TO_MEASURE = 2
 WINDOWS_PER_BATCH = 1_000
 NO_LIMIT = 2**31
 
 
-class ConversationDataModule(MemoryDataModule):
-    """Reads, cuts, tokenises and batches conversations.
+class Conversations:
+    """Conversations, one row each.
 
     Args:
         path: File, folder, glob or Hub dataset name with one row a conversation, or a list of them; a `.txt` file is
@@ -56,7 +45,6 @@ class ConversationDataModule(MemoryDataModule):
         tokenizer: The model's tokenizer.
         model_limit: Most tokens the model takes, those it writes counted; None is no limit.
         output_tokens: Most tokens the model writes about a window.
-        folder: The run's folder.
         messages_column: Name of the field with the messages, or with a document's text.
         id_column: Name of the field with the id; None, or a name no row has, makes the row number the id.
         date_column: Name of the field with the date; None, or a name no row has, means that there are no dates.
@@ -83,7 +71,6 @@ class ConversationDataModule(MemoryDataModule):
         tokenizer: PreTrainedTokenizerFast,
         model_limit: int | None,
         output_tokens: int,
-        folder: RunLayout,
         messages_column: str = "messages",
         id_column: str | None = "id",
         date_column: str | None = "date",
@@ -101,30 +88,21 @@ class ConversationDataModule(MemoryDataModule):
             raise ConfigError(
                 f"generation.max_new_tokens={output_tokens}: the model takes {model_limit} tokens, the prompt included"
             )
-        at_least_or_none("data.max_tokens", max_tokens, 1)  # nothing is tried here: what an output costs is not known
-        super().__init__(
-            path,
-            prompt=prompt.to_prompt(),
-            tokenizer=tokenizer,
-            model_limit=None if model_limit is None else model_limit - output_tokens,
-            folder=folder,
-            text_column=messages_column,
-            id_column=id_column,
-            split=split,
-            revision=revision,
-            on_error=on_error,
-            limit=limit,
-            batch_size=batch_size,
-            max_tokens=max_tokens,
-            num_workers=num_workers,
-        )
-        self.prompt = prompt
+        self.path = path
+        self.messages_column = messages_column
+        self.id_column = id_column
         self.date_column = date_column
+        self.split = split
+        self.revision = revision
+        self.on_error: Literal["reject", "fail"] = one_of("data.on_error", on_error, ("reject", "fail"))
+        self.limit = at_least_or_none("data.limit", limit, 1)
         self.window_tokens = at_least_or_none("data.window_tokens", window_tokens, 1)
         self.overlap = at_least("data.overlap", overlap, 0)
-        self.output_tokens = output_tokens  # what a row grows by while it is computed
-        self.padding_side = "left"
-        self.shortest_in_batch = 0.0  # a batch's tokens are written in as many steps, whatever its prompts' lengths
+        self.rules = BatchRules(batch_size=batch_size, max_tokens=max_tokens, output_tokens=output_tokens)
+        self.num_workers = at_least("data.num_workers", num_workers, 0)
+        self.prompt = prompt
+        max_length = None if model_limit is None else model_limit - output_tokens
+        self.encoder = PromptEncoder(tokenizer, prompt.to_prompt(), max_length=max_length)
 
     @cached_property
     def sources(self) -> Sequence[TranscriptSource]:
@@ -135,37 +113,37 @@ class ConversationDataModule(MemoryDataModule):
     def fingerprint(self) -> dict[str, Any]:
         """Returns what decides the prompts of a run."""
         return {
-            **super().fingerprint(),
+            "input": [source.digest(columns=(self.messages_column, self.id_column)) for source in self.sources],
+            "text_column": self.messages_column,
+            "id_column": self.id_column,
+            "limit": self.limit,
+            **self.encoder.fingerprint(),
             **self.prompt.fingerprint(),
             "date_column": self.date_column,
             "window_tokens": self.window_tokens,
             "overlap": self.overlap,
         }
 
-    def typical_batch(self, *, tokens: int = ROWS_TO_MEASURE) -> Batch | None:
-        """Returns two of the shorter rows of this rank's plan, to measure on; None where it has none."""
-        batches = self.sampler.batches if self.sampler is not None else []
-        return self.batches.of(batches[len(batches) // 2][-ROWS_TO_MEASURE:]) if batches else None
-
-    def _write_entries(self) -> EntriesSummary:
+    def write_entries(self, folder: RunLayout) -> EntriesSummary:
+        """Reads the input, and writes the usable conversations, their windows and the rejected rows."""
         summary = write_entries(
             self.sources,
-            entries_path=self.folder.conversations,
-            rejected_path=self.folder.input_rejected,
-            text_column=self.text_column,
+            entries_path=folder.conversations,
+            rejected_path=folder.input_rejected,
+            text_column=self.messages_column,
             id_column=self.id_column,
             on_error=self.on_error,
             limit=self.limit,
         )
-        with atomic_file(self.folder.entries) as partial:
-            write_stream(partial, self._windows(), schema=WINDOW_FEATURES.arrow_schema)
+        with atomic_file(folder.entries) as partial:
+            write_stream(partial, self._windows(folder), schema=WINDOW_FEATURES.arrow_schema)
         return summary
 
-    def _windows(self) -> Iterator[pa.RecordBatch]:
+    def _windows(self, folder: RunLayout) -> Iterator[pa.RecordBatch]:
         """Yields the windows of all conversations, in order."""
         limit = min(self.window_tokens or NO_LIMIT, self.encoder.room or NO_LIMIT)
         rows: list[tuple[Any, ...]] = []
-        for conversation in Dataset.from_file(str(self.folder.conversations)):
+        for conversation in Dataset.from_file(str(folder.conversations)):
             transcript = Transcript.from_json(conversation[TEXT])
             windows = cut_transcript(transcript, spans=self.encoder.spans, limit=limit, overlap=self.overlap)
             for number, window in enumerate(windows):
@@ -187,22 +165,6 @@ class ConversationDataModule(MemoryDataModule):
                 rows = []
         if rows:
             yield pa.record_batch([list(column) for column in zip(*rows, strict=True)], schema=WINDOW_SCHEMA)
-
-    def _done(self, rows: int) -> NDArray[np.bool_]:
-        return read_outputs(self.folder.journal, rows=rows).is_done(self.attempt)
-
-    def row_tokens(self, lengths: NDArray[np.int32], prefix_length: int) -> NDArray[np.int32]:
-        """Returns the tokens whose keys and values a row holds in the end: its own copy of the shared prefix too."""
-        return lengths + self.output_tokens
-
-    def default_budget(self, on_accelerator: bool) -> int:
-        """Returns the most tokens in a batch: as many as memory has room for keys and values of."""
-        device = self._trainer().strategy.root_device
-        free = CACHE_BYTES_ON_CPU
-        if device.type == "cuda":
-            free = int(torch.cuda.mem_get_info(device)[0] * CACHE_SHARE_OF_FREE_MEMORY)
-        module = cast(GenerationModule, self._trainer().lightning_module)
-        return max(1, free // module.cache_bytes_per_token())
 
 
 WINDOW_SCHEMA = WINDOW_FEATURES.arrow_schema
