@@ -13,14 +13,17 @@ profile/         with profile=true: where the time went
 evaluation.json  how well its vectors find memories, where `memvec.evaluate` has measured it
 report.html      the page that `memvec.report` made
 index/           what `memvec.search` found its way by, above a million rows
+.datasets/       the vectors as `memvec.load` maps them
 journal/         all that an unfinished run needs to go on; removed when the run is complete
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from memvec.errors import RunFolderError
+from memvec.files import read_json
 
 # The folder of the stage before, which may lie in a run's folder once it is complete.
 MEMORIES = "memories"
@@ -49,6 +52,7 @@ class RunLayout:
         self.evaluation = self.root / "evaluation.json"
         self.page = self.root / "report.html"
         self.index = self.root / "index"
+        self.mapped = self.root / ".datasets"
         self.journal = self.root / "journal"
         self.fingerprint = self.journal / "fingerprint.json"
         self.prepared = self.journal / "prepared.json"
@@ -68,8 +72,8 @@ class RunLayout:
     def read_manifest(self) -> dict[str, Any] | None:
         """Returns the manifest, or None where there is none of memvec's."""
         try:
-            content = json.loads(self.manifest.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            content = read_json(self.manifest)
+        except RunFolderError:
             return None
         return content if isinstance(content, dict) and isinstance(content.get("fingerprint"), dict) else None
 

@@ -20,7 +20,7 @@ import filelock
 
 from memvec.data.prepared import is_prepared_for
 from memvec.errors import RunFolderError, one_line
-from memvec.files import read_json, write_json
+from memvec.files import make_folder, make_root, read_json, write_json
 from memvec.layout import MEMORIES, RunLayout
 
 log = logging.getLogger(__name__)
@@ -219,11 +219,13 @@ class RunFolder(RunLayout):
         """Takes the lock, on the file that has its name: one that a run has removed meanwhile keeps nobody out."""
         path = self.journal / "lock"
         while self._lock is None:
-            self.journal.mkdir(parents=True, exist_ok=True)
+            make_root(self.root)
+            make_folder(self.journal)
+            mode = self.journal.stat().st_mode & 0o666
             try:
-                path.touch()
+                path.touch(mode)
                 before = path.stat()
-                lock = filelock.FileLock(path)
+                lock = filelock.FileLock(path, mode=mode)
                 lock.acquire(timeout=0)
                 if path.stat().st_ino == before.st_ino:
                     self._lock = lock

@@ -24,7 +24,7 @@ from memvec.data.validation import Rejection
 from memvec.digest import digest
 from memvec.errors import WriterError
 from memvec.features import vector_features
-from memvec.files import atomic_file, read_json, writing
+from memvec.files import atomic_file, make_folder, read_json, writing
 from memvec.layout import RunLayout
 from memvec.schema import FILE, ID, LENGTH, NUM_TOKENS, ROW, TEXT, TRUNCATED, VECTOR
 from memvec.writer.vectors import read_journal
@@ -108,7 +108,7 @@ class Finalizer:
         parts = -(-len(self.kept) // rows_per_file)
         paths = [self.folder.vectors / f"part-{part:05d}-of-{parts:05d}.parquet" for part in range(parts)]
         with writing(self.folder.vectors):
-            self.folder.vectors.mkdir(exist_ok=True)
+            make_folder(self.folder.vectors)
             if rank == 0:
                 for path in set(self.folder.vectors.glob(PARTS)).difference(paths):
                     path.unlink()  # an earlier attempt's, which had other rows to write
@@ -147,6 +147,7 @@ class Finalizer:
                 # Vectors do not compress and have no repeated values; trying costs more time than writing them.
                 compression={name: "zstd" if name in text_columns else "none" for name in _leaves(schema)},
                 use_dictionary=False,
+                write_page_checksum=True,  # what a disk or a copy has damaged is noticed when it is read
             ) as writer,
         ):
             for start in range(0, len(rows), ROWS_PER_GROUP):

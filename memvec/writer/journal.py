@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from memvec.data.prepared import Signature
 from memvec.errors import WriterError
-from memvec.files import writing
+from memvec.files import create_file, writing
 from memvec.schema import INDEX, REASON, VECTOR
 from memvec.writer.frames import SUFFIX, pack_frame
 
@@ -113,7 +113,7 @@ def _create(folder: Path, rank: int) -> tuple[Path, int]:
     for attempt in range(1, 1_000_000):
         path = folder / f"rank-{rank:05d}-attempt-{attempt:03d}{SUFFIX}"
         try:
-            return path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+            return path, create_file(path, os.O_EXCL | os.O_APPEND)
         except FileExistsError:
             continue
     raise FileExistsError(f"{folder}: a million attempts")
