@@ -11,8 +11,9 @@ from datasets import Dataset, load_dataset
 
 from memvec.config.compose import compose
 from memvec.config.prompts import plain, prompt_config
+from memvec.data.texts import as_texts
 from memvec.data.tokenise import without_progress_bars
-from memvec.encoding import check_texts, encode_texts
+from memvec.encoding import encode_texts
 from memvec.errors import RunFolderError
 from memvec.run.folder import RunFolder
 
@@ -54,7 +55,7 @@ def encode(
         InputError: A text cannot be used, or there is none.
         ModelError: There is no such model.
     """
-    check_texts(texts, name="texts")
+    texts = as_texts(texts, name="texts")
     cfg = compose([] if model is None else ["model=hub"])
     cfg.prompt = prompt_config(prompt)
     if model is not None:

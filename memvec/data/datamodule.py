@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any, Literal, cast
 
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
-from memvec.config.values import at_least, at_least_or_none, one_of
+from memvec.config.values import at_least, at_least_or_none, one_of, one_text, one_text_or_none
 from memvec.data.batches import PromptBatches
 from memvec.data.budget import (
     BUDGETS_ON_ACCELERATOR,
@@ -32,7 +33,8 @@ from memvec.data.budget import (
     choose_budget,
 )
 from memvec.data.collator import Batch, PaddingCollator
-from memvec.data.dataset import EntriesSummary, RecordSource, write_entries
+from memvec.data.dataset import AUTO, EntriesSummary, RecordSource, asked_column, write_entries
+from memvec.data.formats.files import TextFormat
 from memvec.data.prepared import PreparedRows
 from memvec.data.sampler import (
     SHORTEST_IN_BATCH,
@@ -50,7 +52,7 @@ from memvec.model import lockstep
 from memvec.model.module import HiddenStateModule
 from memvec.prompt.encoder import PromptEncoder
 from memvec.prompt.template import Prompt
-from memvec.schema import LENGTH, SHARED
+from memvec.schema import ID, LENGTH, SHARED
 from memvec.writer.journal import read_journal
 
 # With fewer tokens to compute than this, measuring which kernels are fastest takes longer than the fastest save.
@@ -71,9 +73,12 @@ class MemoryDataModule(pl.LightningDataModule):
         model_limit: Most tokens the model takes; None is no limit.
         folder: The run's folder.
         text_column: Name of the field with the text.
-        id_column: Name of the field with the id; None, or a name no row has, makes the row number the id.
-        split: Split of a dataset with splits.
+        id_column: Name of the field with the id; `auto` is `id`, where the rows have one; None makes the row number
+            the id.
+        split: Split to read; None is `train` of a dataset with splits, and every file of a folder.
         revision: Revision of a Hub dataset.
+        encoding: Of text files; None is UTF-8, or what a byte order mark says.
+        delimiter: Of CSV files; None is found from each file's first records.
         on_error: Whether a row that cannot be used is named in `rejected.jsonl` (`reject`) or ends the run (`fail`).
         limit: Read at most this many rows.
         batch_size: Most entries in a batch.
@@ -95,9 +100,11 @@ class MemoryDataModule(pl.LightningDataModule):
         model_limit: int | None,
         folder: RunLayout,
         text_column: str = "text",
-        id_column: str | None = "id",
-        split: str = "train",
+        id_column: str | None = AUTO,
+        split: str | None = None,
         revision: str | None = None,
+        encoding: str | None = None,
+        delimiter: str | None = None,
         on_error: Literal["reject", "fail"] = "reject",
         limit: int | None = None,
         batch_size: int = 1024,
@@ -108,10 +115,11 @@ class MemoryDataModule(pl.LightningDataModule):
         super().__init__()
         self.path = path
         self.folder = folder
-        self.text_column = text_column
-        self.id_column = id_column
-        self.split = split
+        self.text_column = one_text("data.text_column", text_column)
+        self.id_column = one_text_or_none("data.id_column", id_column)
+        self.split = one_text_or_none("data.split", split)
         self.revision = revision
+        self.text_format = TextFormat(encoding, delimiter)
         self.on_error: Literal["reject", "fail"] = one_of("data.on_error", on_error, ("reject", "fail"))
         self.limit = at_least_or_none("data.limit", limit, 1)
         self.batch_size = at_least("data.batch_size", batch_size, 1)
@@ -138,15 +146,16 @@ class MemoryDataModule(pl.LightningDataModule):
     @cached_property
     def sources(self) -> Sequence[RecordSource]:
         """What `data.path` names."""
-        return find_sources(self.path, split=self.split, revision=self.revision)
+        return find_sources(self.path, split=self.split, revision=self.revision, text_format=self.text_format)
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns what decides the prompts of a run: the input's content and how it is read and tokenised."""
-        columns = (self.text_column, self.id_column)
+        columns = (self.text_column, asked_column(self.id_column, ID))
         return {
             "input": [source.digest(columns=columns) for source in self.sources],
             "text_column": self.text_column,
             "id_column": self.id_column,
+            **asdict(self.text_format),
             "limit": self.limit,
             **self.encoder.fingerprint(),
         }

@@ -23,12 +23,12 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
-from memvec.config.values import at_least, at_least_or_none
+from memvec.config.values import at_least, at_least_or_none, one_text_or_none
 from memvec.data.collator import Batch
 from memvec.data.datamodule import MemoryDataModule
-from memvec.data.dataset import EntriesSummary, write_entries, write_stream
+from memvec.data.dataset import AUTO, EntriesSummary, write_entries, write_stream
 from memvec.data.source import find_sources
-from memvec.errors import ConfigError
+from memvec.errors import ConfigError, InputError
 from memvec.files import atomic_file
 from memvec.generation.module import GenerationModule
 from memvec.generation.outputs import read_outputs
@@ -58,10 +58,13 @@ class ConversationDataModule(MemoryDataModule):
         output_tokens: Most tokens the model writes about a window.
         folder: The run's folder.
         messages_column: Name of the field with the messages, or with a document's text.
-        id_column: Name of the field with the id; None, or a name no row has, makes the row number the id.
-        date_column: Name of the field with the date; None, or a name no row has, means that there are no dates.
-        split: Split of a dataset with splits.
+        id_column: Name of the field with the id; `auto` is `id`, where the rows have one; None makes the row number
+            the id.
+        date_column: Name of the field with the date; `auto` is `date`, where a row has one; None means no dates.
+        split: Split to read; None is `train` of a dataset with splits, and every file of a folder.
         revision: Revision of a Hub dataset.
+        encoding: Of text files; None is UTF-8, or what a byte order mark says.
+        delimiter: Of CSV files; None is found from each file's first records.
         on_error: Whether a row that cannot be used is named in `rejected.jsonl` (`reject`) or ends the run (`fail`).
         limit: Read at most this many conversations.
         window_tokens: Most tokens of conversation in a window; None is what the model has room for.
@@ -85,10 +88,12 @@ class ConversationDataModule(MemoryDataModule):
         output_tokens: int,
         folder: RunLayout,
         messages_column: str = "messages",
-        id_column: str | None = "id",
-        date_column: str | None = "date",
-        split: str = "train",
+        id_column: str | None = AUTO,
+        date_column: str | None = AUTO,
+        split: str | None = None,
         revision: str | None = None,
+        encoding: str | None = None,
+        delimiter: str | None = None,
         on_error: Literal["reject", "fail"] = "reject",
         limit: int | None = None,
         window_tokens: int | None = None,
@@ -112,6 +117,8 @@ class ConversationDataModule(MemoryDataModule):
             id_column=id_column,
             split=split,
             revision=revision,
+            encoding=encoding,
+            delimiter=delimiter,
             on_error=on_error,
             limit=limit,
             batch_size=batch_size,
@@ -119,7 +126,7 @@ class ConversationDataModule(MemoryDataModule):
             num_workers=num_workers,
         )
         self.prompt = prompt
-        self.date_column = date_column
+        self.date_column = one_text_or_none("data.date_column", date_column)
         self.window_tokens = at_least_or_none("data.window_tokens", window_tokens, 1)
         self.overlap = at_least("data.overlap", overlap, 0)
         self.output_tokens = output_tokens  # what a row grows by while it is computed
@@ -129,7 +136,7 @@ class ConversationDataModule(MemoryDataModule):
     @cached_property
     def sources(self) -> Sequence[TranscriptSource]:
         """What `data.path` names."""
-        found = find_sources(self.path, split=self.split, revision=self.revision)
+        found = find_sources(self.path, split=self.split, revision=self.revision, text_format=self.text_format)
         return [TranscriptSource(source, self.date_column) for source in found]
 
     def fingerprint(self) -> dict[str, Any]:
@@ -157,6 +164,11 @@ class ConversationDataModule(MemoryDataModule):
             on_error=self.on_error,
             limit=self.limit,
         )
+        if self.date_column not in (None, AUTO) and not any(source.has_dates for source in self.sources):
+            raise InputError(
+                f"{', '.join(summary.files[:3])}: no row has the date column {self.date_column!r}; "
+                "set data.date_column to one that is there, or to null"
+            )
         with atomic_file(self.folder.entries) as partial:
             write_stream(partial, self._windows(), schema=WINDOW_FEATURES.arrow_schema)
         return summary

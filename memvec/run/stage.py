@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 from memvec.config.compose import to_container
 from memvec.data.datamodule import MemoryDataModule
 from memvec.errors import InputError, WriterError, one_line
+from memvec.files import read_json
 from memvec.model.module import HiddenStateModule
 from memvec.run.folder import RunFolder, RunState
 from memvec.run.summary import RunSummary, read_summary, write_summary
@@ -187,7 +188,7 @@ def _finish(stage: Stage, results: Results) -> RunSummary:
         counts=results.counts,
         config=to_container(stage.cfg),
         metrics={**combine_ranks(folder.journal), "seconds": seconds},
-        notes=first_notes(folder.journal) or stage.module.notes(),
+        notes={**(first_notes(folder.journal) or stage.module.notes()), "ids": _where_ids_come_from(folder)},
         summary=stage.summary,
     )
     if stage.cfg.profile:
@@ -196,3 +197,8 @@ def _finish(stage: Stage, results: Results) -> RunSummary:
         log.info("where the time went: %s", folder.profile)
     folder.release(remove_journal=True)
     return summary
+
+
+def _where_ids_come_from(folder: RunFolder) -> str:
+    column = read_json(folder.input_summary).get("id_column")
+    return "row numbers" if column is None else f"column {column!r}"

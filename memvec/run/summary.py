@@ -1,4 +1,4 @@
-"""What a finished run came to: the manifest and metrics it leaves, and the five lines it closes with."""
+"""What a finished run came to: the manifest and metrics it leaves, and the lines it closes with."""
 
 from __future__ import annotations
 
@@ -34,6 +34,11 @@ class RunSummary:
         """What became of the rows."""
         return Counts(**self.manifest["counts"])
 
+    def id_lines(self) -> list[str]:
+        """Returns the line that says where ids come from; none of a run that did not record it."""
+        ids = self.manifest["notes"].get("ids")
+        return [] if ids is None else [f"ids        {ids}"]
+
     def lines(self) -> list[str]:
         """Returns the closing summary."""
         counts = self.counts
@@ -44,6 +49,7 @@ class RunSummary:
             speed += f", over the {self.metrics['computed_entries']:,} computed since the run went on"
         return [
             f"entries    {counts.entries:,} ({counts.unique:,} different) of {counts.dimension} numbers each",
+            *self.id_lines(),
             f"rejected   {rejected}",
             f"truncated  {counts.truncated:,}",
             f"tokens/s   {speed}",
