@@ -109,4 +109,4 @@ def _vectors_config(cfg: DictConfig, memories: Path) -> DictConfig:
 
 
 if __name__ == "__main__":
-    main(extract, config_name="extract", texts=("prompt.template", "generation.prompt.template"))
+    main(extract, config_name="extract")

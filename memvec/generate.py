@@ -72,4 +72,4 @@ def memory_stage(cfg: DictConfig) -> Stage:
 
 
 if __name__ == "__main__":
-    main(generate, config_name="generate", texts=("generation.prompt.template",))
+    main(generate, config_name="generate")

@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from memvec.config.compose import to_container
 from memvec.data.datamodule import PromptDataModule
 from memvec.errors import InputError
-from memvec.files import atomic_file, make_folder, writing
+from memvec.files import atomic_file, make_folder, read_json, writing
 from memvec.generation.module import GenerationModule
 from memvec.model.module import HiddenStateModule
 from memvec.run.folder import FORMAT, JOURNAL_FORMAT, RunFolder, RunState
@@ -190,7 +190,7 @@ def _finish(stage: Stage, results: Results) -> RunSummary:
         counts=results.counts,
         config=to_container(stage.cfg),
         metrics={**combine_ranks(folder.journal), "seconds": seconds},
-        notes=first_notes(folder.journal) or stage.module.notes(),
+        notes={**(first_notes(folder.journal) or stage.module.notes()), "ids": _where_ids_come_from(folder)},
         summary=stage.summary,
     )
     if stage.cfg.profile:
@@ -201,3 +201,8 @@ def _finish(stage: Stage, results: Results) -> RunSummary:
         log.info("where the time went: %s", folder.profile)
     folder.release(remove_journal=True)
     return summary
+
+
+def _where_ids_come_from(folder: RunFolder) -> str:
+    column = read_json(folder.input_summary).get("id_column")
+    return "row numbers" if column is None else f"column {column!r}"
