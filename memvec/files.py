@@ -1,7 +1,8 @@
 """Files that appear whole or not at all, as private as the folder they lie in; and JSON files that are read warily.
 
 In: a path. Out: a temporary path beside it to write to, which takes the path's name once it is complete and on disk.
-A process killed at any instruction leaves either the old file, the new file, or a `.partial` that nobody reads.
+A process killed at any instruction leaves either the old file, the new file, or a `.partial` that nobody reads. What
+cannot be written (a full disk, a folder that is closed) is an error of one line that names the path, from here alone.
 
 How files stay private: what memvec puts into a folder can be read by whoever may read the folder, and a run's folder
 that it makes itself is its owner's alone. A user who has made the folder beforehand has chosen its mode.
@@ -15,11 +16,11 @@ import os
 import stat
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from memvec.errors import RunFolderError, one_line
+from memvec.errors import RunFolderError, WriterError, one_line
 
 # Of a JSON file that is read back: far more than any run writes, and what still fits into memory when parsed.
 MOST_BYTES = 32 * 2**20
@@ -73,23 +74,44 @@ def _refuse_link(path: Path) -> None:
 
 
 @contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns an error of the file system into one line that names what could not be written.
+
+    Args:
+        path: The file or folder; an operating system's error of writing does not name it.
+
+    Raises:
+        WriterError: The disk is full or fails, or the folder may not be written to.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise WriterError(f"{path}: cannot be written: {one_line(error)}") from error
+
+
+@contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path, an empty file; on leaving without an error it is synced to disk and renamed to `path`.
 
     The order (write, fsync the file, rename, fsync the folder) is what makes the rename survive a power loss:
     https://lwn.net/Articles/457667/.
+
+    Raises:
+        WriterError: It cannot be written.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.partial")
     try:
-        partial.unlink(missing_ok=True)  # of a killed process that had the same numbers
-        os.close(create_file(partial, os.O_EXCL))
-        yield partial
-        with partial.open("rb") as stream:
-            os.fsync(stream.fileno())
-        partial.replace(path)
-        sync_folder(path.parent)
+        with writing(path):
+            partial.unlink(missing_ok=True)  # of a killed process that had the same numbers
+            os.close(create_file(partial, os.O_EXCL))
+            yield partial
+            with partial.open("rb") as stream:
+                os.fsync(stream.fileno())
+            partial.replace(path)
+            sync_folder(path.parent)
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder itself may be what is gone or closed
+            partial.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

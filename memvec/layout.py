@@ -20,6 +20,10 @@ journal/         all that an unfinished run needs to go on; removed when the run
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+from memvec.errors import RunFolderError
+from memvec.files import read_json
 
 # The folder of the stage before, which may lie in a run's folder once it is complete.
 MEMORIES = "memories"
@@ -51,6 +55,7 @@ class RunLayout:
         self.mapped = self.root / ".datasets"
         self.journal = self.root / "journal"
         self.fingerprint = self.journal / "fingerprint.json"
+        self.prepared = self.journal / "prepared.json"
         self.conversations = self.journal / "conversations.arrow"
         self.entries = self.journal / "entries.arrow"
         self.input_rejected = self.journal / "rejected.jsonl"
@@ -58,6 +63,19 @@ class RunLayout:
         self.prompts = self.journal / "prompts.arrow"
         self.first_rows = self.journal / "first_rows.npy"
         self.remaining_rows = self.journal / "remaining_rows.npy"
+
+    @property
+    def holds_run(self) -> bool:
+        """Whether a run of memvec lies there, finished or not."""
+        return self.fingerprint.is_file() or self.read_manifest() is not None
+
+    def read_manifest(self) -> dict[str, Any] | None:
+        """Returns the manifest, or None where there is none of memvec's."""
+        try:
+            content = read_json(self.manifest)
+        except RunFolderError:
+            return None
+        return content if isinstance(content, dict) and isinstance(content.get("fingerprint"), dict) else None
 
     def __repr__(self) -> str:
         """Returns the folder's path in words."""

@@ -87,6 +87,7 @@ class MemoryTexts:
             "text_column": self.text_column,
             "id_column": self.id_column,
             "limit": self.limit,
+            "on_error": self.on_error,
             **self.encoder.fingerprint(),
         }
 

@@ -149,10 +149,13 @@ def all_hidden_states(decoder: PreTrainedModel, inputs: Mapping[str, Any]) -> tu
         ModelError: It returns none.
     """
     with _hooks_kept(decoder):
-        states = getattr(decoder(**inputs, output_hidden_states=True, return_dict=True), "hidden_states", None)
+        output = decoder(**inputs, output_hidden_states=True)
+    states = getattr(output, "hidden_states", None)
     if not states:
         raise ModelError(f"{type(decoder).__name__}: the model does not return its hidden states")
-    return tuple(states)
+    last = getattr(output, "last_hidden_state", states[-1])
+    # Some families' states are several streams, which only at the very end become one vector for each token.
+    return (*states[:-1], last if last.ndim < states[-1].ndim else states[-1])
 
 
 def _tensors(value: Any) -> Iterator[tuple[int | str | None, torch.Tensor]]:

@@ -33,7 +33,15 @@ LATENT = {
 EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 GROUPED_EXPERTS = {**EXPERTS, "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1, "topk_group": 1}
 ONE_DENSE_LAYER = {"first_k_dense_replace": 1}
-STATE = {"state_size": 4, "mamba_d_state": 4, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1}
+STATE = {
+    "state_size": 4,
+    "mamba_d_state": 4,
+    "mamba_n_heads": 8,
+    "mamba_d_head": 8,
+    "mamba_n_groups": 1,
+    "chunk_size": 8,
+    "mamba_chunk_size": 8,
+}
 FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 ALTERNATING = [SLIDING, FULL, SLIDING, FULL]
 LINEAR_HEADS = {
@@ -51,7 +59,6 @@ LONG_ROPE = {
     "rope_theta": 1e4,
     "short_factor": [1.0, 1.1, 1.2, 1.3],
     "long_factor": [1.0, 2.0, 4.0, 8.0],
-    "original_max_position_embeddings": ORIGINAL_LENGTH,
 }
 DYNAMIC_ROPE = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
 
@@ -62,12 +69,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "llama_linear_rope": {"model_type": "llama", "rope_parameters": {"rope_type": "linear", "factor": 4.0}},
     "llama_yarn_rope": {"model_type": "llama", "rope_parameters": {"rope_type": "yarn", "factor": 4.0}},
     "llama_untied_last_state": {"model_type": "llama", "tie_last_hidden_states": False},
-    "phi3_long_rope": {"model_type": "phi3", "rope_parameters": LONG_ROPE, "max_position_embeddings": 256},
-    "llama_dynamic_rope": {
-        "model_type": "llama",
-        "rope_parameters": DYNAMIC_ROPE,
-        "max_position_embeddings": ORIGINAL_LENGTH,
+    "phi3_long_rope": {
+        "model_type": "phi3",
+        "rope_parameters": LONG_ROPE,
+        "original_max_position_embeddings": ORIGINAL_LENGTH,
     },
+    # It changes beyond the longest prompt that memvec makes for it.
+    "llama_dynamic_rope": {"model_type": "llama", "rope_parameters": DYNAMIC_ROPE, "max_position_embeddings": 24},
     "qwen2": {},
     "qwen3": SMALL_HEADS,
     "mistral": {"sliding_window": WINDOW},
@@ -167,9 +175,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "falcon_mamba": STATE,
     "falcon_h1": {**STATE, "mamba_d_ssm": 64},
     "bamba": {**STATE, "attn_layer_indices": [1, 3]},
-    "jamba": {**STATE, **EXPERTS, "attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
-    "nemotron_h": {**STATE, "layers_block_type": ["mamba", "attention", "mlp", "mamba"]},
-    "zamba2": {**STATE, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"]},
+    "jamba": {**STATE, **EXPERTS, "attn_layer_period": 2, "attn_layer_offset": 1},
+    "nemotron_h": {
+        **STATE,
+        "mamba_num_heads": 8,
+        "mamba_head_dim": 8,
+        "n_groups": 1,
+        "ssm_state_size": 4,
+        "layers_block_type": ["mamba", "attention", "mlp", "mamba"],
+    },
+    "zamba2": {**STATE, "mamba_headdim": 8, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"]},
     "recurrent_gemma": {"lru_width": 32, "attention_window_size": WINDOW, **SMALL_HEADS},
     "rwkv": {"attention_hidden_size": 32},
     # The text path of vision-language models.
