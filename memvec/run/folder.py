@@ -219,11 +219,11 @@ class RunFolder(RunLayout):
     def _take_lock(self) -> None:
         """Takes the lock, on the file that has its name: one that a run has removed meanwhile keeps nobody out."""
         path = self.journal / "lock"
-        make_root(self.root)
         while self._lock is None:
+            make_root(self.root)
             make_folder(self.journal)
             try:
-                os.close(create_file(path, 0))
+                os.close(create_file(path, 0))  # a planted link is not followed
                 before = path.stat()
                 lock = filelock.FileLock(path, mode=before.st_mode & 0o666)
                 lock.acquire(timeout=0)

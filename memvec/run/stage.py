@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from memvec.config.compose import to_container
 from memvec.data.datamodule import PromptDataModule
 from memvec.errors import InputError
-from memvec.files import atomic_file, make_folder
+from memvec.files import atomic_file, make_folder, writing
 from memvec.generation.module import GenerationModule
 from memvec.model.module import HiddenStateModule
 from memvec.run.folder import FORMAT, JOURNAL_FORMAT, RunFolder, RunState
@@ -194,9 +194,10 @@ def _finish(stage: Stage, results: Results) -> RunSummary:
         summary=stage.summary,
     )
     if stage.cfg.profile:
-        make_folder(folder.profile)  # there is none yet where no batch was left to compute
-        with atomic_file(folder.profile / "stages.txt") as partial:
-            partial.write_text(stage_table(seconds), encoding="utf-8")
+        with writing(folder.profile):
+            make_folder(folder.profile)  # there is none yet where no batch was left to compute
+            with atomic_file(folder.profile / "stages.txt") as partial:
+                partial.write_text(stage_table(seconds), encoding="utf-8")
         log.info("where the time went: %s", folder.profile)
     folder.release(remove_journal=True)
     return summary
