@@ -60,6 +60,7 @@ def memory_stage(cfg: DictConfig) -> Stage:
         folder=folder,
         module=module,
         datamodule=datamodule,
+        writer=writer,
         trainer=trainer,
         results=lambda: MemoryFinalizer(folder, module.prompt.instructions),
         stopwatch=stopwatch,

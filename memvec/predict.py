@@ -58,6 +58,7 @@ def vector_stage(cfg: DictConfig) -> Stage:
         folder=folder,
         module=module,
         datamodule=datamodule,
+        writer=writer,
         trainer=trainer,
         results=lambda: Finalizer(folder, keep_text=writer.keep_text),
         stopwatch=stopwatch,

@@ -27,6 +27,7 @@ TRUNCATED = "truncated"
 DIGEST = "digest"
 
 VECTOR = "vector"
+REASON = "reason"
 NUM_TOKENS = "num_tokens"
 
 CONVERSATION_ID = "conversation_id"

@@ -122,7 +122,11 @@ def write_entries(
             unique.replace(unchecked)
         reader.check_ids()
         summary = EntriesSummary(
-            reader.names, reader.rows, reader.rejected.count, reader.integer_ids, reader.id_column if reader.has_ids else None
+            reader.names,
+            reader.rows,
+            reader.rejected.count,
+            reader.integer_ids,
+            reader.id_column if reader.has_ids else None,
         )
         if summary.accepted == 0:
             example = f"; the first: {reader.rejected.first}" if reader.rejected.first else ""
@@ -229,7 +233,6 @@ class _EntryReader:
                 "give every row an id, or set data.id_column=null to use row numbers"
             )
         return self.has_ids
-
 
     def check_ids(self) -> None:
         """Refuses an input of which no row has the id column that was asked for."""

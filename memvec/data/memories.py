@@ -16,9 +16,8 @@ from memvec.config.values import at_least, at_least_or_none, one_of
 from memvec.data.dataset import EntriesSummary, write_entries
 from memvec.data.rules import BatchRules
 from memvec.data.source import Source, find_sources
-from memvec.errors import ConfigError
 from memvec.layout import RunLayout
-from memvec.prompt.encoder import PromptEncoder
+from memvec.prompt.encoder import PromptEncoder, text_limit
 from memvec.prompt.template import Prompt
 
 
@@ -88,6 +87,7 @@ class MemoryTexts:
             "text_column": self.text_column,
             "id_column": self.id_column,
             "limit": self.limit,
+            "on_error": self.on_error,
             **self.encoder.fingerprint(),
         }
 
@@ -102,15 +102,3 @@ class MemoryTexts:
             on_error=self.on_error,
             limit=self.limit,
         )
-
-
-def text_limit(max_length: int | None, model_limit: int | None) -> int | None:
-    """Returns the most tokens of a prompt: what was asked for, or else the model's own limit.
-
-    Raises:
-        ConfigError: What was asked for is no length, or longer than the model takes.
-    """
-    at_least_or_none("data.max_length", max_length, 1)
-    if max_length is not None and model_limit is not None and max_length > model_limit:
-        raise ConfigError(f"data.max_length={max_length}: the model takes at most {model_limit} tokens")
-    return max_length or model_limit

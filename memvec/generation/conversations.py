@@ -117,6 +117,7 @@ class Conversations:
             "text_column": self.messages_column,
             "id_column": self.id_column,
             "limit": self.limit,
+            "on_error": self.on_error,
             **self.encoder.fingerprint(),
             **self.prompt.fingerprint(),
             "date_column": self.date_column,

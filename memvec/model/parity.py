@@ -36,7 +36,8 @@ TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 0.05, torc
 
 
 def relative_error(vectors: torch.Tensor, reference: torch.Tensor) -> float:
-    """Returns the largest relative error of a row, both `[B, D]`; NaN counts as infinite unless both have it."""
+    """Returns the largest relative error of a row, both `[…, D]`; NaN counts as infinite unless both have it."""
+    vectors, reference = vectors.flatten(0, -2), reference.flatten(0, -2)
     both = torch.isfinite(vectors).all(dim=1) | torch.isfinite(reference).all(dim=1)  # [B]
     if not both.any():
         return 0.0  # the model itself gives no numbers here, either way; the writer deals with that

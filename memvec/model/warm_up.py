@@ -35,7 +35,7 @@ def warm_up(engine: Engine, table: PromptTable, rules: BatchRules, *, ranks: Ran
     """
     prefix_length = engine.share_prefix(table.common_tokens())
     batches = table.batches(prefix_length, rules, boundaries=engine.boundaries)
-    max_tokens = _token_budget(engine, batches, rules, ranks)
+    max_tokens = token_budget(engine, batches, rules, ranks)
     plan = plan_batches(
         batches, rules, lengths=table.lengths, prefix_length=prefix_length, max_tokens=max_tokens, ranks=ranks
     )
@@ -74,7 +74,7 @@ def warm_up_notes(engine: Engine | None) -> dict[str, Any]:
     }
 
 
-def _token_budget(engine: Engine, batches: PromptBatches, rules: BatchRules, ranks: Ranks) -> int:
+def token_budget(engine: Engine, batches: PromptBatches, rules: BatchRules, ranks: Ranks) -> int:
     """Returns the most tokens in a batch: what was asked for, the device's default, or the fastest of several."""
     if rules.max_tokens != "auto":
         return rules.max_tokens or engine.default_tokens

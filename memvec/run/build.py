@@ -41,8 +41,8 @@ from memvec.trainer.logs import RankLog
 from memvec.trainer.metrics import RankMetrics
 from memvec.trainer.profile import BatchProfile
 from memvec.trainer.progress import TokenProgressBar
-from memvec.writer.journal import has_vectors
 from memvec.writer.prediction_writer import JournalCallback, VectorWriter
+from memvec.writer.vectors import has_vectors
 
 BATCHES_IN_PROFILE = 3
 # Options whose values the errors of Lightning's Trainer do not name.
@@ -75,7 +75,7 @@ def build_datamodule(cfg: DictConfig, module: HiddenStateModule, folder: RunFold
         tokenizer=module.checkpoint.load_tokenizer(),
         model_limit=prompt_limit(module.checkpoint.config),
     )
-    return PromptDataModule(texts, folder=folder, is_done=partial(has_vectors, folder.journal))
+    return PromptDataModule(texts, folder=folder, is_done=partial(has_vectors, folder))
 
 
 def build_writer(cfg: DictConfig, folder: RunFolder) -> VectorWriter:
@@ -100,7 +100,7 @@ def build_conversations(cfg: DictConfig, module: GenerationModule, folder: RunFo
         model_limit=prompt_limit(module.checkpoint.config),
         output_tokens=module.max_new_tokens,
     )
-    return PromptDataModule(conversations, folder=folder, is_done=partial(has_outputs, folder.journal))
+    return PromptDataModule(conversations, folder=folder, is_done=partial(has_outputs, folder))
 
 
 def build_output_writer(cfg: DictConfig, folder: RunFolder) -> OutputWriter:

@@ -11,7 +11,6 @@ rank. A program may run one stage behind another (`memvec.extract`): then the ra
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,17 +22,17 @@ from omegaconf import DictConfig
 
 from memvec.config.compose import to_container
 from memvec.data.datamodule import PromptDataModule
-from memvec.errors import InputError, WriterError, one_line
+from memvec.errors import InputError
+from memvec.files import atomic_file, make_folder, writing
 from memvec.generation.module import GenerationModule
 from memvec.model.module import HiddenStateModule
-from memvec.run.folder import RunFolder, RunState
+from memvec.run.folder import FORMAT, JOURNAL_FORMAT, RunFolder, RunState
 from memvec.run.summary import RunSummary, read_summary, write_summary
 from memvec.trainer.history import forget_histories, write_history
 from memvec.trainer.interrupt import signals_to_spawned_ranks
 from memvec.trainer.metrics import Stopwatch, combine_ranks, first_notes, forget_ranks, stage_table
 from memvec.trainer.ranks import process_rank, rank_errors, wait_for_started_ranks
-
-DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from memvec.writer.prediction_writer import JournalCallback
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +60,7 @@ class Stage:
         folder: The run's folder.
         module: Computes.
         datamodule: Reads, and says what is left to compute.
+        writer: Puts what is computed into the journal.
         trainer: With the writer among its callbacks.
         results: Makes what writes the results; called when every row is in the journal.
         stopwatch: Has timed the building of the parts.
@@ -75,6 +75,7 @@ class Stage:
     folder: RunFolder
     module: HiddenStateModule | GenerationModule
     datamodule: PromptDataModule
+    writer: JournalCallback
     trainer: pl.Trainer
     results: Callable[[], Results]
     stopwatch: Stopwatch
@@ -139,7 +140,12 @@ def run_stage(stage: Stage, *, is_last: bool = True) -> RunSummary:
 def _claim(stage: Stage) -> RunState:
     """Takes the folder for this run and prepares the data, unless the run is complete; says which it was."""
     folder, datamodule, precision = stage.folder, stage.datamodule, str(stage.trainer.precision)
-    fingerprint = {**datamodule.fingerprint(), **stage.module.fingerprint(precision=precision)}
+    fingerprint = {
+        FORMAT: JOURNAL_FORMAT,
+        **datamodule.fingerprint(),
+        **stage.module.fingerprint(precision=precision),
+        **stage.writer.fingerprint(),
+    }
     state = folder.claim(fingerprint, resume=stage.cfg.resume)
     if state is not RunState.FINISHED:
         forget_histories(folder.journal)
@@ -151,10 +157,6 @@ def _claim(stage: Stage) -> RunState:
                 if state is RunState.NEW:  # nothing was computed: the input put right may have the folder
                     folder.release(remove_journal=True)
                 raise
-            except OSError as error:
-                if error.errno not in DISK_IS_FULL:
-                    raise
-                raise WriterError(f"{folder.root}: cannot be written: {one_line(error)}") from error
         if state is RunState.UNFINISHED:
             log.info("going on in %s: %d %s are left to compute", folder.root, datamodule.count_remaining(), stage.what)
     return state
@@ -192,8 +194,10 @@ def _finish(stage: Stage, results: Results) -> RunSummary:
         summary=stage.summary,
     )
     if stage.cfg.profile:
-        folder.profile.mkdir(exist_ok=True)  # there is none yet where no batch was left to compute
-        (folder.profile / "stages.txt").write_text(stage_table(seconds), encoding="utf-8")
+        with writing(folder.profile):
+            make_folder(folder.profile)  # there is none yet where no batch was left to compute
+            with atomic_file(folder.profile / "stages.txt") as partial:
+                partial.write_text(stage_table(seconds), encoding="utf-8")
         log.info("where the time went: %s", folder.profile)
     folder.release(remove_journal=True)
     return summary

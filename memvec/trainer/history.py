@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from memvec.data.collator import Batch
 from memvec.data.datamodule import plan_of
-from memvec.files import read_json, write_json
+from memvec.fields import JsonObject
+from memvec.files import write_json
 from memvec.model.engine import computing_module
 
 RANK_FILES = "history-rank-*.json"
@@ -77,7 +78,7 @@ class RankHistory(pl.Callback):
             return
         plan = plan_of(trainer)
         history = {
-            "timeline": self._timeline.to_json(),
+            "timeline": dict(zip(("seconds", *COUNTED), self._timeline.to_json(), strict=True)),
             "lengths": padding_by_length(plan.lengths, plan.sampler.batches),
         }
         write_json(self.journal / f"history-rank-{trainer.global_rank:05d}.json", history)
@@ -96,9 +97,18 @@ def write_history(journal: Path, path: Path) -> None:
         journal: The journal's folder.
         path: `history.json`.
     """
-    ranks = [read_json(rank) for rank in sorted(journal.glob(RANK_FILES))]
-    timeline = combine_timelines([rank["timeline"] for rank in ranks])
-    write_json(path, {"timeline": timeline, "lengths": combine_lengths([rank["lengths"] for rank in ranks])})
+    ranks = [JsonObject.read(rank) for rank in sorted(journal.glob(RANK_FILES))]
+    timeline = combine_timelines([_timeline(rank) for rank in ranks])
+    write_json(path, {"timeline": timeline, "lengths": combine_lengths([_lengths(rank) for rank in ranks])})
+
+
+def _timeline(rank: JsonObject) -> list[list[float]]:
+    return list(rank.within("timeline").take_columns(("seconds", *COUNTED), float).values())
+
+
+def _lengths(rank: JsonObject) -> dict[str, Any]:
+    columns = rank.within("lengths").take_columns(("entries", "padding"), int)
+    return {"tokens_per_bin": rank.take("lengths.tokens_per_bin", int), **columns}
 
 
 class Timeline:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -10,6 +12,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+
+from memvec.errors import OneLineFormatter
+from memvec.files import create_file, make_folder
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 # Whose levels a spawned rank takes over from the process that spawned it.
@@ -42,9 +47,9 @@ class RankLog(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Opens the file, keeps other ranks than the first off the terminal, and says what the ranks are."""
-        self.folder.mkdir(exist_ok=True)
-        self._handler = logging.FileHandler(self.folder / f"rank-{trainer.global_rank:05d}.log", encoding="utf-8")
-        self._handler.setFormatter(logging.Formatter(FORMAT))
+        make_folder(self.folder)
+        self._handler = _PrivateFile(self.folder / f"rank-{trainer.global_rank:05d}.log", encoding="utf-8")
+        self._handler.setFormatter(OneLineFormatter(FORMAT))
         logger = logging.getLogger("memvec")
         logger.addHandler(self._handler)
         logger.propagate = trainer.is_global_zero
@@ -77,7 +82,9 @@ class RankLog(pl.Callback):
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
         if is_shown:
-            logging.basicConfig(stream=sys.stdout, format="%(message)s")  # nothing where there are handlers already
+            handler = logging.StreamHandler(sys.stdout)
+            handler.setFormatter(OneLineFormatter("%(message)s"))
+            logging.basicConfig(handlers=[handler])  # nothing where there are handlers already
         ignore_known_warnings()
 
     def _close(self) -> None:
@@ -87,3 +94,10 @@ class RankLog(pl.Callback):
             logger.removeHandler(self._handler)
             self._handler.close()
             self._handler = None
+
+
+class _PrivateFile(logging.FileHandler):
+    """Appends to a file that memvec makes as it makes all others."""
+
+    def _open(self) -> io.TextIOWrapper:
+        return os.fdopen(create_file(Path(self.baseFilename), os.O_APPEND), "a", encoding=self.encoding)

@@ -73,7 +73,9 @@ def test_entries_say_where_they_stood(write: Write, jsonl: Callable[..., Path]) 
     summary, entries, rejected = write(other, one)
     assert entries == [("z", " b ", 0, 1), ("x", "a", 1, 1), ("y", "中文", 1, 3)]
     assert rejected == []
-    assert summary == EntriesSummary(files=[str(other), str(one)], rows=3, rejected=0, integer_ids=False, id_column="id")
+    assert summary == EntriesSummary(
+        files=[str(other), str(one)], rows=3, rejected=0, integer_ids=False, id_column="id"
+    )
     assert summary.accepted == 3
 
 

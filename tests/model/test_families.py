@@ -14,7 +14,7 @@ from memvec.model.backbone import Backbone
 from memvec.model.checkpoint import length_boundaries
 from memvec.model.pooling import last_token
 from memvec.model.prefix import SharedPrefix, compute_prefix
-from tests.helpers.families import DEPTH, FAMILIES, ORIGINAL_LENGTH, build_family
+from tests.helpers.families import FAMILIES, ORIGINAL_LENGTH, build_family
 
 LENGTHS = [23, 14, 9, 5]
 PREFIX = 4
@@ -80,7 +80,12 @@ def test_batches_give_the_states_of_the_full_model(family: str) -> None:
     prefix = compute_prefix(backbone.decoder, rows[0][0, :PREFIX])
     assert isinstance(prefix, SharedPrefix) == (family not in NO_PREFIX), prefix
     padded = [backbone(pad([rows[row] for row in group])) for group in groups]
-    found = {"padded": [torch.cat([last_token(s[n], length[g]) for s, g in zip(padded, groups, strict=True)]) for n in range(len(layers))]}
+    found = {
+        "padded": [
+            torch.cat([last_token(s[n], length[g]) for s, g in zip(padded, groups, strict=True)])
+            for n in range(len(layers))
+        ]
+    }
     if isinstance(prefix, SharedPrefix):
         rest = [row[:, PREFIX:] for row in rows]
         group = groups[-1]  # the shorter prompts, on the prefix's side of every boundary
