@@ -9,6 +9,7 @@ reads it, and within it `memories/`, as `memvec.generate` leaves it. Killed in e
 there.
 
 The weights are loaded once where both stages use the same model: the decoder that wrote the texts computes the vectors.
+With `generation=server` a server writes the texts, and the model here computes their vectors.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from memvec.model.module import HiddenStateModule
 from memvec.model.packing import unpack
 from memvec.predict import vector_stage
 from memvec.run.build import run_folder
+from memvec.run.engine import TrainerEngine
 from memvec.run.stage import run_stage
 from memvec.run.summary import RunSummary
 
@@ -72,12 +74,13 @@ def extract(cfg: DictConfig) -> ExtractSummary:
     first.named = folder
     memories = cast(GenerationSummary, run_stage(first, is_last=False))
     if memories.generation.memories == 0:
-        if not first.trainer.is_global_zero:
+        if not first.engine.leads:
             raise SystemExit(0)  # the first rank says it
         raise InputError(f"{first.folder.root}: no memory was found in {memories.generation.windows} windows")
     second = vector_stage(_vectors_config(cfg, first.folder.memories))
-    second.follow(first)
-    share_weights(cast(GenerationModule, first.module), second.module)
+    if isinstance(second.engine, TrainerEngine) and isinstance(first.engine, TrainerEngine):
+        second.engine.follow(first.engine)
+        share_weights(first.engine.module, second.engine.module)
     return ExtractSummary(memories, run_stage(second))
 
 

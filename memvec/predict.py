@@ -19,6 +19,7 @@ from memvec.config.values import one_of
 from memvec.errors import ConfigError
 from memvec.run.build import build_datamodule, build_model, build_trainer, build_writer, run_folder
 from memvec.run.dry_run import DryRun, plan_run
+from memvec.run.engine import TrainerEngine
 from memvec.run.stage import Stage, run_stage
 from memvec.run.summary import RunSummary
 from memvec.trainer.logs import ignore_known_warnings
@@ -56,9 +57,8 @@ def vector_stage(cfg: DictConfig) -> Stage:
     return Stage(
         cfg=cfg,
         folder=folder,
-        module=module,
-        datamodule=datamodule,
-        trainer=trainer,
+        rows=datamodule,
+        engine=TrainerEngine(trainer, module, datamodule),
         results=lambda: Finalizer(folder, keep_text=writer.keep_text),
         stopwatch=stopwatch,
     )

@@ -14,17 +14,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from datasets import Dataset
 from numpy.typing import NDArray
 
 from memvec.data.dataset import EntriesSummary
 from memvec.data.tokenise import prompt_digests, tokenise
-from memvec.digest import first_occurrence
+from memvec.digest import as_pairs, digest, first_occurrence
 from memvec.files import atomic_file, write_json
 from memvec.layout import RunLayout
 from memvec.prompt.encoder import PromptEncoder
+from memvec.schema import TEXT
 
 
 class PreparedRows:
@@ -32,12 +35,12 @@ class PreparedRows:
 
     Args:
         folder: The run's folder.
-        encoder: Makes a text a prompt.
+        encoder: Makes a text a prompt; None where texts are not tokenised here: then equal texts are computed once.
         write_entries: Reads the input and writes the usable rows and the rejected ones.
     """
 
     def __init__(
-        self, folder: RunLayout, *, encoder: PromptEncoder, write_entries: Callable[[], EntriesSummary]
+        self, folder: RunLayout, *, encoder: PromptEncoder | None, write_entries: Callable[[], EntriesSummary]
     ) -> None:
         self.folder = folder
         self.encoder = encoder
@@ -47,9 +50,17 @@ class PreparedRows:
         """Makes the files that are not there yet."""
         if not self.folder.input_summary.exists():
             write_json(self.folder.input_summary, asdict(self.write_entries()))
-        prompts = tokenise(self.folder.entries, self.folder.prompts, self.encoder)
+        digests = self._text_digests
+        if self.encoder is not None:
+            prompts = tokenise(self.folder.entries, self.folder.prompts, self.encoder)
+            digests = partial(prompt_digests, prompts)
         if not self.folder.first_rows.exists():
-            _save(self.folder.first_rows, first_occurrence(prompt_digests(prompts)))
+            _save(self.folder.first_rows, first_occurrence(digests()))
+
+    def _text_digests(self) -> NDArray[np.uint64]:
+        """Returns the digests of the entries' texts, `[N, 2]`."""
+        texts = Dataset.from_file(str(self.folder.entries)).data.column(TEXT)
+        return as_pairs(b"".join(digest(text.as_py().encode()) for text in texts))
 
     def find_remaining(self, is_done: Callable[[int], NDArray[np.bool_]]) -> None:
         """Finds the rows that are left to compute: the first of equal prompts, less what is done.
@@ -67,5 +78,5 @@ class PreparedRows:
 
 
 def _save(path: Path, rows: NDArray[np.int64]) -> None:
-    with atomic_file(path) as partial, partial.open("wb") as stream:
+    with atomic_file(path) as part, part.open("wb") as stream:
         np.save(stream, rows)

@@ -26,8 +26,10 @@ from omegaconf import DictConfig, OmegaConf
 from memvec.config.values import one_of
 from memvec.data.datamodule import MemoryDataModule
 from memvec.errors import ConfigError, MemvecError, one_line
+from memvec.generation.asking import AskedWindows, ServerEngine
 from memvec.generation.datamodule import ConversationDataModule
 from memvec.generation.module import GenerationModule
+from memvec.generation.server import ChatServer
 from memvec.generation.writer import OutputWriter
 from memvec.model.checkpoint import prompt_limit
 from memvec.model.module import HiddenStateModule
@@ -41,6 +43,8 @@ from memvec.trainer.progress import TokenProgressBar
 from memvec.writer.prediction_writer import JournalCallback, VectorWriter
 
 BATCHES_IN_PROFILE = 3
+# Options of conversations that do not matter where a server makes the batches.
+ONLY_FOR_BATCHES = ("batch_size", "max_tokens", "num_workers")
 # Options whose values the errors of Lightning's Trainer do not name.
 NOT_IN_ERRORS = ("accelerator", "devices")
 
@@ -81,10 +85,34 @@ def build_writer(cfg: DictConfig, folder: RunFolder) -> VectorWriter:
     return writer
 
 
-def build_generator(cfg: DictConfig) -> GenerationModule:
-    """Returns the module that writes memory texts; its weights are not loaded yet."""
-    module: GenerationModule = _build("generation", cfg.generation)
-    return module
+def build_generator(cfg: DictConfig) -> GenerationModule | ChatServer:
+    """Returns what writes memory texts: a module without its weights yet, or a server that is not asked yet."""
+    generator: GenerationModule | ChatServer = _build("generation", cfg.generation)
+    return generator
+
+
+def build_asking(
+    cfg: DictConfig, server: ChatServer, writer: OutputWriter, folder: RunFolder
+) -> tuple[AskedWindows, ServerEngine]:
+    """Returns the windows that a server is asked about, and what asks.
+
+    Raises:
+        ConfigError: Several processes would ask the same.
+    """
+    environment = _cluster_environment()
+    if environment is not None and environment.world_size() > 1:
+        raise ConfigError(
+            f"generation=server: one process asks, and torchrun or SLURM has started {environment.world_size()}; run "
+            "memvec.generate alone, and memvec.predict with its memories.parquet on all of them"
+        )
+    data = OmegaConf.create({name: value for name, value in cfg.data.items() if name not in ONLY_FOR_BATCHES})
+    data["_target_"] = "memvec.generation.conversations.Conversations"
+    windows = AskedWindows(_build("data", data, folder=folder), server)
+    shows_progress = bool(cfg.trainer.get("enable_progress_bar", True))
+    engine = ServerEngine(
+        server, windows, flush_every=writer.flush_every, fsync=writer.fsync, shows_progress=shows_progress
+    )
+    return windows, engine
 
 
 def build_conversations(cfg: DictConfig, module: GenerationModule, folder: RunFolder) -> ConversationDataModule:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,34 @@ def ignore_known_warnings() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
+@contextmanager
+def log_file(folder: Path) -> Iterator[None]:
+    """Writes memvec's log to `logs/rank-00000.log` in a process that is alone and has no Trainer.
+
+    Args:
+        folder: Where the file goes; it is made.
+    """
+    handler, logger = _open_log(folder, 0), logging.getLogger("memvec")
+    try:
+        yield
+    except BaseException as error:
+        logger.propagate = False  # the terminal is told elsewhere
+        logger.error("ended by %s: %s", type(error).__name__, error)
+        logger.propagate = True
+        raise
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def _open_log(folder: Path, rank: int) -> logging.Handler:
+    folder.mkdir(exist_ok=True)
+    handler = logging.FileHandler(folder / f"rank-{rank:05d}.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter(FORMAT))
+    logging.getLogger("memvec").addHandler(handler)
+    return handler
+
+
 class RankLog(pl.Callback):
     """Writes memvec's log of this rank to `logs/rank-<rank>.log` as long as the Trainer works.
 
@@ -42,11 +72,8 @@ class RankLog(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Opens the file, keeps other ranks than the first off the terminal, and says what the ranks are."""
-        self.folder.mkdir(exist_ok=True)
-        self._handler = logging.FileHandler(self.folder / f"rank-{trainer.global_rank:05d}.log", encoding="utf-8")
-        self._handler.setFormatter(logging.Formatter(FORMAT))
+        self._handler = _open_log(self.folder, trainer.global_rank)
         logger = logging.getLogger("memvec")
-        logger.addHandler(self._handler)
         logger.propagate = trainer.is_global_zero
         if trainer.world_size > 1:
             device, threads = trainer.strategy.root_device, torch.get_num_threads()
