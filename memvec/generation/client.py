@@ -156,7 +156,8 @@ class ChatClient:
         """Returns the field that a server may have refused a request for: one that it names, else the next."""
         if failure.status not in REFUSES_FIELDS:
             return None
-        others = [name for name in OPTIONAL if name not in self.left_out]
+        fields = self._fields(GREETING, self.server.sampling(0, attempt=0))
+        others = [name for name in OPTIONAL if name in {**fields, **fields["extra_body"]}]
         return next((name for name in others if name in failure.reason), next(iter(others), None))
 
     async def _insist(self, text: str, sampling: Mapping[str, Any]) -> Answer:

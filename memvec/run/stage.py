@@ -21,13 +21,14 @@ from typing import Any, Protocol
 from omegaconf import DictConfig
 
 from memvec.config.compose import to_container
-from memvec.errors import InputError, WriterError, one_line
+from memvec.errors import InputError, ServerError, WriterError, one_line
 from memvec.run.engine import Engine, Rows
 from memvec.run.folder import RunFolder, RunState
 from memvec.run.summary import RunSummary, read_summary, write_summary
 from memvec.trainer.history import forget_histories, write_history
 from memvec.trainer.metrics import Stopwatch, combine_ranks, first_notes, forget_ranks, stage_table
 from memvec.trainer.ranks import process_rank, rank_errors
+from memvec.writer.journal import journal_files
 
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -105,7 +106,12 @@ def run_stage(stage: Stage, *, is_last: bool = True) -> RunSummary:
         engine.barrier("the first rank has prepared the data")  # no matter before the ranks are started
 
         with stopwatch.stage("load and predict"), rank_errors(named):
-            _compute(stage)
+            try:
+                _compute(stage)
+            except ServerError:
+                if not journal_files(folder.journal):  # nothing was answered: the server put right may have the folder
+                    folder.release(remove_journal=True)
+                raise
 
         rank, world_size = process_rank()
         with stopwatch.stage("finalize"), rank_errors(named):
