@@ -276,7 +276,7 @@ def test_a_journal_that_cannot_be_written_is_one_line(data: Path, tmp_path: Path
 
     with (
         chat_server(ChatServerDouble(troubles={"morning!": (remove, 1)})) as double,
-        pytest.raises(WriterError, match="cannot be written: .* was removed while the run was writing to it"),
+        pytest.raises(WriterError, match=r"cannot be written: .* was removed while the run was writing to it"),
     ):
         generated(data, tmp_path / "run", double.base_url)
 
