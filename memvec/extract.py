@@ -31,7 +31,7 @@ from memvec.model.module import HiddenStateModule
 from memvec.model.packing import unpack
 from memvec.predict import vector_stage
 from memvec.run.build import run_folder
-from memvec.run.engine import TrainerEngine
+from memvec.run.computation import TrainerComputation
 from memvec.run.stage import run_stage
 from memvec.run.summary import RunSummary
 
@@ -74,13 +74,13 @@ def extract(cfg: DictConfig) -> ExtractSummary:
     first.named = folder
     memories = cast(GenerationSummary, run_stage(first, is_last=False))
     if memories.generation.memories == 0:
-        if not first.engine.leads:
+        if not first.computation.leads:
             raise SystemExit(0)  # the first rank says it
         raise InputError(f"{first.folder.root}: no memory was found in {memories.generation.windows} windows")
     second = vector_stage(_vectors_config(cfg, first.folder.memories))
-    if isinstance(second.engine, TrainerEngine) and isinstance(first.engine, TrainerEngine):
-        second.engine.follow(first.engine)
-        share_weights(first.engine.module, second.engine.module)
+    if isinstance(second.computation, TrainerComputation) and isinstance(first.computation, TrainerComputation):
+        second.computation.follow(first.computation)
+        share_weights(first.computation.module, second.computation.module)
     return ExtractSummary(memories, run_stage(second))
 
 

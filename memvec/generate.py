@@ -34,7 +34,7 @@ from memvec.run.build import (
     build_trainer,
     run_folder,
 )
-from memvec.run.engine import Engine, Rows, TrainerEngine
+from memvec.run.computation import Computation, Rows, TrainerComputation
 from memvec.run.folder import RunFolder
 from memvec.run.stage import Stage, run_stage
 from memvec.trainer.logs import ignore_known_warnings
@@ -65,17 +65,17 @@ def memory_stage(cfg: DictConfig) -> Stage:
         generator = build_generator(cfg)
         writer = build_output_writer(cfg, folder)
         rows: Rows
-        engine: Engine
+        computation: Computation
         if isinstance(generator, ChatServer):
-            rows, engine = build_asking(cfg, generator, writer, folder)
+            rows, computation = build_asking(cfg, generator, writer, folder)
         else:
             rows = datamodule = build_conversations(cfg, generator, folder)
-            engine = TrainerEngine(_build_trainer(cfg, writer, folder), generator, datamodule)
+            computation = TrainerComputation(_build_trainer(cfg, writer, folder), generator, datamodule)
     return Stage(
         cfg=cfg,
         folder=folder,
         rows=rows,
-        engine=engine,
+        computation=computation,
         results=lambda: MemoryFinalizer(folder, generator.prompt.instructions),
         stopwatch=stopwatch,
         what="windows",

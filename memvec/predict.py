@@ -19,7 +19,7 @@ from memvec.config.values import one_of
 from memvec.errors import ConfigError
 from memvec.run.build import build_datamodule, build_model, build_trainer, build_writer, run_folder
 from memvec.run.dry_run import DryRun, plan_run
-from memvec.run.engine import TrainerEngine
+from memvec.run.computation import TrainerComputation
 from memvec.run.stage import Stage, run_stage
 from memvec.run.summary import RunSummary
 from memvec.trainer.logs import ignore_known_warnings
@@ -58,7 +58,7 @@ def vector_stage(cfg: DictConfig) -> Stage:
         cfg=cfg,
         folder=folder,
         rows=datamodule,
-        engine=TrainerEngine(trainer, module, datamodule),
+        computation=TrainerComputation(trainer, module, datamodule),
         results=lambda: Finalizer(folder, keep_text=writer.keep_text),
         stopwatch=stopwatch,
     )

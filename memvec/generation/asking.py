@@ -76,7 +76,7 @@ class AskedWindows:
         return self.prepared.count_remaining()
 
 
-class ServerEngine:
+class ServerComputation:
     """Computes what is left by asking a server.
 
     Args:
@@ -133,7 +133,7 @@ class ServerEngine:
             **asdict(self.counts),
         }
 
-    def compute(self) -> None:
+    def run(self) -> None:
         """Asks about all windows that are left.
 
         Raises:
@@ -213,15 +213,15 @@ class _Frames:
     """Gathers rows of the journal and appends them in frames; on leaving, however that is, what is left.
 
     Args:
-        engine: Says where and how.
+        computation: Says where and how.
     """
 
-    def __init__(self, engine: ServerEngine) -> None:
-        self.flush_every = engine.flush_every
-        self.folder = engine.windows.folder
+    def __init__(self, computation: ServerComputation) -> None:
+        self.flush_every = computation.flush_every
+        self.folder = computation.windows.folder
         self._waiting: list[dict[str, Any]] = []
         try:
-            self._journal = JournalWriter(self.folder.journal, rank=0, fsync=engine.fsync)
+            self._journal = JournalWriter(self.folder.journal, rank=0, fsync=computation.fsync)
         except OSError as error:
             raise self._error(error) from error
 

@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from memvec.config.values import one_of
 from memvec.data.datamodule import MemoryDataModule
 from memvec.errors import ConfigError, MemvecError, one_line
-from memvec.generation.asking import AskedWindows, ServerEngine
+from memvec.generation.asking import AskedWindows, ServerComputation
 from memvec.generation.datamodule import ConversationDataModule
 from memvec.generation.module import GenerationModule
 from memvec.generation.server import ChatServer
@@ -93,7 +93,7 @@ def build_generator(cfg: DictConfig) -> GenerationModule | ChatServer:
 
 def build_asking(
     cfg: DictConfig, server: ChatServer, writer: OutputWriter, folder: RunFolder
-) -> tuple[AskedWindows, ServerEngine]:
+) -> tuple[AskedWindows, ServerComputation]:
     """Returns the windows that a server is asked about, and what asks.
 
     Raises:
@@ -109,10 +109,10 @@ def build_asking(
     data["_target_"] = "memvec.generation.conversations.Conversations"
     windows = AskedWindows(_build("data", data, folder=folder), server)
     shows_progress = bool(cfg.trainer.get("enable_progress_bar", True))
-    engine = ServerEngine(
+    computation = ServerComputation(
         server, windows, flush_every=writer.flush_every, fsync=writer.fsync, shows_progress=shows_progress
     )
-    return windows, engine
+    return windows, computation
 
 
 def build_conversations(cfg: DictConfig, module: GenerationModule, folder: RunFolder) -> ConversationDataModule:

@@ -2,10 +2,10 @@
 
 In: a `Stage`. Out: the folder, complete, and its summary.
 
-    claim the folder -> prepare the data -> engine.compute -> journal -> results in order -> manifest
+    claim the folder -> prepare the data -> computation.run -> journal -> results in order -> manifest
 
 The process that leads (rank 0) claims the folder and prepares the data before any other process is started, so that
-what is wrong with the input, the model or the folder is said once. The engine (`memvec.run.engine`) then computes, on
+what is wrong with the input, the model or the folder is said once. The computation (`memvec.run.computation`) then computes, on
 every rank where Lightning does. A program may run one stage behind another (`memvec.extract`): then the ranks stay, and
 go on to the next.
 """
@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 
 from memvec.config.compose import to_container
 from memvec.errors import InputError, ServerError, WriterError, one_line
-from memvec.run.engine import Engine, Rows
+from memvec.run.computation import Computation, Rows
 from memvec.run.folder import RunFolder, RunState
 from memvec.run.summary import RunSummary, read_summary, write_summary
 from memvec.trainer.history import forget_histories, write_history
@@ -57,7 +57,7 @@ class Stage:
         cfg: The configuration they were built from.
         folder: The run's folder.
         rows: What there is to compute, and what is left of it.
-        engine: Computes it.
+        computation: Computes it.
         results: Makes what writes the results; called when every row is in the journal.
         stopwatch: Has timed the building of the parts.
         what: What is computed, in words.
@@ -70,7 +70,7 @@ class Stage:
     cfg: DictConfig
     folder: RunFolder
     rows: Rows
-    engine: Engine
+    computation: Computation
     results: Callable[[], Results]
     stopwatch: Stopwatch
     what: str = "vectors"
@@ -93,17 +93,17 @@ def run_stage(stage: Stage, *, is_last: bool = True) -> RunSummary:
     Raises:
         MemvecError: Something in the configuration, input, model or folder is wrong; the message says what.
     """
-    folder, engine, stopwatch = stage.folder, stage.engine, stage.stopwatch
+    folder, computation, stopwatch = stage.folder, stage.computation, stage.stopwatch
     named = stage.named or folder
     try:
-        if engine.leads:
+        if computation.leads:
             if _claim(stage) is RunState.FINISHED:
                 log.info("the run in %s is complete already; nothing to do", folder.root)
                 folder.release(remove_journal=True)  # killed between the manifest and the end
                 return read_summary(folder, stage.summary)
         elif folder.is_finished:
             return read_summary(folder, stage.summary)
-        engine.barrier("the first rank has prepared the data")  # no matter before the ranks are started
+        computation.barrier("the first rank has prepared the data")  # no matter before the ranks are started
 
         with stopwatch.stage("load and predict"), rank_errors(named):
             try:
@@ -117,14 +117,14 @@ def run_stage(stage: Stage, *, is_last: bool = True) -> RunSummary:
         with stopwatch.stage("finalize"), rank_errors(named):
             results = stage.results()
             results.write_results(rank=rank, world_size=world_size)
-            engine.barrier("every rank's share of the results is written")
+            computation.barrier("every rank's share of the results is written")
         if rank == 0:
             if is_last:
-                engine.wait_for_started()
+                computation.wait_for_started()
             summary = _finish(stage, results)
         if is_last:
             return summary if rank == 0 else stage.summary(folder, {}, {})
-        engine.barrier("the stage is complete")
+        computation.barrier("the stage is complete")
         return read_summary(folder, stage.summary)
     finally:
         folder.release()
@@ -133,7 +133,7 @@ def run_stage(stage: Stage, *, is_last: bool = True) -> RunSummary:
 def _claim(stage: Stage) -> RunState:
     """Takes the folder for this run and prepares the data, unless the run is complete; says which it was."""
     folder, rows = stage.folder, stage.rows
-    fingerprint = {**rows.fingerprint(), **stage.engine.fingerprint()}
+    fingerprint = {**rows.fingerprint(), **stage.computation.fingerprint()}
     state = folder.claim(fingerprint, resume=stage.cfg.resume)
     if state is not RunState.FINISHED:
         forget_histories(folder.journal)
@@ -156,19 +156,19 @@ def _claim(stage: Stage) -> RunState:
 
 def _compute(stage: Stage) -> None:
     """Computes what is left, and again what failed; every rank goes through every attempt."""
-    engine, rows = stage.engine, stage.rows
+    computation, rows = stage.computation, stage.rows
     for attempt in range(stage.attempts):
         rows.attempt = attempt
         if attempt > 0:
-            if engine.leads:
+            if computation.leads:
                 rows.find_remaining()
-            engine.barrier("what is to be tried again is known")
+            computation.barrier("what is to be tried again is known")
             if rows.count_remaining() == 0:
                 return
-            if engine.leads:
+            if computation.leads:
                 log.info("trying again: %d %s", rows.count_remaining(), stage.what)
-        engine.compute()
-        engine.barrier("every rank's journal is complete")
+        computation.run()
+        computation.barrier("every rank's journal is complete")
 
 
 def _finish(stage: Stage, results: Results) -> RunSummary:
@@ -182,7 +182,7 @@ def _finish(stage: Stage, results: Results) -> RunSummary:
         counts=results.counts,
         config=to_container(stage.cfg),
         metrics={**combine_ranks(folder.journal), "seconds": seconds},
-        notes=first_notes(folder.journal) or stage.engine.notes(),
+        notes=first_notes(folder.journal) or stage.computation.notes(),
         summary=stage.summary,
     )
     if stage.cfg.profile:

@@ -35,7 +35,7 @@ class Rows(Protocol):
         """Returns how many these are."""
 
 
-class Engine(Protocol):
+class Computation(Protocol):
     """Computes what is left."""
 
     @property
@@ -48,7 +48,7 @@ class Engine(Protocol):
     def barrier(self, name: str) -> None:
         """Waits for all processes that compute."""
 
-    def compute(self) -> None:
+    def run(self) -> None:
         """Computes the rows that are left; when it returns, this process's are in the journal."""
 
     def notes(self) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class Engine(Protocol):
         """Waits for the processes that this one has started to end."""
 
 
-class TrainerEngine:
+class TrainerComputation:
     """Computes with Lightning's Trainer.
 
     Args:
@@ -86,7 +86,7 @@ class TrainerEngine:
         """Waits for all ranks."""
         self.trainer.strategy.barrier(name)
 
-    def compute(self) -> None:
+    def run(self) -> None:
         """Runs the predict loop on every rank."""
         with signals_to_spawned_ranks(self.trainer):
             self.trainer.predict(self.module, datamodule=self.datamodule, return_predictions=False)
@@ -100,8 +100,8 @@ class TrainerEngine:
         """Waits for the ranks that Lightning's launcher started by a command."""
         wait_for_started_ranks(self.trainer)
 
-    def follow(self, earlier: TrainerEngine) -> None:
-        """Takes over the processes that the engine of an earlier stage of this program has started."""
+    def follow(self, earlier: TrainerComputation) -> None:
+        """Takes over the processes that the computation of an earlier stage of this program has started."""
         launcher, before = self.trainer.strategy.launcher, earlier.trainer.strategy.launcher
         if isinstance(launcher, _SubprocessScriptLauncher) and isinstance(before, _SubprocessScriptLauncher):
             launcher.procs = before.procs
