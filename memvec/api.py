@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 
 from memvec.config.compose import compose
 from memvec.config.prompts import plain, prompt_config
-from memvec.data.tokenise import without_progress_bars
 from memvec.encoding import check_texts, encode_texts
 from memvec.errors import RunFolderError
 from memvec.run.folder import RunFolder
+from memvec.run.manifest import read_manifest
+from memvec.run.result import mapped_result
 
 
 def encode(
@@ -76,18 +76,12 @@ def load(output_dir: str | Path) -> Dataset:
         format is torch: `dataset["vector"][:]` is a `[N, D]` float32 tensor.
 
     Raises:
-        RunFolderError: There is no finished run.
+        RunFolderError: There is no finished run, or a file of it is missing or damaged.
     """
     folder = RunFolder(output_dir)
-    folder.check_finished()
-    files = [str(path) for path in sorted(folder.vectors.glob("*.parquet"))]
-    if not files and folder.memories.exists():
+    manifest = read_manifest(folder)
+    if manifest.dimension is None:
         raise RunFolderError(
             f"{folder.root}: holds memory texts; memvec.predict data.path={folder.memories} computes their vectors"
         )
-    if not files:
-        raise RunFolderError(f"{folder.vectors}: holds no Parquet file, though the run is complete")
-    # The mapped copy that `datasets` makes lies beside the vectors and goes with them: the texts in it are private.
-    cache = str(folder.root / ".datasets") if os.access(folder.root, os.W_OK) else None
-    with without_progress_bars():
-        return load_dataset("parquet", data_files=files, split="train", cache_dir=cache).with_format("torch")
+    return mapped_result(folder, manifest).with_format("torch")

@@ -24,12 +24,13 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from memvec.config.compose import conf_folder, config_error_line, register_resolvers
-from memvec.errors import ConfigError, Interrupted, MemvecError, RunFolderError, one_line
+from memvec.errors import ConfigError, Interrupted, MemvecError, RunFolderError, on_one_line, one_line
 from memvec.sweep.jobs import is_sweep, quoted, run_job
 from memvec.trainer.interrupt import end_with_parent
 from memvec.trainer.ranks import started_rank
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
+PRIVATE = 0o077
 EXPECTED = (MemvecError, HydraException, OmegaConfBaseException, OSError)
 
 
@@ -58,9 +59,10 @@ def main(
     sys.argv[1:] = [_as_override(argument, texts) for argument in sys.argv[1:]]
     register_resolvers()
     as_the_user_has_it = os.environ.get(FULL_ERROR)
+    umask = os.umask(PRIVATE)  # for the folders that Hydra makes
 
     def job(cfg: DictConfig) -> None:
-        with _environment(FULL_ERROR, as_the_user_has_it):
+        with _environment(FULL_ERROR, as_the_user_has_it), _umask(umask):
             if is_sweep():
                 _run_job()
                 return
@@ -113,7 +115,7 @@ def _as_override(argument: str, texts: Sequence[str]) -> str:
 def _say(lines: Sequence[str]) -> None:
     """Prints lines; a reader that has had enough, as `head` has, is no error."""
     try:
-        sys.stdout.write("".join(f"{line}\n" for line in lines))
+        sys.stdout.write("".join(f"{on_one_line(line)}\n" for line in lines))
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit says nothing either
@@ -134,7 +136,7 @@ def _report(error: Exception, config_name: str = "predict") -> int:
     else:
         line, code = one_line(error), 1
     kind = "" if isinstance(error, Interrupted) else "error: "
-    sys.stderr.write(f"memvec: {kind}{rank}{line}\n")
+    sys.stderr.write(f"memvec: {kind}{rank}{on_one_line(line)}\n")
     return code
 
 
@@ -150,6 +152,16 @@ def _remove_if_empty(folder: str) -> None:
     with suppress(OSError):
         if Path(folder).resolve() != Path.cwd():
             Path(folder).rmdir()
+
+
+@contextmanager
+def _umask(mask: int) -> Iterator[None]:
+    """Makes files with the user's umask."""
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 @contextmanager

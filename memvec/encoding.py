@@ -18,7 +18,7 @@ import torch
 from omegaconf import DictConfig
 
 from memvec.config.prompts import plain
-from memvec.data.dataset import reject_reason
+from memvec.data.validation import reject_reason
 from memvec.errors import SIGNALLED, InputError, Interrupted
 from memvec.run.folder import RunFolder
 from memvec.schema import VECTOR

@@ -51,7 +51,7 @@ def evaluate(cfg: DictConfig) -> Evaluated:
     one_of("center", cfg.center, (True, False))
     folder = RunFolder(str(cfg.output_dir))
     queries = read_judged_queries(str(cfg.queries))
-    jobs = [folder] if folder.is_finished or folder.journal.is_dir() else finished_jobs(folder.root)
+    jobs = [folder] if folder.manifest.exists() or folder.journal.is_dir() else finished_jobs(folder.root)
     for job in jobs:
         result = evaluate_run(job, queries, query_encoder(cfg), center=cfg.center)
         write_json(job.evaluation, {**result, "file": str(cfg.queries)})

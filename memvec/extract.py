@@ -78,9 +78,10 @@ def extract(cfg: DictConfig) -> ExtractSummary:
             raise SystemExit(0)  # the first rank says it
         raise InputError(f"{first.folder.root}: no memory was found in {memories.generation.windows} windows")
     second = vector_stage(_vectors_config(cfg, first.folder.memories))
-    if isinstance(second.computation, TrainerComputation) and isinstance(first.computation, TrainerComputation):
-        second.computation.follow(first.computation)
-        share_weights(first.computation.module, second.computation.module)
+    before, computation = first.computation, second.computation
+    if isinstance(before, TrainerComputation) and isinstance(computation, TrainerComputation):
+        computation.follow(before)
+        share_weights(cast(GenerationModule, before.module), cast(HiddenStateModule, computation.module))
     return ExtractSummary(memories, run_stage(second))
 
 
@@ -94,7 +95,7 @@ def share_weights(generator: GenerationModule, module: HiddenStateModule) -> boo
         return False
     unpack(generator.backbone.decoder)  # the second stage chooses its own kernels
     generator.language_model = None  # its head is not needed any more
-    module.backbone = Backbone(generator.backbone.decoder, layer=module.layer).eval()
+    module.backbone = Backbone(generator.backbone.decoder, layers=(module.layer,)).eval()
     return True
 
 

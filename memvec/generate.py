@@ -1,9 +1,9 @@
-r"""Hydra entry: conversations in, memory texts out.
+"""Hydra entry: conversations in, memory texts out.
 
     python -m memvec.generate data.path=conversations.jsonl output_dir=runs/memories
 
     read + validate -> cut into windows -> tokenise -> length-grouped batches -> generate -> parse -> journal
-                                         \-> requests to a server ----------------------> parse -> journal
+                                        -> requests to a server ------------------------> parse -> journal
       -> once more what could not be parsed -> memories in order, as Parquet and JSON lines
 
 In: a composed configuration (conf/generate.yaml). Out: a finished run folder, and its summary. `memvec.predict` takes
@@ -70,12 +70,13 @@ def memory_stage(cfg: DictConfig) -> Stage:
             rows, computation = build_asking(cfg, generator, writer, folder)
         else:
             rows = datamodule = build_conversations(cfg, generator, folder)
-            computation = TrainerComputation(_build_trainer(cfg, writer, folder), generator, datamodule)
+            computation = TrainerComputation(_trainer(cfg, writer, folder), generator, datamodule)
     return Stage(
         cfg=cfg,
         folder=folder,
         rows=rows,
         computation=computation,
+        writer=writer,
         results=lambda: MemoryFinalizer(folder, generator.prompt.instructions),
         stopwatch=stopwatch,
         what="windows",
@@ -85,7 +86,7 @@ def memory_stage(cfg: DictConfig) -> Stage:
     )
 
 
-def _build_trainer(cfg: DictConfig, writer: OutputWriter, folder: RunFolder) -> pl.Trainer:
+def _trainer(cfg: DictConfig, writer: OutputWriter, folder: RunFolder) -> pl.Trainer:
     trainer = build_trainer(cfg, writer, folder)
     if isinstance(trainer.strategy, ModelParallelStrategy):  # said before the folder is claimed or a process started
         raise ConfigError("generating shares no weights out over devices; allowed: trainer=default, trainer=ddp")

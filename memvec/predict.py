@@ -18,8 +18,8 @@ from memvec.cli import main
 from memvec.config.values import one_of
 from memvec.errors import ConfigError
 from memvec.run.build import build_datamodule, build_model, build_trainer, build_writer, run_folder
-from memvec.run.dry_run import DryRun, plan_run
 from memvec.run.computation import TrainerComputation
+from memvec.run.dry_run import DryRun, plan_run
 from memvec.run.stage import Stage, run_stage
 from memvec.run.summary import RunSummary
 from memvec.trainer.logs import ignore_known_warnings
@@ -59,6 +59,7 @@ def vector_stage(cfg: DictConfig) -> Stage:
         folder=folder,
         rows=datamodule,
         computation=TrainerComputation(trainer, module, datamodule),
+        writer=writer,
         results=lambda: Finalizer(folder, keep_text=writer.keep_text),
         stopwatch=stopwatch,
     )

@@ -11,9 +11,8 @@ The search reads every vector for every query, exactly, up to a million rows, an
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -22,7 +21,7 @@ from memvec.api import load
 from memvec.cli import main
 from memvec.config.prompts import prompt_config
 from memvec.config.values import at_least, one_of
-from memvec.errors import ConfigError, on_one_line
+from memvec.errors import ConfigError, json_on_one_line
 from memvec.retrieval.approximate import ApproximateIndex
 from memvec.retrieval.encoder import QueryEncoder, query_encoder
 from memvec.retrieval.exact import ExactIndex, mapped_vectors
@@ -126,16 +125,16 @@ class SearchResult:
         answers = zip(self.queries, self.hits, strict=True)
         if self.as_json:
             return [
-                json.dumps({"query": query, "rank": rank, **hit.__dict__}, ensure_ascii=False)
+                json_on_one_line({"query": query, "rank": rank, **asdict(hit)})
                 for query, hits in answers
                 for rank, hit in enumerate(hits, start=1)
             ]
         return [line for query, hits in answers for line in self._table(query, hits)]
 
     def _table(self, query: str, hits: list[Hit]) -> list[str]:
-        rows = [(f"{hit.score:.4f}", on_one_line(str(hit.id)), on_one_line(hit.text or "")) for hit in hits]
+        rows = [(f"{hit.score:.4f}", str(hit.id), hit.text or "") for hit in hits]
         table = aligned([("score", "id", "text"), *rows], left=(1, 2))
-        return table if len(self.queries) == 1 else [f"query: {on_one_line(query)}", *table, ""]
+        return table if len(self.queries) == 1 else [f"query: {query}", *table, ""]
 
 
 def search_for_config(cfg: DictConfig) -> SearchResult:

@@ -19,7 +19,7 @@ import pytest
 import memvec
 from memvec.errors import ConfigError, Interrupted, RunFolderError, ServerError, WriterError
 from memvec.files import read_json
-from memvec.generation.outputs import read_outputs
+from memvec.generation.outputs import has_outputs
 from memvec.generation.summary import GenerationSummary
 from memvec.run.folder import RunFolder
 from tests.helpers.chat_server import (
@@ -65,7 +65,8 @@ def generated(data: Path, output: Path, base_url: str, *other: str) -> Generatio
 def windows_done(output: Path) -> int:
     """Returns how many windows' first output is in the journal."""
     folder = RunFolder(output)
-    return int(read_outputs(folder.journal, rows=len(np.load(folder.first_rows))).is_done(0).sum())
+    rows = len(np.load(folder.first_rows))
+    return int(has_outputs(folder, rows, 0).sum())
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from memvec.page.sweep import sweep_page
 from memvec.report import main, write_report
 from memvec.retrieval.measures import MEASURES
 from memvec.sweep.jobs import FAILED, failed_jobs
-from memvec.sweep.table import COLUMNS, job_labels, shown_table, sweep_rows
+from memvec.sweep.table import MEASURED, SETTINGS, job_labels, shown_table, sweep_rows
 from tests.helpers.runs import random_vectors, write_run
 
 
@@ -35,7 +35,7 @@ def test_every_finished_job_is_a_row_in_the_order_of_the_jobs(sweep: Path) -> No
     rows = sweep_rows(sweep)
     assert [row["job"] for row in rows] == ["0", "2", "10"]
     assert [row["batch_size"] for row in rows] == [4, 1, 8]
-    assert all(tuple(row) == tuple(COLUMNS) for row in rows)
+    assert all(tuple(row) == (*SETTINGS, *MEASURED) for row in rows)
     assert all(row["entries_per_second"] > 0 for row in rows)
 
 

@@ -10,9 +10,8 @@ datasets cache: the texts are private and go when the run is finished, and nothi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
 
@@ -20,15 +19,18 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from memvec.data.reader import MISSING, Malformed, Record
+from memvec.data.formats.fields import MISSING, Record
+from memvec.data.validation import Rejection, reject_reason
 from memvec.digest import as_pairs, digest, first_occurrence
 from memvec.errors import InputError
+from memvec.features import ENTRY_FEATURES
 from memvec.files import atomic_file
-from memvec.schema import ENTRY_FEATURES, FILE, ID, ROW, TEXT
+from memvec.schema import FILE, ID, ROW, TEXT
 
 ROWS_PER_BATCH = 10_000
 CHARACTERS_PER_BATCH = 32_000_000
 INT64_RANGE = range(-(2**63), 2**63)
+AUTO = "auto"  # the column of the default name, where there is one
 
 
 class RecordSource(Protocol):
@@ -54,12 +56,14 @@ class EntriesSummary:
         rows: Rows read.
         rejected: Rows that could not be used.
         integer_ids: Whether every id was an integer.
+        id_column: The column that the ids come from; None where they are row numbers.
     """
 
     files: list[str]
     rows: int
     rejected: int
     integer_ids: bool
+    id_column: str | None
 
     @property
     def accepted(self) -> int:
@@ -67,58 +71,9 @@ class EntriesSummary:
         return self.rows - self.rejected
 
 
-@dataclass(frozen=True)
-class Rejection:
-    """A row that could not be used: where it stood, its id as it was, and why."""
-
-    file: str
-    row: int
-    id: Any
-    reason: str
-
-    def to_json(self) -> str:
-        """Returns the line of `rejected.jsonl`; characters that are not UTF-8 are escaped, never written."""
-        try:
-            return json.dumps(asdict(self), ensure_ascii=True, allow_nan=False, default=repr)
-        except ValueError:  # NaN and the infinities are not JSON: other programs would stop at the line
-            return replace(self, id=repr(self.id)).to_json()
-
-
-def reject_reason(
-    record_id: Any, text: Any, *, has_ids: bool = True, text_column: str = TEXT, id_column: str | None = ID
-) -> str | None:
-    """Says why a row cannot be used, or None where it can.
-
-    Args:
-        record_id: What stood in the id column, or `MISSING`.
-        text: What stood in the text column, or `MISSING`.
-        has_ids: Whether the rows of this input have ids; else their row numbers serve.
-        text_column: Its name, for the reason.
-        id_column: Its name, for the reason.
-    """
-    if text is MISSING:
-        return f"no {text_column!r} field"
-    if isinstance(text, Malformed):
-        return text.reason
-    if text is None:
-        return f"{text_column!r} is null"
-    if not isinstance(text, str):
-        return f"{text_column!r} is of type {type(text).__name__}, not a string"
-    if not text.strip():
-        return f"{text_column!r} is {'blank' if text else 'empty'}"
-    if (at := lone_surrogate(text)) is not None:
-        return f"{text_column!r} has a lone surrogate at character {at}, which is not a Unicode text"
-    if not has_ids:
-        return None
-    if record_id is MISSING:
-        return f"no {id_column!r} field, which the first row of the input has"
-    if record_id is None or record_id == "":
-        return f"{id_column!r} is {'null' if record_id is None else 'empty'}"
-    if isinstance(record_id, bool) or not isinstance(record_id, int | str):
-        return f"{id_column!r} is of type {type(record_id).__name__}, not an integer or a string"
-    if isinstance(record_id, str) and lone_surrogate(record_id) is not None:
-        return f"{id_column!r} has a lone surrogate"
-    return None
+def asked_column(column: str | None, default: str) -> str | None:
+    """Returns the name of a column, where `auto` stands for a default one that need not be there."""
+    return default if column == AUTO else column
 
 
 def write_entries(
@@ -127,7 +82,7 @@ def write_entries(
     entries_path: Path,
     rejected_path: Path,
     text_column: str = TEXT,
-    id_column: str | None = ID,
+    id_column: str | None = AUTO,
     on_error: Literal["reject", "fail"] = "reject",
     limit: int | None = None,
 ) -> EntriesSummary:
@@ -138,7 +93,7 @@ def write_entries(
         entries_path: The Arrow stream file to write; it appears whole or not at all.
         rejected_path: The JSON lines to write.
         text_column: Name of the field with the text.
-        id_column: Name of the field with the id. Where it is None, or no row has it, the row number is the id.
+        id_column: Name of the field with the id. None makes the row number the id; `auto` too, where no row has `id`.
         on_error: `reject` names a row that cannot be used and goes on; `fail` stops at the first.
         limit: Read at most this many rows; None reads all.
 
@@ -146,8 +101,8 @@ def write_entries(
         The counts, and whether all ids were integers.
 
     Raises:
-        InputError: A source cannot be read, some rows have an id and others do not, no row can be used, or
-            `on_error` is `fail` and a row cannot be used.
+        InputError: A source cannot be read, some rows have an id and others do not, no row has the id column that was
+            named, no row can be used, or `on_error` is `fail` and a row cannot be used.
     """
     with (
         atomic_file(entries_path) as unchecked,
@@ -165,7 +120,14 @@ def write_entries(
             unique = unchecked.with_name(f"{unchecked.name}.unique")
             write_stream(unique, _record_batches(dataset.select(kept)), schema=ENTRY_FEATURES.arrow_schema)
             unique.replace(unchecked)
-        summary = EntriesSummary(reader.names, reader.rows, reader.rejected.count, reader.integer_ids)
+        reader.check_ids()
+        summary = EntriesSummary(
+            reader.names,
+            reader.rows,
+            reader.rejected.count,
+            reader.integer_ids,
+            reader.id_column if reader.has_ids else None,
+        )
         if summary.accepted == 0:
             example = f"; the first: {reader.rejected.first}" if reader.rejected.first else ""
             raise InputError(f"{', '.join(reader.names[:3])}: none of {summary.rows} rows can be used{example}")
@@ -193,7 +155,7 @@ class _RejectedRows:
 class _EntryReader:
     """Streams record batches of usable rows and remembers what is known only at the end.
 
-    State: a digest of each accepted id, whether ids are integers, rows read, rows rejected.
+    State: a digest of each accepted id, whether ids are integers, whether there are any, rows read, rows rejected.
     """
 
     def __init__(
@@ -207,13 +169,15 @@ class _EntryReader:
         self.sources = sources
         self.names = [source.name for source in sources]
         self.text_column = text_column
-        self.id_column = id_column
+        self.id_column = asked_column(id_column, ID)
+        self.ids_asked = id_column not in (None, AUTO)
         self.rejected = rejected
         self.limit = limit
         self.rows = 0
         self.integer_ids = True
         self.id_digests = bytearray()
-        self.has_ids: bool | None = None  # not known before the first row
+        self.found_ids = False
+        self.has_ids: bool | None = True if self.ids_asked else None  # not known before the first row
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         ids: list[str] = []
@@ -242,7 +206,12 @@ class _EntryReader:
                 self.rows += 1
                 has_ids = self._rows_have_ids(found_id, source.name, row)
                 reason = reject_reason(
-                    found_id, text, has_ids=has_ids, text_column=self.text_column, id_column=self.id_column
+                    found_id,
+                    text,
+                    has_ids=has_ids,
+                    ids_asked=self.ids_asked,
+                    text_column=self.text_column,
+                    id_column=self.id_column,
                 )
                 if reason is not None:
                     self.rejected.add(Rejection(source.name, row, None if found_id is MISSING else found_id, reason))
@@ -255,6 +224,7 @@ class _EntryReader:
 
     def _rows_have_ids(self, found_id: Any, name: str, row: int) -> bool:
         """The first row decides; a later row without an id is rejected, a first id further down is an error."""
+        self.found_ids = self.found_ids or found_id is not MISSING
         if self.has_ids is None:
             self.has_ids = found_id is not MISSING
         if not self.has_ids and found_id is not MISSING:
@@ -263,6 +233,14 @@ class _EntryReader:
                 "give every row an id, or set data.id_column=null to use row numbers"
             )
         return self.has_ids
+
+    def check_ids(self) -> None:
+        """Refuses an input of which no row has the id column that was asked for."""
+        if self.ids_asked and self.rows and not self.found_ids:
+            raise InputError(
+                f"{', '.join(self.names[:3])}: no row has the id column {self.id_column!r}; "
+                "set data.id_column to one that is there, or to null to use row numbers"
+            )
 
 
 def _duplicates(dataset: Dataset, first: np.ndarray[Any, np.dtype[np.int64]], names: list[str]) -> Iterator[Rejection]:
@@ -283,12 +261,3 @@ def write_stream(path: Path, batches: Iterable[pa.RecordBatch], *, schema: pa.Sc
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
-
-
-def lone_surrogate(text: str) -> int | None:
-    """Returns where a text first has half of a surrogate pair, which makes it no Unicode text, or None."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        return error.start
-    return None

@@ -19,7 +19,7 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-Rows = NDArray[np.int64]
+RowIndices = NDArray[np.int64]
 
 # The shortest row of a batch, as a share of its longest: where few rows meet a large budget, a batch would otherwise
 # hold more padding than tokens, and ranks with one row of the long tail more than others would work for longer.
@@ -28,7 +28,7 @@ SHORTEST_IN_BATCH = 0.75
 LONGEST_IN_PREFIXES = 20
 
 
-def rank_rows(costs: NDArray[np.integer], *, rank: int, world_size: int) -> Rows:
+def rank_rows(costs: NDArray[np.integer], *, rank: int, world_size: int) -> RowIndices:
     """Returns the rows of one rank, dearest first; rows of equal cost stay in order.
 
     Args:
@@ -102,7 +102,7 @@ def cut_batches(
     batch_size: int,
     max_tokens: int | None,
     shortest_in_batch: float = SHORTEST_IN_BATCH,
-) -> Rows:
+) -> RowIndices:
     """Cuts rows that are sorted by falling cost into batches.
 
     Args:
@@ -130,7 +130,7 @@ def cut_batches(
     return np.concatenate(boundaries)
 
 
-def padded_tokens(costs: NDArray[np.integer], boundaries: Rows) -> int:
+def padded_tokens(costs: NDArray[np.integer], boundaries: RowIndices) -> int:
     """Returns the tokens of batches with their padding; arguments and result of `cut_batches`."""
     return int((np.diff(boundaries) * costs[boundaries[:-1]]).sum()) if len(costs) else 0
 
@@ -151,7 +151,11 @@ def best_prefix_length(shared: NDArray[np.int32]) -> int:
 
 
 def rows_with_prefix(
-    lengths: NDArray[np.integer], shared: NDArray[np.integer], prefix_length: int
+    lengths: NDArray[np.integer],
+    shared: NDArray[np.integer],
+    prefix_length: int,
+    *,
+    boundaries: Sequence[int] = (),
 ) -> NDArray[np.bool_]:
     """Returns which rows are computed with the shared prefix's keys and values, `[N]` bool.
 
@@ -159,9 +163,38 @@ def rows_with_prefix(
         lengths: Tokens of each prompt, `[N]`.
         shared: Leading tokens each has in common with the template, `[N]`.
         prefix_length: P; 0 where the prefix is not shared at all.
+        boundaries: Lengths behind which a model computes in another way, the tokens before included; rising.
     """
-    worth_it: NDArray[np.bool_] = (shared >= prefix_length) & (lengths <= LONGEST_IN_PREFIXES * prefix_length)
-    return worth_it
+    worth_it = (shared >= prefix_length) & (lengths <= LONGEST_IN_PREFIXES * prefix_length)
+    same_way: NDArray[np.bool_] = np.searchsorted(boundaries, lengths) == np.searchsorted(boundaries, prefix_length)
+    return worth_it & same_way
+
+
+def group_rows(
+    rows: RowIndices,
+    lengths: NDArray[np.integer],
+    shared: NDArray[np.integer],
+    *,
+    prefix_length: int,
+    boundaries: Sequence[int] = (),
+) -> list[RowIndices]:
+    """Groups rows so that those of one group may share a batch.
+
+    Args:
+        rows: Row numbers, `[N]`.
+        lengths: Tokens of every prompt of the dataset.
+        shared: Leading tokens that each of them has in common with the template.
+        prefix_length: Leading tokens that are computed once; 0 where they are not.
+        boundaries: Lengths behind which a model computes in another way, the tokens before included; rising.
+
+    Returns:
+        First the rows with the shared prefix, then the others, the shorter first. A group may be empty.
+    """
+    mine = lengths[rows]
+    has_prefix = rows_with_prefix(mine, shared[rows], prefix_length, boundaries=boundaries)
+    way = np.searchsorted(boundaries, mine)  # a row as long as the boundary is still before it
+    without = [rows[~has_prefix & (way == at)] for at in range(len(boundaries) + 1)]
+    return [rows[has_prefix], *without]
 
 
 @dataclass(frozen=True)
@@ -217,7 +250,7 @@ def balance(loads: Sequence[int]) -> float:
 class LengthGroupedBatchSampler:
     """Yields this rank's batches as arrays of row numbers, longest rows first.
 
-    Rows come in groups that must not share a batch (those that begin with the shared prefix and those that do not).
+    Rows come in groups that must not share a batch (`group_rows`).
 
     This is a plain class without `batch_size` and `drop_last` attributes: Lightning tries to build anything that looks
     like `torch.utils.data.BatchSampler` anew, with arguments of its own, and fails. It yields arrays, not lists, since
@@ -231,12 +264,12 @@ class LengthGroupedBatchSampler:
         world_size: How many of them there are.
         shortest_in_batch: What the shortest row of a batch costs at least, as a share of its longest.
         batches_in_step: How many batches to yield at least: where every rank must run equally many, a rank with fewer
-            runs one row again and again, which is nobody's to write (`is_filler`).
+            runs one row again and again, which is nobody's to write (`is_dummy`).
     """
 
     def __init__(
         self,
-        groups: Sequence[tuple[Rows, NDArray[np.integer]]],
+        groups: Sequence[tuple[RowIndices, NDArray[np.integer]]],
         *,
         batch_size: int,
         max_tokens: int | None,
@@ -246,7 +279,7 @@ class LengthGroupedBatchSampler:
         batches_in_step: int = 0,
     ) -> None:
         self.max_tokens = max_tokens
-        self.batches: list[Rows] = []
+        self.batches: list[RowIndices] = []
         self.total_tokens = 0
         self.padded_tokens = 0
         for rows, costs in groups:
@@ -258,8 +291,8 @@ class LengthGroupedBatchSampler:
             self.batches.extend(np.split(ordered_rows, boundaries[1:-1]) if len(mine) else [])
             self.total_tokens += int(ordered_costs.sum())
             self.padded_tokens += padded_tokens(ordered_costs, boundaries)
-        fillers = max(0, batches_in_step - len(self.batches))
-        self._fillers = [_cheapest_row(groups)] * fillers if fillers else []
+        dummies = max(0, batches_in_step - len(self.batches))
+        self._dummies = [_cheapest_row(groups)] * dummies if dummies else []
 
     @property
     def rows(self) -> int:
@@ -271,18 +304,18 @@ class LengthGroupedBatchSampler:
         """The share of the batches' tokens that is padding."""
         return 1 - self.total_tokens / self.padded_tokens if self.padded_tokens else 0.0
 
-    def is_filler(self, batch: int) -> bool:
+    def is_dummy(self, batch: int) -> bool:
         """Whether the batch at this position is run for the other ranks' sake only."""
         return batch >= len(self.batches)
 
     def __len__(self) -> int:
-        return len(self.batches) + len(self._fillers)
+        return len(self.batches) + len(self._dummies)
 
-    def __iter__(self) -> Iterator[Rows]:
-        return chain(self.batches, self._fillers)
+    def __iter__(self) -> Iterator[RowIndices]:
+        return chain(self.batches, self._dummies)
 
 
-def _cheapest_row(groups: Sequence[tuple[Rows, NDArray[np.integer]]]) -> Rows:
+def _cheapest_row(groups: Sequence[tuple[RowIndices, NDArray[np.integer]]]) -> RowIndices:
     """Returns the row, `[1]`, that costs least."""
     rows, costs = min((group for group in groups if len(group[0])), key=lambda group: int(group[1].min()))
     return rows[[int(costs.argmin())]]

@@ -9,24 +9,31 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
 
 import datasets
 import pyarrow as pa
 
-from memvec.data.reader import RECORDS_PER_READ, SUFFIXES, Record, file_format, read_dataset, read_file
+from memvec.data.folders import broken_link, files_of_folder, files_of_glob, files_of_split, glob_root
+from memvec.data.formats.columnar import columns_with, dataset_tables
+from memvec.data.formats.fields import Record
+from memvec.data.formats.files import COMPRESSIONS, SUFFIXES, TextFormat, check_regular, file_format
+from memvec.data.reader import read_dataset, read_file
+from memvec.data.runs import outside_runs
 from memvec.errors import InputError, one_line
 from memvec.hub import hub_warns_once
 
 # What the Hub accepts as a dataset's name: https://huggingface.co/docs/hub/repositories-getting-started
 HUB_NAME = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 SAVED_DATASET = ("state.json", "dataset_info.json")  # what `Dataset.save_to_disk` writes beside its Arrow files
-ALLOWED = f"a {' '.join(SUFFIXES)} file (text formats also .gz), a folder or glob of them, or a Hub dataset name"
+DEFAULT_SPLIT = "train"  # of a dataset with splits
+ALLOWED = (
+    f"a {' '.join(SUFFIXES)} file (text formats also {' '.join(COMPRESSIONS)}), a folder or glob of them, "
+    "or a Hub dataset name"
+)
 
 
 @dataclass(frozen=True)
@@ -36,10 +43,12 @@ class Source:
     Args:
         name: What messages and `rejected.jsonl` call it.
         content: The file's path, or the loaded dataset.
+        text_format: How a text file is read where it does not say it itself.
     """
 
     name: str
     content: Path | datasets.Dataset
+    text_format: TextFormat = field(default_factory=TextFormat)
 
     @property
     def has_columns(self) -> bool:
@@ -49,20 +58,25 @@ class Source:
     def records(self, *, text_column: str, id_column: str | None, more: Sequence[str] = ()) -> Iterator[Record]:
         """Yields `(row, id, text, *more)` as `memvec.data.reader` says."""
         if isinstance(self.content, Path):
-            return read_file(self.content, text_column=text_column, id_column=id_column, more=more)
+            return read_file(
+                self.content, text_column=text_column, id_column=id_column, more=more, text_format=self.text_format
+            )
         return read_dataset(self.content, name=self.name, text_column=text_column, id_column=id_column, more=more)
 
     def digest(self, *, columns: Sequence[str | None]) -> str:
         """Returns a hex SHA-256 of the file's bytes, or of the named columns of the dataset."""
+        try:
+            return self._digest(columns)
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"{self.name}: cannot be read: {one_line(error)}") from error
+
+    def _digest(self, columns: Sequence[str | None]) -> str:
         if isinstance(self.content, Path):
-            try:
-                with self.content.open("rb") as stream:
-                    return hashlib.file_digest(stream, "sha256").hexdigest()
-            except OSError as error:
-                raise InputError(f"{self.name}: cannot be read: {one_line(error)}") from error
-        present = [name for name in columns if name in self.content.column_names]
+            with self.content.open("rb") as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest()
         state = hashlib.sha256()
-        for table in self.content.select_columns(present).with_format("arrow").iter(RECORDS_PER_READ):
+        present = columns_with(columns, self.content.data.schema)
+        for table in dataset_tables(self.content, present, name=self.name):
             sink = pa.BufferOutputStream()
             with pa.ipc.new_stream(sink, table.schema.remove_metadata()) as writer:
                 writer.write_table(table.combine_chunks().cast(table.schema.remove_metadata()))
@@ -70,80 +84,57 @@ class Source:
         return state.hexdigest()
 
 
-def find_sources(path: str | Sequence[str], *, split: str = "train", revision: str | None = None) -> list[Source]:
+def find_sources(
+    path: str | Sequence[str],
+    *,
+    split: str | None = None,
+    revision: str | None = None,
+    text_format: TextFormat | None = None,
+) -> list[Source]:
     """Returns the sources that `data.path` names, in reading order.
 
     Args:
         path: A file, folder, glob, folder of `Dataset.save_to_disk`, Hub dataset name, or a list of these.
-        split: The split to read where the path names a dataset with splits.
+        split: The split to read; None reads `train` of a dataset with splits, and all files of a folder or glob.
         revision: Revision of a Hub dataset; None is its main branch.
+        text_format: How text files are read where they do not say it themselves.
 
     Raises:
-        InputError: Nothing is there, or what is there cannot be read.
+        InputError: Nothing is there, what is there cannot be read, or has no such split.
     """
     names = [path] if isinstance(path, str) else list(path)
     if not all(map(str, names)) or not names:
         raise InputError(f"data.path is empty; allowed: {ALLOWED}")
+    formats = text_format or TextFormat()
     try:
-        return [source for name in names for source in _sources_of(str(name), split, revision)]
+        return [source for name in names for source in _sources_of(str(name), split, revision, formats)]
     except OSError as error:  # a name that is too long, a folder that may not be entered
         raise InputError(f"data.path={path}: cannot be read: {one_line(error)}") from error
 
 
-def _sources_of(name: str, split: str, revision: str | None) -> list[Source]:
+def _sources_of(name: str, split: str | None, revision: str | None, text_format: TextFormat) -> list[Source]:
     path = Path(name).expanduser() if name.startswith("~/") else Path(name)
     if path.is_dir():
-        return _sources_of_folder(path, split)
-    if path.exists():
+        if (path / "dataset_dict.json").exists() or all((path / marker).exists() for marker in SAVED_DATASET):
+            return [Source(str(path), _one_split(_saved_dataset(path), str(path), split))]
+        root, files = path, outside_runs(files_of_folder(path), root=path, name=name)
+    elif path.exists():
+        check_regular(path)
         if file_format(path) is None:
             raise InputError(f"{path}: unknown format {path.suffix or '(no suffix)'!r}; allowed: {ALLOWED}")
-        return [Source(str(path), path)]
-    if path.is_symlink():
-        raise _broken_link(path)
-    if glob.has_magic(name):
-        # Not `Path.glob`, which takes no absolute pattern and does not pass over hidden files.
-        matched = sorted(Path(found) for found in glob.glob(str(path), recursive=True))  # noqa: PTH207
-        return _file_sources(matched) or _nothing(f"{name}: the glob matches")
-    if HUB_NAME.fullmatch(name) and file_format(path) is None:
+        root, files = path.parent.parent, [path]  # its folder's name may say the split, too
+    elif path.is_symlink():
+        raise broken_link(path)
+    elif glob.has_magic(name):
+        root = glob_root(str(path))
+        files = outside_runs(files_of_glob(str(path)), root=root, name=name)
+    elif HUB_NAME.fullmatch(name) and file_format(path) is None:
         return [_hub_source(name, split, revision)]
-    raise InputError(f"{name}: no such file or folder; allowed: {ALLOWED}")
-
-
-def _sources_of_folder(folder: Path, split: str) -> list[Source]:
-    if (folder / "dataset_dict.json").exists() or all((folder / name).exists() for name in SAVED_DATASET):
-        return [Source(str(folder), _one_split(_saved_dataset(folder), str(folder), split))]
-    return _file_sources(sorted(_visible_files(folder))) or _nothing(f"{folder}: the folder holds")
-
-
-def _visible_files(folder: Path) -> Iterator[Path]:
-    """Yields what is in a folder and its subfolders but for hidden files; linked folders are entered, each once."""
-    entered: set[str] = set()
-    for root, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
-        entered.add(os.path.realpath(root))
-        visible = [name for name in folders if not name.startswith(".")]
-        folders[:] = [name for name in visible if os.path.realpath(Path(root, name)) not in entered]
-        yield from (Path(root, name) for name in files if not name.startswith("."))
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
-def _file_sources(paths: Iterable[Path]) -> list[Source]:
-    """Keeps the files of our formats; a broken link to one is an error, since its rows would be missed silently."""
-    known = [path for path in paths if file_format(path)]
-    for path in known:
-        if path.is_symlink() and not path.exists():
-            raise _broken_link(path)
-    return [Source(str(path), path) for path in known if path.is_file()]
-
-
-def _broken_link(path: Path) -> InputError:
-    return InputError(f"{path}: a link to a file that does not exist")
-
-
-def _nothing(place: str) -> NoReturn:
-    raise InputError(f"{place} no file with one of {' '.join(SUFFIXES)}")
+    else:
+        raise InputError(f"{name}: no such file or folder; allowed: {ALLOWED}")
+    if split is not None:
+        files = files_of_split(files, split, root=root, name=name)
+    return [Source(str(file), file, text_format) for file in files]
 
 
 def _saved_dataset(folder: Path) -> datasets.Dataset | datasets.DatasetDict:
@@ -154,19 +145,24 @@ def _saved_dataset(folder: Path) -> datasets.Dataset | datasets.DatasetDict:
         raise InputError(f"{folder}: cannot be read as a folder of save_to_disk: {one_line(error)}") from error
 
 
-def _one_split(loaded: datasets.Dataset | datasets.DatasetDict, name: str, split: str) -> datasets.Dataset:
+def _one_split(loaded: datasets.Dataset | datasets.DatasetDict, name: str, split: str | None) -> datasets.Dataset:
     if isinstance(loaded, datasets.Dataset):
+        if split is not None and split != str(loaded.split):
+            found = f"it is the split {str(loaded.split)!r}" if loaded.split is not None else "it has no splits"
+            raise InputError(f"{name}: no split {split!r}; {found} (data.split=null reads it)")
         return loaded
-    if split not in loaded:
-        raise InputError(f"{name}: no split {split!r}; splits found: {', '.join(loaded)} (set data.split)")
-    return loaded[split]
+    if (split or DEFAULT_SPLIT) not in loaded:
+        raise InputError(
+            f"{name}: no split {split or DEFAULT_SPLIT!r}; splits found: {', '.join(loaded)} (set data.split)"
+        )
+    return loaded[split or DEFAULT_SPLIT]
 
 
-def _hub_source(name: str, split: str, revision: str | None) -> Source:
+def _hub_source(name: str, split: str | None, revision: str | None) -> Source:
     # The datasets library raises errors of a dozen unrelated types here (network, authentication, name, split).
     try:
         with hub_warns_once():
-            return Source(name, datasets.load_dataset(name, split=split, revision=revision))
+            return Source(name, datasets.load_dataset(name, split=split or DEFAULT_SPLIT, revision=revision))
     except Exception as error:
         raise InputError(
             f"{name}: no such file or folder, and as a Hub dataset it cannot be loaded: {one_line(error)}"

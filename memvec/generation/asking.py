@@ -25,11 +25,10 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from memvec.data.prepared import PreparedRows
-from memvec.errors import WriterError, one_line
+from memvec.data.prepared import read_signature
 from memvec.files import write_json
-from memvec.generation.conversations import Conversations
-from memvec.generation.outputs import OUTPUT_SCHEMA, read_outputs
+from memvec.generation.inputs import AskedWindows
+from memvec.generation.outputs import OUTPUT_SCHEMA
 from memvec.generation.rows import OutputRows
 from memvec.generation.server import ChatServer
 from memvec.schema import TEXT
@@ -40,40 +39,6 @@ from memvec.trainer.ranks import started_rank
 from memvec.writer.journal import JournalWriter
 
 log = logging.getLogger(__name__)
-
-
-class AskedWindows:
-    """The windows of conversations that a server is asked about.
-
-    Args:
-        conversations: Where they come from.
-        server: How they are measured.
-    """
-
-    def __init__(self, conversations: Conversations, server: ChatServer) -> None:
-        self.folder = conversations.folder
-        self.conversations = conversations
-        self.attempt = 0
-        self.prepared = PreparedRows(
-            self.folder, encoder=None, write_entries=lambda: conversations.write(spans=server.spans)
-        )
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Returns what decides the windows."""
-        return self.conversations.fingerprint()
-
-    def prepare_data(self) -> None:
-        """Reads and cuts the input, as far as an earlier attempt has not; finds what is left to do."""
-        self.prepared.prepare()
-        self.find_remaining()
-
-    def find_remaining(self) -> None:
-        """Finds the windows that are left to ask about."""
-        self.prepared.find_remaining(lambda rows: read_outputs(self.folder.journal, rows=rows).is_done(self.attempt))
-
-    def count_remaining(self) -> int:
-        """Returns how many these are."""
-        return self.prepared.count_remaining()
 
 
 class ServerComputation:
@@ -220,10 +185,8 @@ class _Frames:
         self.flush_every = computation.flush_every
         self.folder = computation.windows.folder
         self._waiting: list[dict[str, Any]] = []
-        try:
-            self._journal = JournalWriter(self.folder.journal, rank=0, fsync=computation.fsync)
-        except OSError as error:
-            raise self._error(error) from error
+        signature = read_signature(self.folder)
+        self._journal = JournalWriter(self.folder.journal, rank=0, signature=signature, fsync=computation.fsync)
 
     def add(self, row: dict[str, Any]) -> None:
         """Takes a row."""
@@ -234,13 +197,7 @@ class _Frames:
     def _flush(self) -> None:
         rows, self._waiting = self._waiting, []
         if rows:
-            try:
-                self._journal.append_rows(pa.RecordBatch.from_pylist(rows, schema=OUTPUT_SCHEMA))
-            except OSError as error:
-                raise self._error(error) from error
-
-    def _error(self, error: OSError) -> WriterError:
-        return WriterError(f"{self.folder.journal}: cannot be written: {one_line(error)}")
+            self._journal.append_rows(pa.RecordBatch.from_pylist(rows, schema=OUTPUT_SCHEMA))
 
     def __enter__(self) -> _Frames:
         return self

@@ -1,4 +1,4 @@
-"""Conversations as windows on disk, whoever writes about them.
+"""Conversations as the input of a run: read, and cut into windows, whoever writes about them.
 
 In: `data.*` of the configuration, and how a text is measured in tokens. Out, in the run's journal folder:
 
@@ -18,28 +18,28 @@ from datasets import Dataset
 from memvec.config.values import at_least, at_least_or_none, one_of
 from memvec.data.dataset import EntriesSummary, write_entries, write_stream
 from memvec.data.source import find_sources
+from memvec.features import WINDOW_FEATURES
 from memvec.files import atomic_file
 from memvec.generation.transcript import Transcript, TranscriptSource
 from memvec.generation.window import Span, cut_transcript
 from memvec.layout import RunLayout
-from memvec.schema import FILE, ID, ROW, TEXT, WINDOW_FEATURES
+from memvec.schema import FILE, ID, ROW, TEXT
 
 WINDOWS_PER_BATCH = 1_000
-WINDOW_SCHEMA = WINDOW_FEATURES.arrow_schema
 NO_LIMIT = 2**31
+Spans = Callable[[Sequence[str]], list[list[Span]]]
 
 
 class Conversations:
-    """Reads conversations and cuts them into windows.
+    """Conversations, one row each.
 
     Args:
         path: File, folder, glob or Hub dataset name with one row a conversation, or a list of them; a `.txt` file is
             one document.
-        folder: The run's folder.
         messages_column: Name of the field with the messages, or with a document's text.
         id_column: Name of the field with the id; None, or a name no row has, makes the row number the id.
         date_column: Name of the field with the date; None, or a name no row has, means that there are no dates.
-        split: Split of a dataset with splits.
+        split: Split of a dataset with splits; None reads `train` of such, and all files of a folder or glob.
         revision: Revision of a Hub dataset.
         on_error: Whether a row that cannot be used is named in `rejected.jsonl` (`reject`) or ends the run (`fail`).
         limit: Read at most this many conversations.
@@ -54,11 +54,10 @@ class Conversations:
         self,
         path: str | Sequence[str],
         *,
-        folder: RunLayout,
         messages_column: str = "messages",
         id_column: str | None = "id",
         date_column: str | None = "date",
-        split: str = "train",
+        split: str | None = None,
         revision: str | None = None,
         on_error: Literal["reject", "fail"] = "reject",
         limit: int | None = None,
@@ -66,7 +65,6 @@ class Conversations:
         overlap: int = 2,
     ) -> None:
         self.path = path
-        self.folder = folder
         self.messages_column = messages_column
         self.id_column = id_column
         self.date_column = date_column
@@ -85,42 +83,43 @@ class Conversations:
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns what decides the windows: the input's content, and how it is read and cut."""
-        columns = (self.messages_column, self.id_column)
         return {
-            "input": [source.digest(columns=columns) for source in self.sources],
+            "input": [source.digest(columns=(self.messages_column, self.id_column)) for source in self.sources],
             "text_column": self.messages_column,
             "id_column": self.id_column,
             "limit": self.limit,
+            "on_error": self.on_error,
             "date_column": self.date_column,
             "window_tokens": self.window_tokens,
             "overlap": self.overlap,
         }
 
-    def write(self, *, spans: Callable[[Sequence[str]], list[list[Span]]], room: int | None = None) -> EntriesSummary:
-        """Reads the conversations and writes them and their windows.
+    def write_entries(self, folder: RunLayout, *, spans: Spans, room: int | None = None) -> EntriesSummary:
+        """Reads the input, and writes the usable conversations, their windows and the rejected rows.
 
         Args:
+            folder: The run's folder.
             spans: Returns where the tokens of each text stand, in characters.
             room: Most tokens of conversation that the model has room for; None is no limit.
         """
         summary = write_entries(
             self.sources,
-            entries_path=self.folder.conversations,
-            rejected_path=self.folder.input_rejected,
+            entries_path=folder.conversations,
+            rejected_path=folder.input_rejected,
             text_column=self.messages_column,
             id_column=self.id_column,
             on_error=self.on_error,
             limit=self.limit,
         )
         limit = min(self.window_tokens or NO_LIMIT, room or NO_LIMIT)
-        with atomic_file(self.folder.entries) as partial:
-            write_stream(partial, self._windows(spans, limit), schema=WINDOW_SCHEMA)
+        with atomic_file(folder.entries) as partial:
+            write_stream(partial, self._windows(folder, spans, limit), schema=WINDOW_FEATURES.arrow_schema)
         return summary
 
-    def _windows(self, spans: Callable[[Sequence[str]], list[list[Span]]], limit: int) -> Iterator[pa.RecordBatch]:
+    def _windows(self, folder: RunLayout, spans: Spans, limit: int) -> Iterator[pa.RecordBatch]:
         """Yields the windows of all conversations, in order."""
         rows: list[tuple[Any, ...]] = []
-        for conversation in Dataset.from_file(str(self.folder.conversations)):
+        for conversation in Dataset.from_file(str(folder.conversations)):
             transcript = Transcript.from_json(conversation[TEXT])
             windows = cut_transcript(transcript, spans=spans, limit=limit, overlap=self.overlap)
             for number, window in enumerate(windows):
@@ -138,11 +137,10 @@ class Conversations:
                     )
                 )
             if len(rows) >= WINDOWS_PER_BATCH:
-                yield _batch(rows)
+                yield pa.record_batch([list(column) for column in zip(*rows, strict=True)], schema=WINDOW_SCHEMA)
                 rows = []
         if rows:
-            yield _batch(rows)
+            yield pa.record_batch([list(column) for column in zip(*rows, strict=True)], schema=WINDOW_SCHEMA)
 
 
-def _batch(rows: list[tuple[Any, ...]]) -> pa.RecordBatch:
-    return pa.record_batch([list(column) for column in zip(*rows, strict=True)], schema=WINDOW_SCHEMA)
+WINDOW_SCHEMA = WINDOW_FEATURES.arrow_schema

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from memvec.data.dataset import lone_surrogate
+from memvec.data.validation import lone_surrogate
 from memvec.generation.echoes import PromptContent, letters, spoken
 from memvec.generation.json_items import find_json_items
 

@@ -14,8 +14,7 @@ from datasets import Dataset
 from memvec.generation.echoes import Instructions, PromptContent
 from memvec.generation.outputs import ATTEMPT, IS_CUT, OUTCOME
 from memvec.generation.parser import Outcome, parse
-from memvec.schema import INDEX, NUM_TOKENS, SPEAKERS, TEXT
-from memvec.writer.journal import REASON
+from memvec.schema import INDEX, NUM_TOKENS, REASON, SPEAKERS, TEXT
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memvec.data.dataset import lone_surrogate
-from memvec.data.reader import MISSING, Malformed, Record
+from memvec.data.formats.fields import MISSING, Malformed, Record
 from memvec.data.source import Source
+from memvec.data.validation import lone_surrogate
 from memvec.errors import InputError
 
 SPEAKER_KEYS = ("speaker", "role")

@@ -161,6 +161,25 @@ def prompt_limit(config: PreTrainedConfig) -> int | None:
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
+def length_boundaries(config: PreTrainedConfig) -> tuple[int, ...]:
+    """Returns the lengths behind which a model computes in another way, the tokens before included; rising.
+
+    LongRoPE has one set of frequencies for sequences up to the length it was pretrained with and another for longer
+    ones, and transformers chooses by the longest sequence of a batch, padding included. (Dynamic NTK, which changes
+    with every token, begins at `max_position_embeddings`, where prompts end.)
+    """
+    text = config.get_text_config()
+    ropes = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    # Of some models each kind of layer has its own.
+    each = [ropes, *(own for own in ropes.values() if isinstance(own, dict))]
+    lengths = {
+        rope.get("original_max_position_embeddings", getattr(text, "original_max_position_embeddings", None))
+        for rope in each
+        if rope.get("rope_type", rope.get("type")) in ("longrope", "su")
+    }
+    return tuple(sorted(length for length in lengths if isinstance(length, int)))
+
+
 def folder_digest(folder: Path, patterns: tuple[str, ...]) -> str:
     """Returns a hex SHA-256 over names and content of the files that match."""
     state = hashlib.sha256()

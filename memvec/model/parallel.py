@@ -18,14 +18,15 @@ all processes of a machine share one copy in the page cache, and only a process'
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
 from transformers import PreTrainedModel
-from transformers.distributed.tensor_parallel import apply_tensor_parallelism, get_kv_heads_per_rank
 
 from memvec.errors import ModelError
 from memvec.model.backbone import Backbone, decoder_layers
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 TENSOR_PARALLEL = "tensor_parallel"
 DATA_PARALLEL = "data_parallel"
@@ -75,6 +76,9 @@ def share_weights(backbone: Backbone, mesh: DeviceMesh) -> None:
 
 
 def _cut_matrices(decoder: PreTrainedModel, mesh: DeviceMesh) -> None:
+    # Imported here and below, where weights are sharded: it takes a while.
+    from transformers.distributed.tensor_parallel import apply_tensor_parallelism, get_kv_heads_per_rank
+
     name, plan, config = type(decoder).__name__, dict(decoder.tp_plan), decoder.config.get_text_config()
     if not plan:
         raise ModelError(f"{name}: transformers has no tensor-parallel plan for it; trainer=fsdp shares any model out")
@@ -89,6 +93,8 @@ def _cut_matrices(decoder: PreTrainedModel, mesh: DeviceMesh) -> None:
 
 
 def _cut_layers(decoder: PreTrainedModel, mesh: DeviceMesh) -> None:
+    from torch.distributed.fsdp import fully_shard
+
     layers = decoder_layers(decoder)
     if layers is None:
         raise ModelError(f"{type(decoder).__name__}: its layers cannot be told, so its weights cannot be shared out")

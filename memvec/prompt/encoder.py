@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from memvec.config.values import at_least_or_none
 from memvec.digest import as_pairs, digest
 from memvec.errors import ConfigError, InputError, ModelError
 from memvec.prompt.literal import LiteralTokenizer
@@ -206,3 +207,15 @@ class PromptEncoder:
         equal = (flat[at] == self.head_ids) & inside
         shared: NDArray[np.int32] = np.cumprod(equal, axis=1).sum(axis=1).astype(np.int32)
         return shared
+
+
+def text_limit(max_length: int | None, model_limit: int | None) -> int | None:
+    """Returns the most tokens of a prompt: what was asked for, or else the model's own limit.
+
+    Raises:
+        ConfigError: What was asked for is no length, or longer than the model takes.
+    """
+    at_least_or_none("data.max_length", max_length, 1)
+    if max_length is not None and model_limit is not None and max_length > model_limit:
+        raise ConfigError(f"data.max_length={max_length}: the model takes at most {model_limit} tokens")
+    return max_length or model_limit

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from memvec.data.tokenise import without_progress_bars
 from memvec.errors import RunFolderError, one_line
 from memvec.extras import import_extra
-from memvec.files import atomic_file
+from memvec.files import atomic_file, make_folder
 from memvec.retrieval.exact import Neighbours, Vectors, as_units, mapped_vectors, mean_vector, top_k
 from memvec.run.folder import RunFolder
 from memvec.schema import VECTOR
@@ -56,7 +56,7 @@ class ApproximateIndex:
         self.path, mean_path = folder.index / f"{stem}.faiss", folder.index / "mean.npy"
         self._dataset = dataset.with_format("numpy")
         try:
-            folder.index.mkdir(exist_ok=True)
+            make_folder(folder.index)
             if center and not mean_path.exists():
                 with atomic_file(mean_path) as partial, partial.open("wb") as stream:
                     np.save(stream, mean_vector(self.parts))

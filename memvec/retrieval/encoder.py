@@ -18,14 +18,11 @@ import torch
 from omegaconf import DictConfig
 
 from memvec.config.compose import compose
-from memvec.config.prompts import plain
 from memvec.encoding import check_texts, encode_texts
 from memvec.errors import ModelError
 from memvec.run.folder import RunFolder
-from memvec.run.summary import read_summary
+from memvec.run.manifest import Manifest, read_manifest
 
-# Parts of the manifest's model group that stay conf/'s own: they let code run, fit one machine, or pay in long runs.
-NOT_FROM_MANIFEST = ("_target_", "trust_remote_code", "use_safetensors", "attn_implementation", "compile")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -57,7 +54,7 @@ class QueryEncoder:
             ModelError: The run's model is gone, or is another one now.
         """
         check_texts(queries, name="queries")
-        manifest = read_summary(folder).manifest
+        manifest = read_manifest(folder)
         try:
             vectors, made = encode_texts(self.config(manifest), queries)
         except ModelError as error:
@@ -65,26 +62,27 @@ class QueryEncoder:
         _refuse_other_model(folder, manifest, made)
         return vectors
 
-    def config(self, manifest: dict[str, Any]) -> DictConfig:
+    def config(self, manifest: Manifest) -> DictConfig:
         """Returns the configuration that embeds queries for the run of a manifest."""
-        found = manifest["config"]
         cfg = compose(["model=hub"])
-        for key in set(cfg.model) & set(found["model"]) - set(NOT_FROM_MANIFEST):
-            cfg.model[key] = found["model"][key]
-        if COMMIT.fullmatch(str(manifest["fingerprint"]["model"])):  # a Hub model as it was then, whatever main is now
-            cfg.model.revision = manifest["fingerprint"]["model"]
+        is_commit = COMMIT.fullmatch(manifest.model_digest)  # a Hub model as it was then, whatever main is now
         cfg.model.update(
-            name_or_path=plain(found["model"]["name_or_path"]),
+            name_or_path=manifest.name_or_path,
+            revision=manifest.model_digest if is_commit else manifest.revision,
+            layer=manifest.layer,
+            prefix_cache=manifest.prefix_cache,
+            tune=manifest.tune,
+            probe=manifest.probe,
             trust_remote_code=self.trust_remote_code,
             use_safetensors=self.use_safetensors,
         )
         if self.prompt is None:
-            cfg.prompt.update(template=plain(found["prompt"]["template"]), chat=found["prompt"]["chat"])
+            cfg.prompt.update(template=manifest.template, chat=manifest.chat)
         else:
             cfg.prompt = self.prompt
-        cfg.data.max_length = found["data"]["max_length"]
+        cfg.data.max_length = manifest.max_length
         cfg.trainer.update(accelerator=self.accelerator, devices=1, enable_progress_bar=False)
-        cfg.trainer.precision = found["trainer"]["precision"]
+        cfg.trainer.precision = manifest.precision
         return cfg
 
 
@@ -94,12 +92,12 @@ def query_encoder(cfg: DictConfig) -> QueryEncoder:
     return QueryEncoder(cfg.get("prompt"), str(cfg.accelerator), model.trust_remote_code, model.use_safetensors)
 
 
-def _refuse_other_model(folder: RunFolder, run: dict[str, Any], queries: dict[str, Any]) -> None:
+def _refuse_other_model(folder: RunFolder, run: Manifest, queries: dict[str, Any]) -> None:
     """Refuses vectors of another model: their cosines with the run's would be numbers without a meaning."""
-    for name in ("model", "layer", "dtype"):
-        was, now = run["fingerprint"][name], queries["fingerprint"][name]
+    for name, was in (("model", run.model_digest), ("layer", run.layer), ("dtype", run.dtype)):
+        now = queries["fingerprint"][name]
         if was != now:
             raise ModelError(
-                f"{folder.root}: {run['config']['model']['name_or_path']} is no longer the model it was made with: "
+                f"{folder.root}: {run.name_or_path} is no longer the model it was made with: "
                 f"{name} was {was!r}, is {now!r}"
             )

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memvec.data.dataset import reject_reason
-from memvec.data.reader import MISSING, SUFFIXES, file_format, read_file
+from memvec.data.formats.fields import MISSING
+from memvec.data.formats.files import SUFFIXES, file_format
+from memvec.data.reader import read_file
+from memvec.data.validation import reject_reason
 from memvec.errors import InputError
 
 QUERY = "query"
@@ -57,11 +59,8 @@ def read_judged_queries(path: str | Path) -> list[Query]:
         InputError: As `read_queries`, or a row does not name its relevant ids.
     """
     path = _checked(path)
-    # The reader hands over one more field beside the text, of whatever type: so it reads the small file once for each.
-    relevant = read_file(path, text_column=QUERY, id_column=RELEVANT)
-    within = read_file(path, text_column=QUERY, id_column=WITHIN)
     queries = []
-    for (row, ids, text), (_, prefix, _) in zip(relevant, within, strict=True):
+    for row, _, text, ids, prefix in read_file(path, text_column=QUERY, id_column=None, more=(RELEVANT, WITHIN)):
         place = f"{path}, row {row}"
         queries.append(Query(_text(text, place), _relevant(ids, place), _within(prefix, place), place))
     return _at_least_one(queries, path)

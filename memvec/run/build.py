@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -24,11 +25,14 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from memvec.config.values import one_of
-from memvec.data.datamodule import MemoryDataModule
+from memvec.data.datamodule import PromptDataModule
+from memvec.data.memories import MemoryTexts
 from memvec.errors import ConfigError, MemvecError, one_line
-from memvec.generation.asking import AskedWindows, ServerComputation
-from memvec.generation.datamodule import ConversationDataModule
+from memvec.generation.asking import ServerComputation
+from memvec.generation.conversations import Conversations
+from memvec.generation.inputs import AskedWindows, PromptWindows
 from memvec.generation.module import GenerationModule
+from memvec.generation.outputs import has_outputs
 from memvec.generation.server import ChatServer
 from memvec.generation.writer import OutputWriter
 from memvec.model.checkpoint import prompt_limit
@@ -41,10 +45,11 @@ from memvec.trainer.metrics import RankMetrics
 from memvec.trainer.profile import BatchProfile
 from memvec.trainer.progress import TokenProgressBar
 from memvec.writer.prediction_writer import JournalCallback, VectorWriter
+from memvec.writer.vectors import has_vectors
 
 BATCHES_IN_PROFILE = 3
-# Options of conversations that do not matter where a server makes the batches.
-ONLY_FOR_BATCHES = ("batch_size", "max_tokens", "num_workers")
+# Options of conversations that say how their windows become batches.
+OF_BATCHES = ("batch_size", "max_tokens", "num_workers")
 # Options whose values the errors of Lightning's Trainer do not name.
 NOT_IN_ERRORS = ("accelerator", "devices")
 
@@ -66,17 +71,16 @@ def build_model(cfg: DictConfig) -> HiddenStateModule:
     return module
 
 
-def build_datamodule(cfg: DictConfig, module: HiddenStateModule, folder: RunFolder) -> MemoryDataModule:
-    """Returns the data module for a model's tokenizer and limit."""
-    datamodule: MemoryDataModule = _build(
+def build_datamodule(cfg: DictConfig, module: HiddenStateModule, folder: RunFolder) -> PromptDataModule:
+    """Returns the data module of memory texts, for a model's tokenizer and limit."""
+    texts: MemoryTexts = _build(
         "data",
         cfg.data,
         prompt=_build("prompt", cfg.prompt),
         tokenizer=module.checkpoint.load_tokenizer(),
         model_limit=prompt_limit(module.checkpoint.config),
-        folder=folder,
     )
-    return datamodule
+    return PromptDataModule(texts, folder=folder, is_done=partial(has_vectors, folder))
 
 
 def build_writer(cfg: DictConfig, folder: RunFolder) -> VectorWriter:
@@ -89,6 +93,19 @@ def build_generator(cfg: DictConfig) -> GenerationModule | ChatServer:
     """Returns what writes memory texts: a module without its weights yet, or a server that is not asked yet."""
     generator: GenerationModule | ChatServer = _build("generation", cfg.generation)
     return generator
+
+
+def build_conversations(cfg: DictConfig, module: GenerationModule, folder: RunFolder) -> PromptDataModule:
+    """Returns the data module of conversations, for a generating model's prompt, tokenizer and limit."""
+    windows = PromptWindows(
+        _build_reader(cfg),
+        prompt=module.prompt,
+        tokenizer=module.checkpoint.load_tokenizer(),
+        model_limit=prompt_limit(module.checkpoint.config),
+        output_tokens=module.max_new_tokens,
+        **{name: cfg.data[name] for name in OF_BATCHES if name in cfg.data},
+    )
+    return PromptDataModule(windows, folder=folder, is_done=partial(has_outputs, folder))
 
 
 def build_asking(
@@ -105,28 +122,22 @@ def build_asking(
             f"generation=server: one process asks, and torchrun or SLURM has started {environment.world_size()}; run "
             "memvec.generate alone, and memvec.predict with its memories.parquet on all of them"
         )
-    data = OmegaConf.create({name: value for name, value in cfg.data.items() if name not in ONLY_FOR_BATCHES})
-    data["_target_"] = "memvec.generation.conversations.Conversations"
-    windows = AskedWindows(_build("data", data, folder=folder), server)
-    shows_progress = bool(cfg.trainer.get("enable_progress_bar", True))
+    windows = AskedWindows(_build_reader(cfg), folder=folder, spans=server.spans)
     computation = ServerComputation(
-        server, windows, flush_every=writer.flush_every, fsync=writer.fsync, shows_progress=shows_progress
+        server,
+        windows,
+        flush_every=writer.flush_every,
+        fsync=writer.fsync,
+        shows_progress=bool(cfg.trainer.get("enable_progress_bar", True)),
     )
     return windows, computation
 
 
-def build_conversations(cfg: DictConfig, module: GenerationModule, folder: RunFolder) -> ConversationDataModule:
-    """Returns the data module for a generating model's prompt, tokenizer and limit."""
-    datamodule: ConversationDataModule = _build(
-        "data",
-        cfg.data,
-        prompt=module.prompt,
-        tokenizer=module.checkpoint.load_tokenizer(),
-        model_limit=prompt_limit(module.checkpoint.config),
-        output_tokens=module.max_new_tokens,
-        folder=folder,
-    )
-    return datamodule
+def _build_reader(cfg: DictConfig) -> Conversations:
+    """Returns what reads conversations, however windows become batches or requests."""
+    data = OmegaConf.masked_copy(cfg.data, [name for name in cfg.data if name not in OF_BATCHES])
+    conversations: Conversations = _build("data", data)
+    return conversations
 
 
 def build_output_writer(cfg: DictConfig, folder: RunFolder) -> OutputWriter:

@@ -22,13 +22,15 @@ from typing import Any, cast
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.fabric.utilities.apply_func import move_data_to_device
 from omegaconf import DictConfig, OmegaConf
 
 from memvec.config.compose import count_processes
-from memvec.data.datamodule import MemoryDataModule
+from memvec.data.budget import TOKENS_ON_ACCELERATOR, TOKENS_ON_CPU
+from memvec.data.datamodule import plan_of
+from memvec.data.plan import plan_all_ranks
 from memvec.data.sampler import RankPlan, balance
 from memvec.files import read_json
+from memvec.model.extractor import to_device
 from memvec.model.module import HiddenStateModule
 from memvec.run.build import build_datamodule, build_lone_trainer, build_model
 from memvec.run.folder import RunFolder
@@ -125,22 +127,27 @@ def plan_run(cfg: DictConfig) -> DryRun:
         datamodule = build_datamodule(cfg, module, folder)
         with stopwatch.stage("read and tokenise"):
             datamodule.prepare_data()
+        rules = datamodule.input.rules
         if _shares_weights(cfg):
-            datamodule.setup("predict")
-            prefix_length = len(datamodule.common_tokens()) if module.prefix_cache == "auto" else 0
+            table = datamodule.table()
+            prefix_length = len(table.common_tokens()) if module.speedups.prefix_cache == "auto" else 0
+            groups = table.batches(prefix_length, rules).groups
             on_accelerator = cfg.trainer.accelerator != "cpu" and torch.accelerator.is_available()
+            default = TOKENS_ON_ACCELERATOR if on_accelerator else TOKENS_ON_CPU
+            max_tokens: int | None = rules.max_tokens if isinstance(rules.max_tokens, int) else default
         else:
             with stopwatch.stage("load and probe the model"), _cores_of_one_rank(cfg):
                 trainer = build_lone_trainer(cfg, folder, callback=speed)
                 trainer.predict(module, datamodule=datamodule, return_predictions=False)
             stopwatch.seconds["load and probe the model"] -= speed.seconds
-            prefix_length, on_accelerator = datamodule.prefix_length, trainer.strategy.root_device.type != "cpu"
+            plan = plan_of(trainer)
+            prefix_length, groups, max_tokens = plan.prefix_length, plan.batches.groups, plan.sampler.max_tokens
         found = read_json(folder.input_summary)
         return DryRun(
             entries=found["rows"] - found["rejected"],
             rejected=found["rejected"],
             prefix_length=prefix_length,
-            ranks=datamodule.plan_ranks(_count_ranks(cfg), prefix_length=prefix_length, on_accelerator=on_accelerator),
+            ranks=plan_all_ranks(groups, rules, max_tokens=max_tokens, world_size=_count_ranks(cfg)),
             seconds_to_start=stopwatch.seconds,
             tokens_per_second=speed.tokens_per_second,
         )
@@ -186,15 +193,14 @@ class _Speed(pl.Callback):
 
     def on_predict_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *arguments: Any) -> None:
         """Measures."""
-        datamodule, module = cast(MemoryDataModule, cast(Any, trainer).datamodule), cast(HiddenStateModule, pl_module)
-        batches = datamodule.sampler.batches if datamodule.sampler is not None else []
+        plan, extractor = plan_of(trainer), cast(HiddenStateModule, pl_module).engine
+        batches = plan.sampler.batches
         for position in np.linspace(0, len(batches) - 1, num=min(BATCHES_TO_MEASURE, len(batches)), dtype=int):
             if self.seconds > SECONDS_TO_MEASURE:
                 break
-            batch = move_data_to_device(datamodule.batches.of(batches[position]), module.device)
+            batch = to_device(plan.batches.of(batches[position]), extractor.device)
             rows, width = batch["input_ids"].shape
             start = time.perf_counter()
-            with trainer.precision_plugin.predict_step_context():
-                module.predict_step(batch).cpu()  # waits for the device
+            extractor(batch).cpu()  # waits for the device
             self.seconds += time.perf_counter() - start
             self.tokens += rows * (width - batch["prefix_length"])

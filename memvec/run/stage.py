@@ -2,17 +2,16 @@
 
 In: a `Stage`. Out: the folder, complete, and its summary.
 
-    claim the folder -> prepare the data -> computation.run -> journal -> results in order -> manifest
+    claim the folder -> prepare the data -> computation -> journal -> results in order -> manifest
 
 The process that leads (rank 0) claims the folder and prepares the data before any other process is started, so that
-what is wrong with the input, the model or the folder is said once. The computation (`memvec.run.computation`) then computes, on
-every rank where Lightning does. A program may run one stage behind another (`memvec.extract`): then the ranks stay, and
-go on to the next.
+what is wrong with the input, the model or the folder is said once. The rest runs on every rank, where it is Lightning
+that computes (`memvec.run.computation`). A program may run one stage behind another (`memvec.extract`): then the ranks
+stay, and go on to the next.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,16 +20,16 @@ from typing import Any, Protocol
 from omegaconf import DictConfig
 
 from memvec.config.compose import to_container
-from memvec.errors import InputError, ServerError, WriterError, one_line
+from memvec.errors import InputError, ServerError
+from memvec.files import atomic_file, make_folder, writing
 from memvec.run.computation import Computation, Rows
-from memvec.run.folder import RunFolder, RunState
+from memvec.run.folder import FORMAT, JOURNAL_FORMAT, RunFolder, RunState
 from memvec.run.summary import RunSummary, read_summary, write_summary
 from memvec.trainer.history import forget_histories, write_history
 from memvec.trainer.metrics import Stopwatch, combine_ranks, first_notes, forget_ranks, stage_table
 from memvec.trainer.ranks import process_rank, rank_errors
-from memvec.writer.journal import journal_files
-
-DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from memvec.writer.frames import journal_files
+from memvec.writer.prediction_writer import JournalCallback
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +56,8 @@ class Stage:
         cfg: The configuration they were built from.
         folder: The run's folder.
         rows: What there is to compute, and what is left of it.
-        computation: Computes it.
+        computation: Computes that, and puts it into the journal.
+        writer: Says how.
         results: Makes what writes the results; called when every row is in the journal.
         stopwatch: Has timed the building of the parts.
         what: What is computed, in words.
@@ -71,6 +71,7 @@ class Stage:
     folder: RunFolder
     rows: Rows
     computation: Computation
+    writer: JournalCallback
     results: Callable[[], Results]
     stopwatch: Stopwatch
     what: str = "vectors"
@@ -133,7 +134,12 @@ def run_stage(stage: Stage, *, is_last: bool = True) -> RunSummary:
 def _claim(stage: Stage) -> RunState:
     """Takes the folder for this run and prepares the data, unless the run is complete; says which it was."""
     folder, rows = stage.folder, stage.rows
-    fingerprint = {**rows.fingerprint(), **stage.computation.fingerprint()}
+    fingerprint = {
+        FORMAT: JOURNAL_FORMAT,
+        **rows.fingerprint(),
+        **stage.computation.fingerprint(),
+        **stage.writer.fingerprint(),
+    }
     state = folder.claim(fingerprint, resume=stage.cfg.resume)
     if state is not RunState.FINISHED:
         forget_histories(folder.journal)
@@ -145,10 +151,6 @@ def _claim(stage: Stage) -> RunState:
                 if state is RunState.NEW:  # nothing was computed: the input put right may have the folder
                     folder.release(remove_journal=True)
                 raise
-            except OSError as error:
-                if error.errno not in DISK_IS_FULL:
-                    raise
-                raise WriterError(f"{folder.root}: cannot be written: {one_line(error)}") from error
         if state is RunState.UNFINISHED:
             log.info("going on in %s: %d %s are left to compute", folder.root, rows.count_remaining(), stage.what)
     return state
@@ -186,8 +188,10 @@ def _finish(stage: Stage, results: Results) -> RunSummary:
         summary=stage.summary,
     )
     if stage.cfg.profile:
-        folder.profile.mkdir(exist_ok=True)  # there is none yet where no batch was left to compute
-        (folder.profile / "stages.txt").write_text(stage_table(seconds), encoding="utf-8")
+        with writing(folder.profile):
+            make_folder(folder.profile)  # there is none yet where no batch was left to compute
+            with atomic_file(folder.profile / "stages.txt") as partial:
+                partial.write_text(stage_table(seconds), encoding="utf-8")
         log.info("where the time went: %s", folder.profile)
     folder.release(remove_journal=True)
     return summary

@@ -23,6 +23,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from memvec.errors import Interrupted
+from memvec.fields import JsonObject
+from memvec.files import atomic_file, make_folder, read_json
 
 FAILED = ".failed"
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -44,8 +46,9 @@ def run_job() -> None:
     code = _wait(subprocess.Popen(command, cwd=hydra.runtime.cwd))
     if code != 0:
         note = Path(hydra.runtime.cwd) / hydra.sweep.dir / FAILED / str(hydra.job.num)
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(str(code), encoding="utf-8")
+        make_folder(note.parent)
+        with atomic_file(note) as partial:
+            partial.write_text(str(code), encoding="utf-8")
 
 
 def _wait(job: subprocess.Popen[bytes]) -> int:
@@ -80,8 +83,9 @@ def failed_jobs(sweep: Path) -> dict[str, int]:
     Args:
         sweep: The sweep's folder.
     """
-    notes = sorted((sweep / FAILED).glob("*"), key=lambda path: (len(path.name), path.name))
-    return {note.name: int(note.read_text(encoding="utf-8")) for note in notes}
+    notes = [path for path in (sweep / FAILED).glob("*") if path.name.isdecimal()]
+    notes.sort(key=lambda path: (len(path.name), path.name))
+    return {note.name: JsonObject(note, {"code": read_json(note)}).take("code", int) for note in notes}
 
 
 def job_command(hydra: HydraConf, folder: Path) -> list[str]:

@@ -34,7 +34,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
 from memvec.errors import Interrupted
-from memvec.model import lockstep
+from memvec.model.engine import computing_module
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SECONDS_TO_FLUSH = 25
@@ -134,7 +134,7 @@ class StopOnSignal(pl.Callback):
         if trainer.received_sigterm:
             self._received = signal.SIGTERM
             self._pass_on(signal.SIGTERM)
-        self._stop_if_received(trainer, batches=0)
+        self._stop_if_received(pl_module, batches=0)
 
     def on_predict_batch_end(
         self,
@@ -146,7 +146,7 @@ class StopOnSignal(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Ends the run where a signal came during the batch."""
-        self._stop_if_received(trainer, batches=batch_idx + 1)
+        self._stop_if_received(pl_module, batches=batch_idx + 1)
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Puts the handlers back that were there before."""
@@ -185,9 +185,9 @@ class StopOnSignal(pl.Callback):
         for process in self._processes:
             process.send_signal(number)
 
-    def _stop_if_received(self, trainer: pl.Trainer, *, batches: int) -> None:
-        # Where weights are shared out, a process that stopped alone would leave the others waiting for it.
-        received = int(lockstep.agreed_maximum(trainer, self._received or 0))
+    def _stop_if_received(self, module: pl.LightningModule, *, batches: int) -> None:
+        # Where weights are sharded, a process that stopped alone would leave the others waiting for it.
+        received = int(computing_module(module).group.maximum(self._received or 0))
         if not received:
             return
         self._agreed = received

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -12,6 +14,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+
+from memvec.errors import OneLineFormatter
+from memvec.files import create_file, make_folder
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 # Whose levels a spawned rank takes over from the process that spawned it.
@@ -52,9 +57,9 @@ def log_file(folder: Path) -> Iterator[None]:
 
 
 def _open_log(folder: Path, rank: int) -> logging.Handler:
-    folder.mkdir(exist_ok=True)
-    handler = logging.FileHandler(folder / f"rank-{rank:05d}.log", encoding="utf-8")
-    handler.setFormatter(logging.Formatter(FORMAT))
+    make_folder(folder)
+    handler = _PrivateFile(folder / f"rank-{rank:05d}.log", encoding="utf-8")
+    handler.setFormatter(OneLineFormatter(FORMAT))
     logging.getLogger("memvec").addHandler(handler)
     return handler
 
@@ -104,7 +109,9 @@ class RankLog(pl.Callback):
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
         if is_shown:
-            logging.basicConfig(stream=sys.stdout, format="%(message)s")  # nothing where there are handlers already
+            handler = logging.StreamHandler(sys.stdout)
+            handler.setFormatter(OneLineFormatter("%(message)s"))
+            logging.basicConfig(handlers=[handler])  # nothing where there are handlers already
         ignore_known_warnings()
 
     def _close(self) -> None:
@@ -114,3 +121,10 @@ class RankLog(pl.Callback):
             logger.removeHandler(self._handler)
             self._handler.close()
             self._handler = None
+
+
+class _PrivateFile(logging.FileHandler):
+    """Appends to a file that memvec makes as it makes all others."""
+
+    def _open(self) -> io.TextIOWrapper:
+        return os.fdopen(create_file(Path(self.baseFilename), os.O_APPEND), "a", encoding=self.encoding)

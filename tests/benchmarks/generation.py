@@ -84,9 +84,9 @@ def windows(options: argparse.Namespace, folder: Path) -> tuple[GenerationModule
     cfg = configure(options, folder)
     module = build_generator(cfg)
     datamodule = build_conversations(cfg, module, run_folder(cfg))
-    datamodule.folder.journal.mkdir(parents=True)
+    datamodule.prepared.folder.journal.mkdir(parents=True)
     datamodule.prepare_data()
-    return module, list(Dataset.from_file(str(datamodule.folder.entries))["text"])
+    return module, list(Dataset.from_file(str(datamodule.prepared.folder.entries))["text"])
 
 
 def run_memvec(options: argparse.Namespace, folder: Path) -> tuple[list[str], float]:

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from memvec.data.collator import PaddingCollator, PromptRows, Rows
+from memvec.data.collator import PaddingCollator, PromptArrays, PromptRows
 from memvec.data.sampler import LengthGroupedBatchSampler
 from memvec.schema import INPUT_IDS, LENGTH
 
@@ -90,11 +90,14 @@ def test_the_loader_works_with_worker_processes(rows: list[list[int]], mapped: D
     assert found == dict(enumerate(rows))
 
 
-def test_a_slice_of_a_table_is_padded_from_its_own_beginning(rows: list[list[int]]) -> None:
-    table = tokenised(rows).with_format("arrow")[:].slice(5, 4)
-    found = PaddingCollator(pad_token_id=PAD)(Rows(np.arange(5, 9), table))
-    width = max(map(len, rows[5:9]))
-    assert found["input_ids"].tolist() == [row + [PAD] * (width - len(row)) for row in rows[5:9]]
+def test_prompts_in_memory_give_the_batches_of_those_on_disk(rows: list[list[int]], mapped: Dataset) -> None:
+    offsets = np.concatenate([[0], np.cumsum(list(map(len, rows)))])
+    in_memory = PromptArrays(np.concatenate([np.asarray(row, dtype=np.int32) for row in rows]), offsets)
+    collate = PaddingCollator(pad_token_id=PAD)
+    for indices in ([5, 6, 7], [59, 0, 30, 30], [17]):
+        found = collate(in_memory.__getitems__(np.asarray(indices)))
+        expected = collate(PromptRows(mapped).__getitems__(np.asarray(indices)))
+        assert all(torch.equal(found[name], expected[name]) for name in ("index", "input_ids", "length"))  # type: ignore[literal-required]
 
 
 def test_the_batch_does_not_share_memory_with_the_plan(mapped: Dataset) -> None:

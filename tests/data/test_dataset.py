@@ -19,7 +19,7 @@ import memvec.data.dataset as dataset_module
 from memvec.data.dataset import EntriesSummary, write_entries
 from memvec.data.source import Source, find_sources
 from memvec.errors import InputError
-from memvec.schema import ENTRY_FEATURES
+from memvec.features import ENTRY_FEATURES
 
 Entry = tuple[str, str, int, int]
 Write = Callable[..., tuple[EntriesSummary, list[Entry], list[dict[str, Any]]]]
@@ -73,7 +73,9 @@ def test_entries_say_where_they_stood(write: Write, jsonl: Callable[..., Path]) 
     summary, entries, rejected = write(other, one)
     assert entries == [("z", " b ", 0, 1), ("x", "a", 1, 1), ("y", "中文", 1, 3)]
     assert rejected == []
-    assert summary == EntriesSummary(files=[str(other), str(one)], rows=3, rejected=0, integer_ids=False)
+    assert summary == EntriesSummary(
+        files=[str(other), str(one)], rows=3, rejected=0, integer_ids=False, id_column="id"
+    )
     assert summary.accepted == 3
 
 
@@ -164,8 +166,35 @@ def test_without_ids_the_row_number_over_all_files_is_the_id(write: Write, jsonl
 
 def test_the_id_column_can_be_left_out(write: Write, jsonl: Callable[..., Path]) -> None:
     path = jsonl({"id": "x", "text": "a"}, {"id": "x", "text": "b"}, {"text": "c"})
-    assert [row[0] for row in write(path, id_column=None)[1]] == ["0", "1", "2"]
-    assert [row[0] for row in write(path, id_column="other")[1]] == ["0", "1", "2"]
+    summary, entries, _ = write(path, id_column=None)
+    assert [row[0] for row in entries] == ["0", "1", "2"]
+    assert summary.id_column is None
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet", "saved"])
+@pytest.mark.parametrize("on_error", ["reject", "fail"])
+def test_an_id_column_that_no_row_has_is_an_error(name: str, on_error: str, write: Write, tmp_path: Path) -> None:
+    table, path = Dataset.from_dict({"id": ["x", "y"], "text": ["a", "b"]}), tmp_path / name
+    savers = {"jsonl": table.to_json, "csv": table.to_csv, "parquet": table.to_parquet}
+    savers.get(name.partition(".")[2], table.save_to_disk)(str(path))
+    with pytest.raises(InputError, match="'key'") as caught:
+        write(path, id_column="key", on_error=on_error)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out.entries.arrow").exists()
+
+
+def test_an_id_column_that_was_asked_for_may_begin_late(write: Write, jsonl: Callable[..., Path]) -> None:
+    summary, entries, rejected = write(jsonl({"text": "a"}, {"key": "x", "text": "b"}), id_column="key")
+    assert [row[0] for row in entries] == ["x"]
+    assert [row["reason"] for row in rejected] == ["no 'key' field, which data.id_column names"]
+    assert summary.id_column == "key"
+
+
+@pytest.mark.parametrize(("row", "column"), [({"id": 1, "text": "a"}, "id"), ({"text": "a"}, None)])
+def test_the_summary_says_where_ids_come_from(
+    row: Any, column: str | None, write: Write, jsonl: Callable[..., Path]
+) -> None:
+    assert write(jsonl(row))[0].id_column == column
 
 
 def test_other_column_names(write: Write, jsonl: Callable[..., Path]) -> None:
@@ -425,4 +454,4 @@ def test_a_loaded_dataset_is_read_like_a_file(tmp_path: Path) -> None:
     summary = write_entries([Source("some/name", dataset)], entries_path=entries, rejected_path=rejected)
     assert entries_of(entries) == [("x", "a", 0, 0)]
     assert [json.loads(line)["row"] for line in rejected.read_text(encoding="utf-8").splitlines()] == [2, 1]
-    assert summary == EntriesSummary(files=["some/name"], rows=3, rejected=2, integer_ids=False)
+    assert summary == EntriesSummary(files=["some/name"], rows=3, rejected=2, integer_ids=False, id_column="id")

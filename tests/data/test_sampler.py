@@ -243,9 +243,9 @@ def test_ranks_in_step_yield_equally_many_batches_and_nobody_writes_the_added_on
         batches = [batch.tolist() for batch in sampler]
         assert len(sampler) == len(batches) == most
         assert (sampler.rows, sampler.padded_tokens) == (alone.rows, alone.padded_tokens)
-        own = [batch for number, batch in enumerate(batches) if not sampler.is_filler(number)]
+        own = [batch for number, batch in enumerate(batches) if not sampler.is_dummy(number)]
         assert own == [batch.tolist() for batch in alone]
-        assert [batch for number, batch in enumerate(batches) if sampler.is_filler(number)] in ([], [[3]])
+        assert [batch for number, batch in enumerate(batches) if sampler.is_dummy(number)] in ([], [[3]])
 
 
 def test_costs_of_any_integer_type_give_the_same_plan() -> None:

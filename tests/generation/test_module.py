@@ -15,10 +15,11 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 import memvec
 from memvec.errors import ConfigError, ModelError
 from memvec.generation import writer
+from memvec.generation.generator import Generator
 from memvec.generation.module import GenerationModule
 from memvec.generation.transcript import Message
 from memvec.model import memory
-from memvec.model.parity import Path as ComputingPath
+from memvec.model.parity import ExecutionMode
 from tests.helpers.conversations import CHAT
 
 Configure = Callable[..., DictConfig]
@@ -65,17 +66,17 @@ PLAIN = ("generation.attempts=1", "generation.repetition_penalty=1.0", "data.win
 @pytest.mark.parametrize(
     ("architecture", "path"),
     [
-        ("llama", ComputingPath.SHARED_PREFIX),
-        ("gpt2", ComputingPath.SHARED_PREFIX),
-        ("mistral", ComputingPath.BATCHED),  # sliding windows would count the padding behind a shared prefix
-        ("gemma3", ComputingPath.BATCHED),
-        ("lfm2", ComputingPath.BATCHED),  # its convolutions keep a state that is not keys and values
-        ("qwen2_5_vl", ComputingPath.SHARED_PREFIX),
+        ("llama", ExecutionMode.SHARED_PREFIX),
+        ("gpt2", ExecutionMode.SHARED_PREFIX),
+        ("mistral", ExecutionMode.BATCHED),  # sliding windows would count the padding behind a shared prefix
+        ("gemma3", ExecutionMode.BATCHED),
+        ("lfm2", ExecutionMode.BATCHED),  # its convolutions keep a state that is not keys and values
+        ("qwen2_5_vl", ExecutionMode.SHARED_PREFIX),
     ],
 )
 def test_a_run_writes_what_the_library_writes_one_by_one_along_the_fastest_path_that_can_be_trusted(
     architecture: str,
-    path: ComputingPath,
+    path: ExecutionMode,
     model_folders: Callable[[str], Path],
     write_conversations: Write,
     tiny_generation: Configure,
@@ -144,14 +145,14 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved_and_a_window_that_does_
 ) -> None:
     expected = tiny_generation(write_conversations(), *PLAIN, output="expected")
     memvec.generate(expected)
-    write = GenerationModule._write
+    write = Generator._write
 
-    def limited(self: GenerationModule, path: Any, batch: Any, part: slice) -> torch.Tensor:
+    def limited(self: Generator, batch: Any, part: slice, **how: Any) -> torch.Tensor:
         if part.stop - part.start > 1 or 0 in batch["index"][part]:
             raise torch.OutOfMemoryError("no room")
-        return write(self, path, batch, part)
+        return write(self, batch, part, **how)
 
-    monkeypatch.setattr(GenerationModule, "_write", limited)
+    monkeypatch.setattr(Generator, "_write", limited)
     cfg = tiny_generation(write_conversations(), *PLAIN)
     summary = memvec.generate(cfg)
     assert raw_lines(cfg.output_dir) == raw_lines(expected.output_dir)[1:]

@@ -12,6 +12,7 @@ from memvec.generation.outputs import OUTPUT_SCHEMA, Output, OutputIndex, read_o
 from memvec.generation.parser import Outcome
 from memvec.writer.journal import JournalWriter
 from tests.generation.frames import no_output, said, write_frames
+from tests.helpers.signatures import MINE
 
 FACT, NONE, NOISE = "- Ann likes tea.", "NONE", "###"
 
@@ -24,12 +25,18 @@ def test_outputs_of_all_frames_ranks_and_attempts_are_read_back(tmp_path: Path) 
     strange = ["", "她喜欢喝茶。😺", 'quotes " and\nlines\u2028 and \x00', "long " * 50_000]
     write_frames(tmp_path, [said(3, strange[3]), said(0, strange[0])], [said(2, strange[2])])
     write_frames(tmp_path, [said(1, strange[1])], [said(1, "again", attempt=1)], rank=1)
-    assert texts(read_outputs(tmp_path, rows=5), 5) == [[""], [strange[1], "again"], [strange[2]], [strange[3]], []]
+    assert texts(read_outputs(tmp_path, rows=5, signature=MINE), 5) == [
+        [""],
+        [strange[1], "again"],
+        [strange[2]],
+        [strange[3]],
+        [],
+    ]
 
 
 def test_an_output_says_which_attempt_it_was_how_long_and_whether_it_was_cut(tmp_path: Path) -> None:
     write_frames(tmp_path, [said(0, NOISE, num_tokens=7, is_cut=True)], [said(0, FACT, attempt=1, num_tokens=9)])
-    assert read_outputs(tmp_path, rows=1).outputs(0) == [
+    assert read_outputs(tmp_path, rows=1, signature=MINE).outputs(0) == [
         Output(NOISE, attempt=0, num_tokens=7, is_cut=True),
         Output(FACT, attempt=1, num_tokens=9, is_cut=False),
     ]
@@ -38,22 +45,26 @@ def test_an_output_says_which_attempt_it_was_how_long_and_whether_it_was_cut(tmp
 def test_a_frame_of_part_of_a_batch_holds_that_part(tmp_path: Path) -> None:
     """The writer cuts what has gathered into frames."""
     rows = pa.RecordBatch.from_pylist([said(n, f"text {n} " * n) for n in range(9)], schema=OUTPUT_SCHEMA)
-    with JournalWriter(tmp_path, rank=0) as writer:
+    with JournalWriter(tmp_path, rank=0, signature=MINE) as writer:
         writer.append_rows(rows.slice(6, 3))
         writer.append_rows(rows.slice(2, 4))
-    assert texts(read_outputs(tmp_path, rows=9), 9) == [[], [], *([f"text {n} " * n] for n in range(2, 9))]
+    assert texts(read_outputs(tmp_path, rows=9, signature=MINE), 9) == [
+        [],
+        [],
+        *([f"text {n} " * n] for n in range(2, 9)),
+    ]
 
 
 @pytest.mark.parametrize("frame", [[said(0, "")], [said(0, ""), said(1, "")]], ids=len)
 def test_a_frame_of_empty_texts_alone_is_read(frame: list[dict[str, object]], tmp_path: Path) -> None:
     """A model that ends at once has written an empty text, which is an output."""
     write_frames(tmp_path, frame)
-    assert texts(read_outputs(tmp_path, rows=len(frame)), len(frame)) == [[""]] * len(frame)
+    assert texts(read_outputs(tmp_path, rows=len(frame), signature=MINE), len(frame)) == [[""]] * len(frame)
 
 
 def test_a_window_without_output_has_its_reason_beside_others_that_have_one(tmp_path: Path) -> None:
     write_frames(tmp_path, [said(0, FACT), no_output(1, "no room"), said(2, NONE)], [no_output(3, "no room either")])
-    index = read_outputs(tmp_path, rows=4)
+    index = read_outputs(tmp_path, rows=4, signature=MINE)
     assert index.reasons == {1: "no room", 3: "no room either"}
     assert texts(index, 4) == [[FACT], [], [NONE], []]
     assert index.is_done(0).all()
@@ -65,7 +76,7 @@ def test_only_what_was_not_understood_is_left_for_the_second_attempt(tmp_path: P
         [said(0, FACT), said(1, NONE), said(2, NOISE), said(3, NOISE), no_output(4, "no room"), said(5, NOISE)],
         [said(3, FACT, attempt=1), no_output(5, "no room", attempt=1)],
     )
-    index = read_outputs(tmp_path, rows=7)
+    index = read_outputs(tmp_path, rows=7, signature=MINE)
     assert np.flatnonzero(~index.is_done(0)).tolist() == [6]
     assert np.flatnonzero(~index.is_done(1)).tolist() == [2]  # what the first has not made is not the second's to make
     expected = [Outcome.MEMORIES.value, Outcome.NOTHING.value, Outcome.UNPARSEABLE.value]
@@ -75,11 +86,11 @@ def test_only_what_was_not_understood_is_left_for_the_second_attempt(tmp_path: P
 def test_a_window_that_two_processes_have_written_counts_once(tmp_path: Path) -> None:
     write_frames(tmp_path, [said(0, FACT)])
     write_frames(tmp_path, [said(0, FACT)], rank=1)
-    assert texts(read_outputs(tmp_path, rows=1), 1) == [[FACT]]
+    assert texts(read_outputs(tmp_path, rows=1, signature=MINE), 1) == [[FACT]]
 
 
 def test_without_a_journal_nothing_is_done(tmp_path: Path) -> None:
-    index = read_outputs(tmp_path, rows=3)
+    index = read_outputs(tmp_path, rows=3, signature=MINE)
     assert not index.is_done(0).any()
     assert index.is_done(1).all()
     assert index.damaged == []
@@ -97,7 +108,7 @@ def test_a_damaged_frame_is_passed_over_and_named(damage: str, tmp_path: Path) -
         path.write_bytes(content[:at] + b"M" + content[at + 1 :])
     elif damage == "a torn tail":
         path.write_bytes(content[:-200])
-    index = read_outputs(tmp_path, rows=3)
+    index = read_outputs(tmp_path, rows=3, signature=MINE)
     lost = 2 if damage == "a torn tail" else 1
     assert np.flatnonzero(~index.is_done(0)).tolist() == [lost]
     assert len(index.damaged) == 1

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from memvec.data.reader import MISSING, Malformed
+from memvec.data.formats.fields import MISSING, Malformed
 from memvec.data.source import find_sources
 from memvec.errors import InputError
 from memvec.generation.transcript import Message, Transcript, TranscriptSource

@@ -138,4 +138,4 @@ def save_model(folder: Path, architecture: str = "llama") -> Path:
 
 def load_backbone(folder: Path, *, dtype: torch.dtype = torch.float32, layer: int = -1) -> Backbone:
     """Loads the backbone of a saved model, as a run does."""
-    return Backbone(Checkpoint(str(folder)).load_decoder(dtype), layer=layer).eval()
+    return Backbone(Checkpoint(str(folder)).load_decoder(dtype), layers=(layer,)).eval()

@@ -21,9 +21,10 @@ import numpy as np
 from datasets import Dataset
 
 import memvec
+from memvec.data.prepared import read_signature
 from memvec.run.folder import RunFolder
 from memvec.run.summary import RunSummary
-from memvec.writer.journal import read_journal
+from memvec.writer.vectors import read_journal
 
 SECONDS_TO_START = 120
 ONE_REQUEST = threading.Lock()  # some tests start processes in threads
@@ -228,7 +229,7 @@ def rows_of_files(output_dir: Path) -> dict[str, int]:
         one = RunFolder(output_dir).journal / f"only-{path.name}"
         one.mkdir(exist_ok=True)
         (one / path.name).symlink_to(path)
-        alone[path.name] = int(read_journal(one, rows=rows).has_vector.sum())
+        alone[path.name] = int(read_journal(one, rows=rows, signature=read_signature(folder)).has_vector.sum())
         (one / path.name).unlink()
         one.rmdir()
     return alone

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 import memvec
 from memvec.config.compose import to_container
+from memvec.features import vector_features
 from memvec.files import write_json
 from memvec.run.folder import RunFolder
 from memvec.run.summary import write_summary
-from memvec.schema import ID, NUM_TOKENS, TEXT, VECTOR, vector_features
+from memvec.schema import ID, NUM_TOKENS, TEXT, VECTOR
 from memvec.writer.finalize import Counts
 
 

@@ -15,9 +15,11 @@ from omegaconf import DictConfig
 import memvec
 from memvec.config.prompts import prompt_config
 from memvec.errors import ModelError
+from memvec.fields import JsonObject
 from memvec.model.widening import multiplies
 from memvec.retrieval.encoder import QueryEncoder
 from memvec.run.folder import RunFolder
+from memvec.run.manifest import Manifest, known_of
 from memvec.run.summary import read_summary
 from tests.conftest import TEXTS
 from tests.helpers.models import save_model
@@ -72,28 +74,32 @@ def manifest(run: RunFolder) -> dict[str, Any]:
     return copy
 
 
+def known(manifest: dict[str, Any]) -> Manifest:
+    return known_of(JsonObject(Path("manifest.json"), manifest))
+
+
 def test_a_manifest_says_which_numbers_but_never_that_code_may_run(manifest: dict[str, Any]) -> None:
     manifest["config"]["model"].update(
         _target_="os.system", trust_remote_code=True, use_safetensors=False, attn_implementation="someone/kernel"
     )
     manifest["config"]["prompt"]["_target_"] = manifest["config"]["data"]["_target_"] = "os.system"
-    cfg = ENCODER.config(manifest)
+    cfg = ENCODER.config(known(manifest))
     assert cfg.model._target_ == "memvec.model.module.HiddenStateModule"
     assert cfg.prompt._target_ == "memvec.prompt.template.Prompt"
     assert (cfg.model.trust_remote_code, cfg.model.use_safetensors) == (False, True)
     assert cfg.model.attn_implementation is None
-    allowed = QueryEncoder(trust_remote_code=True, use_safetensors=False).config(manifest)
+    allowed = QueryEncoder(trust_remote_code=True, use_safetensors=False).config(known(manifest))
     assert (allowed.model.trust_remote_code, allowed.model.use_safetensors) == (True, False)
 
 
 def test_a_hub_model_is_taken_at_the_commit_of_the_run(manifest: dict[str, Any]) -> None:
     manifest["fingerprint"]["model"] = "0123456789" * 4
-    assert ENCODER.config(manifest).model.revision == "0123456789" * 4
+    assert ENCODER.config(known(manifest)).model.revision == "0123456789" * 4
     manifest["fingerprint"]["model"] = "0123456789abcdef" * 4  # the digest of a folder's files
-    assert ENCODER.config(manifest).model.revision is None
+    assert ENCODER.config(known(manifest)).model.revision is None
 
 
 def test_a_manifest_of_an_earlier_or_later_version_is_read_as_far_as_it_is_known(manifest: dict[str, Any]) -> None:
     del manifest["config"]["model"]["tune"]
     manifest["config"]["model"]["of_the_future"] = 1
-    assert ENCODER.config(manifest).model.layer == 2
+    assert ENCODER.config(known(manifest)).model.layer == 2

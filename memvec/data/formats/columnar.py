@@ -1,0 +1,180 @@
+"""Parquet, Arrow and loaded datasets: a table's rows, a record batch at a time.
+
+In: a `.parquet .arrow .feather` file, or a `datasets.Dataset`. Out: its rows.
+
+Why every batch is validated before its values are touched: a file of a stranger's may hold an offset that points
+anywhere, and following it ends the process without a word. UUIDs, which have no type of their own in JSON, are ids.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from datasets import Dataset
+
+from memvec.data.formats.fields import MISSING, Record, Wanted, check_columns, missing_column, paths
+from memvec.errors import InputError, one_line
+
+ROWS_PER_READ = 10_000
+UUID_BYTES = 16
+
+Tables = Iterable[pa.RecordBatch | pa.Table]
+
+
+def read_parquet(path: Path, wanted: Wanted) -> Iterator[Record]:
+    """Yields the rows of a Parquet file.
+
+    Raises:
+        InputError: There is no text column, or a value cannot be read.
+    """
+    with pq.ParquetFile(path) as file:
+        schema = file.schema_arrow
+        leaves = [".".join(path) for name in wanted.names if (path := _path(name, schema))]
+        batches = file.iter_batches(ROWS_PER_READ, columns=list(dict.fromkeys(leaves)))
+        yield from _records(_validated(batches, str(path)), schema, str(path), wanted)
+
+
+def read_arrow(path: Path, wanted: Wanted) -> Iterator[Record]:
+    """Yields the rows of an Arrow file in either form: `datasets` writes streams, `pyarrow.feather` writes files.
+
+    Raises:
+        InputError: There is no text column, or a batch or a value is broken.
+    """
+    with pa.memory_map(str(path)) as source:
+        schema = _open_arrow(source, None).schema
+        present = columns_with(wanted.names, schema)
+        reader = _open_arrow(source, [at for at, name in enumerate(schema.names) if name in present])
+        is_file = isinstance(reader, pa.RecordBatchFileReader)
+        batches = (reader.get_batch(number) for number in range(reader.num_record_batches)) if is_file else reader
+        yield from _records(_validated(batches, str(path)), schema, str(path), wanted)
+
+
+def read_dataset(dataset: Dataset, *, name: str, wanted: Wanted) -> Iterator[Record]:
+    """Yields the rows of a loaded dataset; `name` stands for it in messages.
+
+    Raises:
+        InputError: There is no text column, or a batch or a value is broken.
+    """
+    schema = dataset.data.schema
+    tables = dataset_tables(dataset, columns_with(wanted.names, schema), name=name)
+    yield from _records(tables, schema, name, wanted)
+
+
+def dataset_tables(dataset: Dataset, columns: Sequence[str], *, name: str) -> Iterator[pa.Table]:
+    """Yields some columns of a dataset that may come from a stranger's files, validated.
+
+    Args:
+        dataset: Its rows, in its order.
+        columns: Names of columns at the top level.
+        name: What messages call it.
+
+    Raises:
+        InputError: A batch is broken.
+    """
+    selected = dataset.select_columns(list(columns))
+    if selected._indices is not None:  # rows are gathered, which follows the offsets
+        for _ in _validated(selected.data.to_batches(), name):
+            pass
+    yield from _validated(selected.with_format("arrow").iter(ROWS_PER_READ), name)
+
+
+def _open_arrow(
+    source: pa.MemoryMappedFile, fields: list[int] | None
+) -> pa.RecordBatchStreamReader | pa.RecordBatchFileReader:
+    options = pa.ipc.IpcReadOptions(included_fields=fields)
+    try:
+        return pa.ipc.open_file(source, options=options)
+    except pa.ArrowInvalid:
+        source.seek(0)
+        return pa.ipc.open_stream(source, options=options)
+
+
+def columns_with(names: Iterable[str | None], schema: pa.Schema) -> list[str]:
+    """Returns the columns at the top level that hold the fields of these names, as far as there are any."""
+    found = (_path(name, schema) for name in names)
+    return list(dict.fromkeys(path[0] for path in found if path))
+
+
+def _path(name: str | None, kind: pa.Schema | pa.StructType) -> list[str] | None:
+    """Returns where a field lies, from the outermost name inwards; None where there is none."""
+    if name is None:
+        return None
+    if name in kind.names:
+        return [name]
+    for outer, inner in paths(name):
+        at = kind.get_field_index(outer)
+        if at >= 0 and pa.types.is_struct(kind.field(at).type) and (rest := _path(inner, kind.field(at).type)):
+            return [outer, *rest]
+    return None
+
+
+def _validated(tables: Tables, source: str) -> Iterator[Any]:
+    row = 0
+    for table in tables:
+        try:
+            table.validate(full=True)
+        except pa.ArrowException as error:
+            rows = f"the {table.num_rows} rows from row {row} on"
+            if "UTF8" in str(error):
+                raise InputError(f"{source}: not UTF-8 in {rows}") from error
+            raise InputError(f"{source}: {rows} cannot be read ({one_line(error)})") from error
+        yield table
+        row += table.num_rows
+
+
+def _records(tables: Tables, schema: pa.Schema, source: str, wanted: Wanted) -> Iterator[Record]:
+    if _path(wanted.text, schema) is None:
+        raise missing_column(source, wanted.text, list(_names(schema)))
+    check_columns(source, schema.names, wanted)
+    row = 0
+    for table in tables:
+        ids = _column(table, wanted.id)
+        others = (_values(_column(table, name), table.num_rows, source, row) for name in wanted.names[1:])
+        for fields in zip(_as_ids(_values(ids, table.num_rows, source, row), ids), *others, strict=True):
+            yield row, *fields
+            row += 1
+
+
+def _names(schema: pa.Schema) -> Iterator[str]:
+    """Yields the names that a user may mean: of columns, and of the fields of objects in them."""
+    for field in schema:
+        if pa.types.is_struct(field.type):
+            yield from (f"{field.name}.{inner}" for inner in field.type.names)
+        else:
+            yield str(field.name)
+
+
+def _column(table: Any, name: str | None) -> Any:
+    """Returns a column, or a field within one; None where there is none."""
+    path = _path(name, table.schema)
+    if path is None:
+        return None
+    column = table.column(path[0])
+    for inner in path[1:]:
+        column = pc.struct_field(column, [column.type.get_field_index(inner)])
+    return column
+
+
+def _values(column: Any, rows: int, source: str, row: int) -> list[Any]:
+    if column is None:
+        return [MISSING] * rows
+    try:
+        values: list[Any] = column.to_pylist()
+    except (ValueError, OverflowError) as error:  # a date that Python's own types cannot hold
+        raise InputError(f"{source}: the {rows} rows from row {row} on cannot be read ({one_line(error)})") from error
+    return values
+
+
+def _as_ids(values: list[Any], column: Any) -> list[Any]:
+    """Returns UUIDs as they are commonly written, whether they have Arrow's type or are their 16 bytes."""
+    if column is None:
+        return values
+    if column.type == pa.binary(UUID_BYTES):
+        values = [value if value is None else uuid.UUID(bytes=value) for value in values]
+    return [str(value) if isinstance(value, uuid.UUID) else value for value in values]
