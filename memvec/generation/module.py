@@ -15,13 +15,12 @@ import lightning.pytorch as pl
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from memvec.config.values import at_least, one_of
+from memvec.config.values import at_least, number, one_of
 from memvec.data.batches import PromptTable
 from memvec.data.collator import Batch
 from memvec.data.datamodule import datamodule_of
 from memvec.data.plan import BatchPlan, Ranks
 from memvec.data.rules import BatchRules
-from memvec.errors import ConfigError
 from memvec.generation.decoding import turn_end_ids
 from memvec.generation.generator import Decoding, Generator
 from memvec.generation.outputs import ATTEMPTS
@@ -96,12 +95,12 @@ class GenerationModule(pl.LightningModule):
         self.prompt = prompt
         self.max_new_tokens = at_least("generation.max_new_tokens", max_new_tokens, 1)
         self.sampling = Sampling(
-            temperature=_number("generation.temperature", temperature, least=0.0),
-            top_p=_number("generation.top_p", top_p, least=0.0, most=1.0),
-            repetition_penalty=_number("generation.repetition_penalty", repetition_penalty, least=0.1),
+            temperature=number("generation.temperature", temperature, least=0.0),
+            top_p=number("generation.top_p", top_p, least=0.0, most=1.0),
+            repetition_penalty=number("generation.repetition_penalty", repetition_penalty, least=0.1),
         )
         self.attempts = one_of("generation.attempts", attempts, range(1, ATTEMPTS + 1))
-        self.retry_temperature = _number("generation.retry_temperature", retry_temperature, least=0.01)
+        self.retry_temperature = number("generation.retry_temperature", retry_temperature, least=0.01)
         self.seed = at_least("generation.seed", seed, 0)
         self.loaded: LoadedModel | None = None
         self.generator: Generator | None = None
@@ -175,16 +174,3 @@ class GenerationModule(pl.LightningModule):
     def notes(self) -> dict[str, Any]:
         """Returns what was found out while running, for the manifest."""
         return warm_up_notes(self.generator)
-
-
-def _number(name: str, value: Any, *, least: float, most: float | None = None) -> float:
-    """Returns a number within limits.
-
-    Raises:
-        ConfigError: It is none, or outside of them.
-    """
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not value >= least or (most is not None and value > most):
-        allowed = f"a number of at least {least}" if most is None else f"a number from {least} to {most}"
-        raise ConfigError(f"{name}={value}: allowed: {allowed}")
-    return float(value)
