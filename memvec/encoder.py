@@ -34,7 +34,7 @@ from memvec.data.rules import BatchRules
 from memvec.data.texts import as_values, why_unusable
 from memvec.errors import ConfigError, InputError, ModelError, one_line
 from memvec.model.backbone import Backbone
-from memvec.model.checkpoint import Checkpoint, locate_model, prompt_limit
+from memvec.model.checkpoint import Checkpoint, locate_model, prompt_limit, vocabulary_size
 from memvec.model.extractor import Speedups
 from memvec.model.held import HeldModel, float32_copy
 from memvec.model.lending import decoder_of, tokenizer_of, weights_digest
@@ -293,7 +293,9 @@ class Encoder:
 
     def _prompts(self, tokenizer: Any, config: PreTrainedConfig) -> PromptEncoder:
         limit = text_limit(self.max_length, prompt_limit(config))
-        return PromptEncoder(tokenizer_of(tokenizer), self.prompt, max_length=limit)
+        return PromptEncoder(
+            tokenizer_of(tokenizer), self.prompt, max_length=limit, vocabulary=vocabulary_size(config)
+        )
 
     def _hold(
         self, backbone: Backbone, prompts: PromptEncoder, speedups: Speedups, load_exact: Callable[[], Backbone]
