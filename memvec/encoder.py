@@ -34,7 +34,7 @@ from memvec.data.rules import BatchRules
 from memvec.data.texts import as_values, why_unusable
 from memvec.errors import ConfigError, InputError, ModelError, one_line
 from memvec.model.backbone import Backbone
-from memvec.model.checkpoint import Checkpoint, locate_model, prompt_limit
+from memvec.model.checkpoint import Checkpoint, locate_model, prompt_limit, vocabulary_size
 from memvec.model.extractor import Speedups
 from memvec.model.held import HeldModel, float32_copy
 from memvec.model.lending import decoder_of, lent_tokenizer, tokenizer_of, weights_digest
@@ -295,7 +295,7 @@ class Encoder:
         limit = text_limit(self.max_length, prompt_limit(config))
         inner = tokenizer_of(tokenizer)
         with lent_tokenizer(inner):
-            return PromptEncoder(inner, self.prompt, max_length=limit)
+            return PromptEncoder(inner, self.prompt, max_length=limit, vocabulary=vocabulary_size(config))
 
     def _hold(
         self, backbone: Backbone, prompts: PromptEncoder, speedups: Speedups, load_exact: Callable[[], Backbone]
