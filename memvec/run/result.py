@@ -28,11 +28,33 @@ from memvec.errors import RunFolderError, one_line
 from memvec.features import vector_features
 from memvec.files import atomic_file, make_folder, make_root
 from memvec.layout import RunLayout
-from memvec.run.manifest import Manifest
+from memvec.run.manifest import Manifest, read_manifest
 from memvec.schema import ID, NUM_TOKENS, TEXT, VECTOR
 
 ROWS_PER_BATCH = 5_000
 PART = re.compile(r"part-(\d{5,})-of-(\d{5,})\.parquet")
+
+
+def load(output_dir: str | Path) -> Dataset:
+    """Returns the vectors of a finished run.
+
+    Args:
+        output_dir: The run's folder.
+
+    Returns:
+        A memory-mapped dataset with columns `id`, `text` (where kept), `vector` and `num_tokens`, in input order; its
+        format is torch: `dataset["vector"][:]` is a `[N, D]` float32 tensor.
+
+    Raises:
+        RunFolderError: There is no finished run, or a file of it is missing or damaged.
+    """
+    folder = RunLayout(output_dir)
+    manifest = read_manifest(folder)
+    if manifest.prompt is None:
+        raise RunFolderError(
+            f"{folder.root}: holds memory texts; memvec.predict data.path={folder.memories} computes their vectors"
+        )
+    return mapped_result(folder, manifest).with_format("torch")
 
 
 def part_rows(folder: RunLayout) -> dict[str, int]:
