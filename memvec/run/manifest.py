@@ -33,6 +33,7 @@ class Manifest:
         dimension: The length of a vector; None in a run that has generated texts.
         parts: How many rows each Parquet file of the result has, by its name in the run's folder; None in a manifest of
             an earlier version.
+        keep_text: Whether the result has the texts.
         fingerprint: What decided the vectors, as far as an encoder knows it too.
         max_length: Most tokens in a prompt; None is the model's own limit.
         name_or_path: The model.
@@ -51,6 +52,7 @@ class Manifest:
     rows: int
     dimension: int | None
     parts: dict[str, int] | None
+    keep_text: bool
     fingerprint: dict[str, Scalar]
     max_length: int | None
     name_or_path: str
@@ -110,6 +112,7 @@ def known_of(manifest: JsonObject) -> Manifest:
         rows=manifest.take("counts.memories" if prompt is None else "counts.entries", int),
         dimension=None if prompt is None else manifest.take("counts.dimension", int),
         parts=manifest.within("parts").take_all(int) if manifest.has("parts") else None,
+        keep_text=config.within("writer").take_or("keep_text", bool) is not False,
         fingerprint={name: fingerprint.take_any(name) for name in IDENTITY if name in fingerprint.content},
         max_length=data.take_or("max_length", int),
         name_or_path=model.take_text("name_or_path"),
