@@ -31,8 +31,7 @@ from transformers import PreTrainedModel
 from memvec.config.prompts import named_prompt
 from memvec.config.values import at_least, at_least_or_none, one_of
 from memvec.data.rules import BatchRules
-from memvec.data.texts import as_values
-from memvec.data.validation import reject_reason
+from memvec.data.texts import as_values, why_unusable
 from memvec.errors import ConfigError, InputError, ModelError, one_line
 from memvec.model.backbone import Backbone
 from memvec.model.checkpoint import Checkpoint, locate_model, prompt_limit
@@ -208,9 +207,7 @@ class Encoder:
         """
         one_of("on_error", on_error, ("raise", "nan"))
         values = as_values(texts, name="texts")
-        reasons = {
-            row: reason for row, text in enumerate(values) if (reason := reject_reason(None, text, has_ids=False))
-        }
+        reasons = {row: reason for row, text in enumerate(values) if (reason := why_unusable(text))}
         if reasons and on_error == "raise":
             row, reason = next(iter(reasons.items()))
             raise InputError(f"texts[{row}]: {reason}")
@@ -219,7 +216,7 @@ class Encoder:
         shape = (len(self.layers), held.extractor.dimension) if self.is_list else (held.extractor.dimension,)
         vectors = torch.full((len(values), *shape), torch.nan, device=to)
         if usable:
-            prompts = held.prompts.encode([values[row] for row in usable])
+            prompts = held.prompts.encode([str.__str__(values[row]) for row in usable])
             with self._lock:
                 computed, failed = held.compute(prompts, progress=progress, to=torch.device(to))
             if failed and on_error == "raise":

@@ -54,6 +54,10 @@ class WriterError(MemvecError):
     """Vectors that could not be written, or that must not be."""
 
 
+class ServerError(MemvecError):
+    """A model server that does not answer, or that refuses whatever it is asked."""
+
+
 class RankError(MemvecError):
     """A process of the run that failed or ended while the others worked."""
 

@@ -86,4 +86,4 @@ def evaluate_run(folder: RunFolder, queries: Sequence[Query], options: QueryOpti
 
 
 if __name__ == "__main__":
-    main(evaluate, config_name="evaluate", sweeps=False, texts=("prompt.template",))
+    main(evaluate, config_name="evaluate", sweeps=False)

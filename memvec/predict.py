@@ -18,6 +18,7 @@ from memvec.cli import main
 from memvec.config.values import one_of
 from memvec.errors import ConfigError
 from memvec.run.build import build_datamodule, build_model, build_trainer, build_writer, run_folder
+from memvec.run.computation import TrainerComputation
 from memvec.run.dry_run import DryRun, plan_run
 from memvec.run.stage import Stage, run_stage
 from memvec.run.summary import RunSummary
@@ -56,10 +57,9 @@ def vector_stage(cfg: DictConfig) -> Stage:
     return Stage(
         cfg=cfg,
         folder=folder,
-        module=module,
-        datamodule=datamodule,
+        rows=datamodule,
+        computation=TrainerComputation(trainer, module, datamodule),
         writer=writer,
-        trainer=trainer,
         results=lambda: Finalizer(folder, keep_text=writer.keep_text),
         stopwatch=stopwatch,
     )
@@ -71,4 +71,4 @@ def predict_or_plan(cfg: DictConfig) -> RunSummary | DryRun:
 
 
 if __name__ == "__main__":
-    main(predict_or_plan, config_name="predict", texts=("prompt.template",))
+    main(predict_or_plan, config_name="predict")

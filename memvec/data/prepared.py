@@ -29,11 +29,12 @@ from numpy.typing import NDArray
 
 from memvec.data.dataset import EntriesSummary
 from memvec.data.tokenise import prompt_digests, tokenise
-from memvec.digest import DIGEST_BYTES, digest, first_occurrence
+from memvec.digest import DIGEST_BYTES, as_pairs, digest, first_occurrence
 from memvec.errors import RunFolderError
 from memvec.files import atomic_file, read_json, write_json
 from memvec.layout import RunLayout
 from memvec.prompt.encoder import PromptEncoder
+from memvec.schema import TEXT
 
 log = logging.getLogger(__name__)
 
@@ -55,12 +56,12 @@ class PreparedRows:
 
     Args:
         folder: The run's folder.
-        encoder: Makes a text a prompt.
+        encoder: Makes a text a prompt; None where others tokenise: then equal texts are computed once.
         write_entries: Reads the input and writes the usable rows and the rejected ones.
     """
 
     def __init__(
-        self, folder: RunLayout, *, encoder: PromptEncoder, write_entries: Callable[[], EntriesSummary]
+        self, folder: RunLayout, *, encoder: PromptEncoder | None, write_entries: Callable[[], EntriesSummary]
     ) -> None:
         self.folder = folder
         self.encoder = encoder
@@ -69,11 +70,13 @@ class PreparedRows:
     def prepare(self) -> None:
         """Makes the files that are not there or are not what they were, and all that is made of other content."""
         folder, run = self.folder, _run_digest(self.folder)
-        steps = (
+        steps: list[tuple[Callable[[], None], tuple[Path, ...]]] = [
             (self._make_entries, (folder.conversations, folder.entries, folder.input_rejected, folder.input_summary)),
             (self._make_prompts, (folder.prompts,)),
             (self._make_first_rows, (folder.first_rows,)),
-        )
+        ]
+        if self.encoder is None:
+            del steps[1]
         known, files = _read_record(folder, run=run), dict[str, str]()
         made_of_other_content = False
         for make, paths in steps:
@@ -107,11 +110,16 @@ class PreparedRows:
         write_json(self.folder.input_summary, asdict(self.write_entries()))
 
     def _make_prompts(self) -> None:
-        tokenise(self.folder.entries, self.folder.prompts, self.encoder)
+        if self.encoder is not None:
+            tokenise(self.folder.entries, self.folder.prompts, self.encoder)
 
     def _make_first_rows(self) -> None:
-        prompts = Dataset.from_file(str(self.folder.prompts))
-        _save(self.folder.first_rows, first_occurrence(prompt_digests(prompts)))
+        if self.encoder is not None:
+            digests = prompt_digests(Dataset.from_file(str(self.folder.prompts)))
+        else:
+            texts = Dataset.from_file(str(self.folder.entries)).data.column(TEXT)
+            digests = as_pairs(b"".join(digest(text.as_py().encode()) for text in texts))
+        _save(self.folder.first_rows, first_occurrence(digests))
 
 
 def read_signature(folder: RunLayout) -> Signature:
@@ -123,7 +131,7 @@ def read_signature(folder: RunLayout) -> Signature:
     run = _run_digest(folder)
     files = _read_record(folder, run=run)
     try:
-        rows = digest((files[folder.entries.name] + files[folder.prompts.name]).encode())
+        rows = digest((files[folder.entries.name] + files.get(folder.prompts.name, "")).encode())
     except KeyError as error:
         raise RunFolderError(
             f"{folder.prepared}: is missing or damaged; run the same command again, which makes it again"

@@ -29,7 +29,7 @@ from memvec.files import atomic_file, read_json, writing
 from memvec.generation.echoes import Instructions, letters
 from memvec.generation.outputs import Output, read_outputs
 from memvec.generation.parser import Outcome, Parsed, parse
-from memvec.generation.writer import prompt_content
+from memvec.generation.rows import prompt_content
 from memvec.layout import RunLayout
 from memvec.schema import CONVERSATION_ID, DATE, ID, MESSAGE_END, MESSAGE_START, TEXT, TRUNCATED
 
@@ -97,12 +97,14 @@ class MemoryFinalizer:
     @property
     def counts(self) -> GenerationCounts:
         """What became of conversations and windows; `write_results` has run."""
-        truncated = Dataset.from_file(str(self.folder.prompts)).data.column(TRUNCATED).to_numpy()
+        truncated = 0
+        if self.folder.prompts.exists():  # a server tokenises itself, and refuses what is too long
+            truncated = Dataset.from_file(str(self.folder.prompts)).data.column(TRUNCATED).to_numpy().sum()
         return GenerationCounts(
             conversations=self.summary["rows"] - self.summary["rejected"],
             rejected=self.summary["rejected"],
             windows=len(self.first),
-            truncated=int(truncated.sum()),
+            truncated=int(truncated),
             **self._counts,
         )
 

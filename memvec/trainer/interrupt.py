@@ -24,7 +24,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -38,6 +38,7 @@ from memvec.model.engine import computing_module
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SECONDS_TO_FLUSH = 25
+HOW_TO_STOP = "finishing the batch in hand; a second signal stops at once"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 log = logging.getLogger(__name__)
@@ -57,23 +58,44 @@ def signals_to_spawned_ranks(trainer: pl.Trainer) -> Iterator[None]:
         Interrupted: There was a signal.
     """
     launcher = trainer.strategy.launcher
-    if not isinstance(launcher, _MultiProcessingLauncher) or not _is_main_thread():
+    if not isinstance(launcher, _MultiProcessingLauncher):
+        yield
+        return
+    with stop_on_signal(lambda: launcher.kill(signal.SIGTERM), kill=lambda: launcher.kill(signal.SIGKILL)):
+        yield
+
+
+@contextmanager
+def stop_on_signal(
+    stop: Callable[[], None], *, kill: Callable[[], None] = lambda: None, said: str = HOW_TO_STOP
+) -> Iterator[None]:
+    """Has a signal stop what runs inside; a second one ends everything at once.
+
+    Args:
+        stop: Called at the first signal, in its handler.
+        kill: Called at the second, before this process ends.
+        said: What the terminal is told at the first.
+
+    Raises:
+        Interrupted: There was a signal.
+    """
+    if not _is_main_thread():
         yield
         return
     received: list[int] = []
 
     def remember(number: int, frame: FrameType | None) -> None:
         if received:
-            launcher.kill(signal.SIGKILL)
+            kill()
             os._exit(128 + number)
         received.append(number)
-        _say_how_to_stop()
-        launcher.kill(signal.SIGTERM)
+        _say(said)
+        stop()
 
     before: dict[int, Any] = {number: signal.signal(number, remember) for number in SIGNALS}
     try:
         yield
-    except Exception as error:  # the ranks say that they were interrupted, with a traceback in words
+    except Exception as error:  # spawned ranks say that they were interrupted, with a traceback in words
         if received:
             raise Interrupted(received[0]) from error
         raise
@@ -155,7 +177,7 @@ class StopOnSignal(pl.Callback):
                 for process in self._processes:
                     process.kill()
                 os._exit(128 + number)
-            _say_how_to_stop()
+            _say(HOW_TO_STOP)
         self._received = self._received or number
         self._pass_on(number)
 
@@ -184,8 +206,8 @@ def _is_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-def _say_how_to_stop() -> None:
-    os.write(2, b"\nmemvec: finishing the batch in hand; a second signal stops at once\n")
+def _say(line: str) -> None:
+    os.write(2, f"\nmemvec: {line}\n".encode())
 
 
 def _restore(handlers: dict[int, Any]) -> None:

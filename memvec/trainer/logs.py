@@ -7,6 +7,8 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,34 @@ def ignore_known_warnings() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
+@contextmanager
+def log_file(folder: Path) -> Iterator[None]:
+    """Writes memvec's log to `logs/rank-00000.log` in a process that is alone and has no Trainer.
+
+    Args:
+        folder: Where the file goes; it is made.
+    """
+    handler, logger = _open_log(folder, 0), logging.getLogger("memvec")
+    try:
+        yield
+    except BaseException as error:
+        logger.propagate = False  # the terminal is told elsewhere
+        logger.error("ended by %s: %s", type(error).__name__, error)
+        logger.propagate = True
+        raise
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def _open_log(folder: Path, rank: int) -> logging.Handler:
+    make_folder(folder)
+    handler = _PrivateFile(folder / f"rank-{rank:05d}.log", encoding="utf-8")
+    handler.setFormatter(OneLineFormatter(FORMAT))
+    logging.getLogger("memvec").addHandler(handler)
+    return handler
+
+
 class RankLog(pl.Callback):
     """Writes memvec's log of this rank to `logs/rank-<rank>.log` as long as the Trainer works.
 
@@ -47,11 +77,8 @@ class RankLog(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Opens the file, keeps other ranks than the first off the terminal, and says what the ranks are."""
-        make_folder(self.folder)
-        self._handler = _PrivateFile(self.folder / f"rank-{trainer.global_rank:05d}.log", encoding="utf-8")
-        self._handler.setFormatter(OneLineFormatter(FORMAT))
+        self._handler = _open_log(self.folder, trainer.global_rank)
         logger = logging.getLogger("memvec")
-        logger.addHandler(self._handler)
         logger.propagate = trainer.is_global_zero
         if trainer.world_size > 1:
             device, threads = trainer.strategy.root_device, torch.get_num_threads()

@@ -13,7 +13,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from torch.multiprocessing.spawn import ProcessException
 
-from memvec.errors import Interrupted, RankError, one_line
+from memvec.errors import Interrupted, RankError, ServerError, one_line
 from memvec.layout import RunLayout
 
 SECONDS_TO_END = 60
@@ -45,7 +45,7 @@ def rank_errors(folder: RunLayout) -> Iterator[None]:
     """
     try:
         yield
-    except Interrupted as error:
+    except (Interrupted, ServerError) as error:
         error.args = (f"{error}; {_go_on(folder)}",)
         raise
     except ProcessException as error:  # a spawned rank's; its own error stands in the last line of a traceback in words
