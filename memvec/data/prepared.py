@@ -158,7 +158,7 @@ def _read_record(folder: RunLayout, *, run: bytes) -> dict[str, str]:
     try:
         record = read_json(folder.prepared)
         seal = record.pop("seal")
-    except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError):
+    except (RunFolderError, AttributeError, KeyError, TypeError):
         return {}
     if seal != _digest_of(record).hex() or record["run"] != run.hex():
         return {}

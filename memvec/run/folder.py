@@ -205,7 +205,7 @@ class RunFolder(RunLayout):
         """Returns the fingerprint of the run that has begun there, or None where it cannot be read."""
         try:
             content = read_json(self.fingerprint)
-        except (OSError, ValueError, RecursionError):
+        except RunFolderError:
             return None
         return content if isinstance(content, dict) else None
 

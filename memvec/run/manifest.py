@@ -29,8 +29,8 @@ class Manifest:
         dimension: The length of a vector; None in a run that has generated texts.
         parts: How many rows each Parquet file of the result has, by its name in the run's folder; None in a manifest of
             an earlier version.
-        model_digest: The commit or the digest of the model.
-        dtype: What the vectors were computed in.
+        model_digest: The commit or the digest of the model; of a server's, the name under which it serves it.
+        dtype: What the vectors were computed in; empty in a run that has generated texts.
         max_length: Most tokens in a prompt; None is the model's own limit.
         name_or_path: The model.
         revision: Of a Hub model.
@@ -110,7 +110,7 @@ def known_of(manifest: JsonObject) -> Manifest:
         dimension=None if prompt is None else manifest.take("counts.dimension", int),
         parts=manifest.within("parts").take_all(int) if manifest.has("parts") else None,
         model_digest=fingerprint.take("model", str),
-        dtype=fingerprint.take("dtype", str),
+        dtype="" if prompt is None else fingerprint.take("dtype", str),
         max_length=data.take_or("max_length", int),
         name_or_path=model.take_text("name_or_path"),
         revision=model.take_text("revision") if model.has("revision") else None,
