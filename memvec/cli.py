@@ -23,9 +23,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from memvec.config.compose import conf_folder, config_error_line, register_resolvers
+from memvec.config.compose import conf_folder, config_error_line, known_overrides, register_resolvers
+from memvec.config.overrides import SWEEP, as_overrides
 from memvec.errors import ConfigError, Interrupted, MemvecError, RunFolderError, on_one_line, one_line
-from memvec.sweep.jobs import is_sweep, quoted, run_job
+from memvec.sweep.jobs import is_sweep, run_job
 from memvec.trainer.interrupt import end_with_parent
 from memvec.trainer.ranks import started_rank
 
@@ -41,22 +42,21 @@ class Outcome(Protocol):
         """Returns what is printed at the end."""
 
 
-def main(
-    task: Callable[[DictConfig], Outcome], *, config_name: str, sweeps: bool = True, texts: Sequence[str] = ()
-) -> None:
+def main(task: Callable[[DictConfig], Outcome], *, config_name: str, sweeps: bool = True) -> None:
     """Composes the configuration from the command line, runs the task with it and ends the process.
 
     Args:
         task: What to run.
         config_name: The top-level file of conf/.
         sweeps: Whether `-m` runs a sweep of it.
-        texts: Overrides whose value is a text as it stands, which a user need not quote for Hydra.
     """
     if started_rank() > 0:
         end_with_parent()
-    if not sweeps and {"-m", "--multirun"} & set(sys.argv):
+    if not sweeps and not SWEEP.isdisjoint(sys.argv):
         sys.exit(_report(ConfigError(f"memvec.{config_name} runs no sweeps; give it the folder of one that has run")))
-    sys.argv[1:] = [_as_override(argument, texts) for argument in sys.argv[1:]]
+    if flag := _override_as_flag(sys.argv[1:], config_name):
+        sys.exit(_report(ConfigError(f"{flag}: overrides are typed without --: {flag.lstrip('-')}")))
+    sys.argv[1:] = as_overrides(sys.argv[1:])  # Lightning gives them to the ranks that it starts
     register_resolvers()
     as_the_user_has_it = os.environ.get(FULL_ERROR)
     umask = os.umask(PRIVATE)  # for the folders that Hydra makes
@@ -97,19 +97,18 @@ def main(
         sys.exit(_report(Interrupted(signal.SIGINT)) if isinstance(stop.__context__, KeyboardInterrupt) else stop.code)
 
 
+def _override_as_flag(arguments: Sequence[str], config_name: str) -> str | None:
+    """Returns the first override that was typed as other programs' options are."""
+    flags = [argument for argument in arguments if argument.startswith("--") and "=" in argument]
+    known = known_overrides(config_name) if flags else []
+    return next((flag for flag in flags if flag.lstrip("-").partition("=")[0] in known), None)
+
+
 def _run_job() -> None:
     try:
         run_job()
     except Interrupted as error:
         sys.exit(_report(error))  # past Hydra, which would go on with the next job
-
-
-def _as_override(argument: str, texts: Sequence[str]) -> str:
-    """Quotes the value of one of `texts` for Hydra, where the user has not."""
-    name, equals, value = argument.partition("=")
-    if name not in texts or not equals or value in ("", "null") or value[0] == value[-1] in ("'", '"'):
-        return argument
-    return f"{name}={quoted(value)}"
 
 
 def _say(lines: Sequence[str]) -> None:

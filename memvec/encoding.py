@@ -18,29 +18,9 @@ import torch
 from omegaconf import DictConfig
 
 from memvec.config.prompts import plain
-from memvec.data.validation import reject_reason
-from memvec.errors import SIGNALLED, InputError, Interrupted
+from memvec.errors import SIGNALLED, Interrupted
 from memvec.run.folder import RunFolder
 from memvec.schema import VECTOR
-
-
-def check_texts(texts: Sequence[str], *, name: str) -> None:
-    """Refuses what is not a list of usable texts.
-
-    Args:
-        texts: What a caller gave.
-        name: What the caller calls them, for the message.
-
-    Raises:
-        InputError: It is one string, it is empty, or one of the texts cannot be used.
-    """
-    if isinstance(texts, str):
-        raise InputError(f"{name}: found one string; allowed: a list of texts")
-    if not len(texts):
-        raise InputError(f"{name}: found none; allowed: a list of texts")
-    for position, text in enumerate(texts):
-        if reason := reject_reason(None, text, has_ids=False):
-            raise InputError(f"{name}[{position}]: {reason}")
 
 
 def encode_texts(cfg: DictConfig, texts: Sequence[str]) -> tuple[torch.Tensor, dict[str, Any]]:
@@ -48,7 +28,7 @@ def encode_texts(cfg: DictConfig, texts: Sequence[str]) -> tuple[torch.Tensor, d
 
     Args:
         cfg: A configuration; its input, ids and `output_dir` are set here, its `trainer` must use one device.
-        texts: N texts that `check_texts` has let pass.
+        texts: N texts that `as_texts` has let pass.
 
     Returns:
         `[N, D]` float32 on the CPU, row i for `texts[i]`, and the run's manifest.

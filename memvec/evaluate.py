@@ -84,4 +84,4 @@ def evaluate_run(folder: RunFolder, queries: Sequence[Query], encoder: QueryEnco
 
 
 if __name__ == "__main__":
-    main(evaluate, config_name="evaluate", sweeps=False, texts=("prompt.template",))
+    main(evaluate, config_name="evaluate", sweeps=False)

@@ -91,11 +91,12 @@ def share_weights(generator: GenerationModule, module: HiddenStateModule) -> boo
     Returns:
         Whether it is; it is not loaded where the first stage was complete already, or ran in other processes.
     """
-    if generator.backbone is None or generator.checkpoint != module.checkpoint:
+    if generator.loaded is None or generator.checkpoint != module.checkpoint:
         return False
-    unpack(generator.backbone.decoder)  # the second stage chooses its own kernels
-    generator.language_model = None  # its head is not needed any more
-    module.backbone = Backbone(generator.backbone.decoder, layers=(module.layer,)).eval()
+    loaded, generator.loaded = generator.loaded, None  # its head is not needed any more
+    unpack(loaded)  # the second stage chooses its own kernels
+    module.backbone = Backbone(loaded.model.get_decoder(), layers=(module.layer,)).eval()
+    module.backbone.keep_dtypes(loaded.dtype)  # weights that the first stage has widened stay so
     return True
 
 
@@ -113,4 +114,4 @@ def _vectors_config(cfg: DictConfig, memories: Path) -> DictConfig:
 
 
 if __name__ == "__main__":
-    main(extract, config_name="extract", texts=("prompt.template", "generation.prompt.template"))
+    main(extract, config_name="extract")

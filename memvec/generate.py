@@ -94,4 +94,4 @@ def _trainer(cfg: DictConfig, writer: OutputWriter, folder: RunFolder) -> pl.Tra
 
 
 if __name__ == "__main__":
-    main(generate, config_name="generate", texts=("generation.prompt.template",))
+    main(generate, config_name="generate")

@@ -71,4 +71,4 @@ def predict_or_plan(cfg: DictConfig) -> RunSummary | DryRun:
 
 
 if __name__ == "__main__":
-    main(predict_or_plan, config_name="predict", texts=("prompt.template",))
+    main(predict_or_plan, config_name="predict")

@@ -156,4 +156,4 @@ def search_for_config(cfg: DictConfig) -> SearchResult:
 
 
 if __name__ == "__main__":
-    main(search_for_config, config_name="search", sweeps=False, texts=("query", "prompt.template"))
+    main(search_for_config, config_name="search", sweeps=False)

@@ -18,7 +18,7 @@ from tests.helpers.processes import start
 Done = subprocess.CompletedProcess[str]
 
 HYDRA_ADVICE = ("HYDRA_FULL_ERROR", "To append to your config", "full_key", "Error executing job", "hydra.verbose")
-SUMMARY = ["entries", "rejected", "truncated", "tokens/s", "vectors"]
+SUMMARY = ["entries", "ids", "rejected", "truncated", "tokens/s", "vectors"]
 
 # What is typed, what the line has to name, and the exit code: 2 for the configuration, 1 for all else.
 WRONG: dict[str, tuple[list[str], list[str], int]] = {
@@ -122,10 +122,11 @@ def test_help_names_the_overrides_and_the_choices_of_the_groups(runs: dict[str, 
 def test_a_good_run_closes_with_its_summary(runs: dict[str, Done]) -> None:
     done = runs["a good run"]
     assert done.returncode == 0, done.stderr
-    closing = done.stdout.splitlines()[-5:]
+    closing = done.stdout.splitlines()[-6:]
     assert [line.split()[0] for line in closing] == SUMMARY
     assert closing[0].split()[1] == "12"
-    assert closing[1].split()[1] == "1"
+    assert closing[1].split(maxsplit=1)[1] == "column 'id'"
+    assert closing[2].split()[1] == "1"
 
 
 def test_the_default_folder_is_named_by_date_and_time(folder: Path, runs: dict[str, Done]) -> None:

@@ -97,7 +97,7 @@ FILES: dict[str, tuple[str, bytes, str]] = {
     "broken line": ("x.jsonl", GOOD + b'{"id": "b", "text": "cut o', r"line 2: not JSON"),
     "array on a line": ("x.jsonl", GOOD + b'["a"]\n', r"row 2: .*list"),
     "not UTF-8": ("x.jsonl", GOOD + b'{"id": "b", "text": "\xff\xfe"}\n', r"line 2: not UTF-8"),
-    "UTF-16": ("x.jsonl", '{"id": "b", "text": "a"}'.encode("utf-16"), r"not UTF-8"),
+    "UTF-16 that does not say so": ("x.jsonl", '{"id": "b", "text": "a"}'.encode("utf-16-le"), r"looks like UTF-16"),
     "deeply nested": ("x.jsonl", b'{"id": "b", "text": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", r"cannot be read"),
     "integer of 5,000 digits": ("x.jsonl", b'{"id": ' + b"9" * 5000 + b', "text": "a"}', r"cannot be read"),
     "empty file": ("x.jsonl", b"", r"the file is empty"),

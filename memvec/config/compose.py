@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import threading
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -17,7 +18,11 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
+from memvec.config.overrides import as_override, quoted
 from memvec.errors import ConfigError
+
+# What Hydra composes with is one a process: threads take turns.
+_COMPOSING = threading.Lock()
 
 
 def conf_folder() -> Path:
@@ -85,16 +90,17 @@ def compose(overrides: Sequence[str] = (), *, config_name: str = "predict") -> D
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    register_resolvers()
-    running = GlobalHydra.instance().hydra  # a program that runs under Hydra itself
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            return hydra_compose(config_name, overrides=list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(config_error_line(error, config_name=config_name)) from error
-    finally:
-        GlobalHydra.instance().hydra = running
+    with _COMPOSING:
+        register_resolvers()
+        running = GlobalHydra.instance().hydra  # a program that runs under Hydra itself
+        GlobalHydra.instance().clear()
+        try:
+            with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+                return hydra_compose(config_name, overrides=[as_override(override) for override in overrides])
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(config_error_line(error, config_name=config_name)) from error
+        finally:
+            GlobalHydra.instance().hydra = running
 
 
 def to_container(cfg: DictConfig) -> dict[str, Any]:
@@ -110,9 +116,13 @@ def config_error_line(error: BaseException, *, config_name: str = "predict") -> 
         error: What Hydra raised.
         config_name: Which top-level file of conf/ was composed.
     """
+    from hydra.errors import OverrideParseException
+
     lines: list[str] = []
     cause: BaseException | None = error
     while cause is not None:
+        if isinstance(cause, OverrideParseException):
+            return _parse_error_line(cause.override)
         lines += [line.strip() for line in str(cause).splitlines()]
         cause = cause.__cause__
     said = " ".join(lines)
@@ -126,6 +136,14 @@ def config_error_line(error: BaseException, *, config_name: str = "predict") -> 
         allowed = sorted(path.stem for path in (conf_folder() / match[1]).glob("*.yaml"))
         return f"{match[1]}={match[2]}: no such option; allowed: {', '.join(allowed)}"
     return "; ".join(line for line in dict.fromkeys(lines) if line) or type(error).__name__
+
+
+def _parse_error_line(override: str) -> str:
+    """Says how to type an override that Hydra cannot read."""
+    name, equals, value = override.partition("=")
+    if not equals:
+        return f"{override}: no override; allowed: NAME=VALUE (a value with spaces in the shell's quotes)"
+    return f'{override}: cannot be read; put the value in quotes, and both in the shell\'s: "{name}={quoted(value)}"'
 
 
 def known_overrides(config_name: str = "predict") -> list[str]:

@@ -55,3 +55,23 @@ def one_of(name: str, value: Value, allowed: Sequence[Value]) -> Value:
     if value not in allowed:
         raise ConfigError(f"{name}={value}: allowed: {', '.join(map(str, allowed))}")
     return value
+
+
+def one_text(name: str, value: Any) -> str:
+    """Returns `value` where it is a text with something in it.
+
+    Raises:
+        ConfigError: It is a list, a number or anything else.
+    """
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{name}={value}: allowed: one name")
+    return value
+
+
+def one_text_or_none(name: str, value: Any) -> str | None:
+    """Returns `value` where it is None or a text with something in it.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    return None if value is None else one_text(name, value)

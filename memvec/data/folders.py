@@ -135,15 +135,15 @@ def _refuse_table(folder: Path) -> None:
     """Refuses a folder of which only a log knows which files count."""
     kind = None
     if (folder / "_delta_log").is_dir():
-        kind = "Delta"
+        kind = "Delta Lake"
     elif (folder / ".hoodie").is_dir():
         kind = "Hudi"
     elif (folder / "data").is_dir() and any(any((folder / "metadata").glob(name)) for name in ICEBERG_METADATA):
         kind = "Iceberg"
     if kind is not None:
         raise InputError(
-            f"{folder}: {'an' if kind == 'Iceberg' else 'a'} {kind} table, whose files also hold rows that were deleted "
-            "or replaced; export what it holds now, as Parquet say, and read that"
+            f"{folder}: a table of {kind}, whose files also hold rows that were deleted or replaced; "
+            "export what it holds now, as Parquet say, and read that"
         )
 
 

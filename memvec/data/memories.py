@@ -7,18 +7,21 @@ on disk, an encoder for their prompts, and the rules of their batches.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerFast
 
-from memvec.config.values import at_least, at_least_or_none, one_of
-from memvec.data.dataset import EntriesSummary, write_entries
+from memvec.config.values import at_least, at_least_or_none, one_of, one_text, one_text_or_none
+from memvec.data.dataset import AUTO, EntriesSummary, asked_column, write_entries
+from memvec.data.formats.files import TextFormat
 from memvec.data.rules import BatchRules
 from memvec.data.source import Source, find_sources
 from memvec.layout import RunLayout
 from memvec.prompt.encoder import PromptEncoder, text_limit
 from memvec.prompt.template import Prompt
+from memvec.schema import ID
 
 
 class MemoryTexts:
@@ -30,9 +33,12 @@ class MemoryTexts:
         tokenizer: The model's tokenizer.
         model_limit: Most tokens the model takes; None is no limit.
         text_column: Name of the field with the text.
-        id_column: Name of the field with the id; None, or a name no row has, makes the row number the id.
-        split: Split of a dataset with splits.
+        id_column: Name of the field with the id; `auto` is `id`, where the rows have one; None makes the row number
+            the id.
+        split: Split to read; None is `train` of a dataset with splits, and every file of a folder.
         revision: Revision of a Hub dataset.
+        encoding: Of text files; None is UTF-8, or what a byte order mark says.
+        delimiter: Of CSV files; None is found from each file's first records.
         on_error: Whether a row that cannot be used is named in `rejected.jsonl` (`reject`) or ends the run (`fail`).
         limit: Read at most this many rows.
         batch_size: Most entries in a batch.
@@ -53,9 +59,11 @@ class MemoryTexts:
         tokenizer: PreTrainedTokenizerFast,
         model_limit: int | None,
         text_column: str = "text",
-        id_column: str | None = "id",
-        split: str = "train",
+        id_column: str | None = AUTO,
+        split: str | None = None,
         revision: str | None = None,
+        encoding: str | None = None,
+        delimiter: str | None = None,
         on_error: Literal["reject", "fail"] = "reject",
         limit: int | None = None,
         batch_size: int = 1024,
@@ -64,10 +72,11 @@ class MemoryTexts:
         num_workers: int = 0,
     ) -> None:
         self.path = path
-        self.text_column = text_column
-        self.id_column = id_column
-        self.split = split
+        self.text_column = one_text("data.text_column", text_column)
+        self.id_column = one_text_or_none("data.id_column", id_column)
+        self.split = one_text_or_none("data.split", split)
         self.revision = revision
+        self.text_format = TextFormat(encoding, delimiter)
         self.on_error: Literal["reject", "fail"] = one_of("data.on_error", on_error, ("reject", "fail"))
         self.limit = at_least_or_none("data.limit", limit, 1)
         self.rules = BatchRules(batch_size=batch_size, max_tokens=max_tokens)
@@ -77,15 +86,16 @@ class MemoryTexts:
     @cached_property
     def sources(self) -> list[Source]:
         """What `data.path` names."""
-        return find_sources(self.path, split=self.split, revision=self.revision)
+        return find_sources(self.path, split=self.split, revision=self.revision, text_format=self.text_format)
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns what decides the prompts of a run: the input's content and how it is read and tokenised."""
-        columns = (self.text_column, self.id_column)
+        columns = (self.text_column, asked_column(self.id_column, ID))
         return {
             "input": [source.digest(columns=columns) for source in self.sources],
             "text_column": self.text_column,
             "id_column": self.id_column,
+            **asdict(self.text_format),
             "limit": self.limit,
             "on_error": self.on_error,
             **self.encoder.fingerprint(),

@@ -80,7 +80,7 @@ class BatchPlan:
 
     def to_probe(self) -> list[Batch]:
         """Returns the rows on which the fast way is compared with the plain one."""
-        return self.batches.to_probe() if self.sampler.batches else []
+        return self.batches.to_probe() if len(self.sampler) else []  # one with dummy batches alone probes in step
 
     def count_tokens(self) -> int:
         """Returns the tokens of this rank's prompts, shared prefix included, padding not."""

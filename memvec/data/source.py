@@ -85,7 +85,7 @@ class Source:
 
 
 def find_sources(
-    path: str | Sequence[str],
+    path: str | Path | Sequence[str | Path],
     *,
     split: str | None = None,
     revision: str | None = None,
@@ -102,7 +102,9 @@ def find_sources(
     Raises:
         InputError: Nothing is there, what is there cannot be read, or has no such split.
     """
-    names = [path] if isinstance(path, str) else list(path)
+    names = [path] if isinstance(path, str | Path) else path
+    if not isinstance(names, Sequence) or not all(isinstance(name, str | Path) for name in names):
+        raise InputError(f"data.path={path}: allowed: {ALLOWED}, or a list of these")
     if not all(map(str, names)) or not names:
         raise InputError(f"data.path is empty; allowed: {ALLOWED}")
     formats = text_format or TextFormat()

@@ -1,36 +1,104 @@
-"""Texts that a program hands over, as a list.
+"""Texts that a program hands over, as a list of strings.
 
-In: whatever a caller calls texts. Out: a list with one value a row, or an error that says what to pass instead: a
-container that Python can walk through is not always a list of texts (a dictionary gives its keys, a DataFrame the names
-of its columns, a generator is used up).
+In: what a caller calls its texts: a list, a tuple, or a column of numpy, pandas, polars, `datasets` or pyarrow. Out: a
+list of plain strings, each of which can be embedded. What would be read as something else than its texts is refused: a
+table as its column names, a dictionary as its keys, one string as its characters, a generator once and never again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
+from memvec.data.validation import reject_reason
 from memvec.errors import InputError
 
+ALLOWED = "a list, tuple, numpy array, pandas Series, datasets Column or pyarrow Array of strings"
+# Methods by which arrays and columns give their values in order, whatever they are indexed by.
+TO_LIST = ("to_pylist", "to_list", "tolist")
 
-def as_values(texts: Any, *, name: str) -> list[Any]:
-    """Returns the values of a list of texts; each of them may still be no text.
+
+def as_values(value: Any, *, name: str) -> list[Any]:
+    """Returns the values of a list or column; each of them may still be no text.
 
     Args:
-        texts: A list, tuple, numpy array, pandas Series, Arrow array or a column of `datasets`.
-        name: What the caller calls it, for the message.
+        value: What a caller gave.
+        name: What the caller calls it, for messages.
 
     Raises:
-        InputError: It is none of these.
+        InputError: It is no list or column.
     """
-    kind = type(texts).__name__
-    if isinstance(texts, str | bytes):
-        raise InputError(f"{name}: found one {'string' if isinstance(texts, str) else kind}; allowed: a list of texts")
-    if hasattr(texts, "to_pylist"):  # Arrow
-        values: list[Any] = texts.to_pylist()
-        return values
-    if hasattr(texts, "tolist") and getattr(texts, "ndim", 0) == 1:  # numpy, pandas Series
-        return list(texts.tolist())
-    if isinstance(texts, Sequence) or (kind == "Column" and hasattr(texts, "__getitem__")):
-        return list(texts)
-    raise InputError(f"{name}: found {kind}; allowed: a list of texts, such as {name}=list(…) or a table's one column")
+    if problem := _problem(value):
+        raise InputError(f"{name}: found {problem}")
+    to_list = next((method for method in TO_LIST if hasattr(value, method)), None)
+    if to_list is None and not isinstance(value, Sequence):
+        raise InputError(f"{name}: found {_kind(value)}; allowed: {ALLOWED}")
+    values = getattr(value, to_list)() if to_list else list(value)
+    if not isinstance(values, list):
+        raise InputError(f"{name}: found one value of type {_kind(value)}; allowed: {ALLOWED}")
+    return values
+
+
+def why_unusable(text: Any) -> str | None:
+    """Says why a value is no text that can be embedded, or None where it is one."""
+    reason = reject_reason(None, text, has_ids=False, text_column="text")
+    return None if reason is None else reason.removeprefix(repr("text")).strip()
+
+
+def as_texts(value: Any, *, name: str) -> list[str]:
+    """Returns texts as a list of plain strings.
+
+    Args:
+        value: What a caller gave.
+        name: What the caller calls it, for messages.
+
+    Raises:
+        InputError: It is no list or column of texts, it is empty, or one of the texts cannot be used.
+    """
+    texts = as_values(value, name=name)
+    if not texts:
+        raise InputError(f"{name}: found none; allowed: {ALLOWED}")
+    for position, text in enumerate(texts):
+        if reason := why_unusable(text):
+            raise InputError(f"{name}[{position}]: {reason}")
+    return [str.__str__(text) for text in texts]  # numpy's and other subclasses' values, as tokenizers take them
+
+
+def _problem(value: Any) -> str | None:
+    """Says what is handed over, and what to hand over instead, where it is known not to be texts."""
+    if isinstance(value, str):
+        return f"one string; allowed: a list of texts, such as [{name_of_one(value)}]"
+    if isinstance(value, bytes | bytearray | memoryview):
+        return f"{_kind(value)}; decode it, and put the text into a list"
+    if isinstance(value, Mapping):
+        return f"a {_kind(value)}, of which only the keys would be read; pass list(….values()), or one of its columns"
+    if isinstance(value, Set):
+        return f"a {_kind(value)}, which has no order; pass a list"
+    if isinstance(value, Iterator):
+        return f"a {_kind(value)}, which can be read only once; pass list(…)"
+    columns = _columns(value)
+    if columns is not None:
+        shown = ", ".join(map(str, columns[:20])) or "none"
+        return f"a table ({_kind(value)}); name one of its columns, such as table['text']; columns: {shown}"
+    dimensions = getattr(value, "ndim", 1)
+    if isinstance(dimensions, int) and dimensions != 1:
+        return f"a {_kind(value)} of {dimensions} dimensions; allowed: one, a text each"
+    return None
+
+
+def name_of_one(text: str) -> str:
+    """Returns the beginning of a text, quoted, for a message."""
+    return repr(text if len(text) <= 30 else f"{text[:30]}…")
+
+
+def _columns(value: Any) -> list[Any] | None:
+    """Returns the column names of a table of pandas, polars, pyarrow or `datasets`; None where it is no table."""
+    for attribute in ("column_names", "columns"):
+        names = getattr(value, attribute, None)
+        if names is not None and not callable(names):
+            return list(names)
+    return None
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__

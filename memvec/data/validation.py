@@ -64,9 +64,8 @@ def reject_reason(
     if not has_ids:
         return None
     if record_id is MISSING:
-        return (
-            f"no {id_column!r} field, which {'data.id_column names' if ids_asked else 'the first row of the input has'}"
-        )
+        why = "data.id_column names" if ids_asked else "the first row of the input has"
+        return f"no {id_column!r} field, which {why}"
     if record_id is None or record_id == "":
         return f"{id_column!r} is {'null' if record_id is None else 'empty'}"
     if isinstance(record_id, bool) or not isinstance(record_id, int | str):

@@ -26,7 +26,7 @@ from memvec.generation.generator import Decoding, Generator
 from memvec.generation.outputs import ATTEMPTS
 from memvec.generation.prompt import MemoryPrompt
 from memvec.generation.sampling import Sampling
-from memvec.model.backbone import Backbone
+from memvec.model.casting import LoadedModel
 from memvec.model.checkpoint import Checkpoint, locate_model
 from memvec.model.extractor import Speedups
 from memvec.model.lockstep import WeightGroup
@@ -102,8 +102,7 @@ class GenerationModule(pl.LightningModule):
         self.attempts = one_of("generation.attempts", attempts, range(1, ATTEMPTS + 1))
         self.retry_temperature = number("generation.retry_temperature", retry_temperature, least=0.01)
         self.seed = at_least("generation.seed", seed, 0)
-        self.language_model: PreTrainedModel | None = None
-        self.backbone: Backbone | None = None
+        self.loaded: LoadedModel | None = None
         self.generator: Generator | None = None
         self.end_token_ids: list[int] = []
 
@@ -137,28 +136,27 @@ class GenerationModule(pl.LightningModule):
 
     def configure_model(self) -> None:
         """Loads the weights, in the dtype that `trainer.precision` stands for."""
-        if self.language_model is not None:
+        if self.loaded is not None:
             return
-        model: Any = self.checkpoint.load_language_model(weights_dtype(str(self.trainer.precision)))
+        dtype = weights_dtype(str(self.trainer.precision))
+        model: Any = self.checkpoint.load_language_model(dtype)
         known: Any = model.generation_config.eos_token_id if model.generation_config is not None else None
         ends = set(known) if isinstance(known, list) else {known} - {None}
         self.end_token_ids = sorted(ends | turn_end_ids(self.checkpoint.load_tokenizer()))
         model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call] # its own temperature and penalties are not what was asked for
-        # In this order: the backbone puts right what casting the whole model does to its float32 buffers.
-        self.language_model = model
-        self.backbone = Backbone(model.get_decoder()).eval()
+        self.loaded = LoadedModel(model, dtype).eval()
 
     def warm_up(self, table: PromptTable, rules: BatchRules, ranks: Ranks) -> BatchPlan:
         """Makes the generator ready for the rows of a table, and plans this rank's batches."""
-        if self.language_model is None:
+        if self.loaded is None:
             raise RuntimeError("configure_model has not run: use this module with a Lightning Trainer")
         if self.speedups.tune == "auto":
-            widen_where_emulated(self.language_model, processes=self.trainer.num_devices)
+            widen_where_emulated(self.loaded.model, processes=self.trainer.num_devices)
         self.generator = Generator(
-            self.language_model,
+            self.loaded.model,
             decoding=Decoding(self.sampling, self.end_token_ids, self.max_new_tokens, self.seed),
             speedups=self.speedups,
-            computed_in=computing_dtype(str(self.trainer.precision), self.language_model.dtype),
+            computed_in=computing_dtype(str(self.trainer.precision), self.loaded.model.dtype),
             context=self.trainer.precision_plugin.predict_step_context,
         )
         return warm_up(self.generator, table, rules, ranks=ranks)

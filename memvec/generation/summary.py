@@ -32,6 +32,7 @@ class GenerationSummary(RunSummary):
         return [
             f"memories   {counts.memories:,} of {counts.conversations:,} conversations",
             f"windows    {counts.windows:,}: {found}, {failed}",
+            *self.id_lines(),
             f"rejected   {counts.rejected:,} conversations{why}",
             f"written    {speed}",
             f"file       {self.folder.memories}",

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from memvec.data.dataset import asked_column
 from memvec.data.formats.fields import MISSING, Malformed, Record
 from memvec.data.source import Source
 from memvec.data.validation import lone_surrogate
 from memvec.errors import InputError
+from memvec.schema import DATE
 
 SPEAKER_KEYS = ("speaker", "role")
 TEXT_KEYS = ("text", "content")
@@ -65,17 +67,19 @@ class Transcript:
         return cls(tuple(Message(text, speaker) for speaker, text in stored["messages"]), stored["date"])
 
 
-@dataclass(frozen=True)
+@dataclass
 class TranscriptSource:
     """A source of conversations.
 
     Args:
         source: Where the rows come from.
-        date_column: Name of the field with the date, or None.
+        date_column: Name of the field with the date; `auto` is `date`; None means no dates.
+        has_dates: Whether a row that was read has that field.
     """
 
     source: Source
     date_column: str | None = None
+    has_dates: bool = field(default=False, init=False)
 
     @property
     def name(self) -> str:
@@ -84,7 +88,7 @@ class TranscriptSource:
 
     def digest(self, *, columns: Sequence[str | None]) -> str:
         """Returns a digest of the content, as `Source.digest` does."""
-        return self.source.digest(columns=(*columns, self.date_column))
+        return self.source.digest(columns=(*columns, asked_column(self.date_column, DATE)))
 
     def records(self, *, text_column: str, id_column: str | None) -> Iterator[Record]:
         """Yields `(row, id, transcript)`.
@@ -93,15 +97,18 @@ class TranscriptSource:
             text_column: Name of the field with the messages, or with a document's text.
             id_column: Name of the field with the id, or None.
         """
-        more = () if self.date_column is None else (self.date_column,)
+        date_column = asked_column(self.date_column, DATE)
+        more = () if date_column is None else (date_column,)
         records = self.source.records(text_column=text_column, id_column=id_column, more=more)
         if not self.source.has_columns:
             lines = "\n".join(record[2] for record in records)
             yield 1, Path(self.name).stem, _to_json(lines, None)
             return
         try:
-            for row, record_id, messages, *date in records:
-                yield row, record_id, _to_json(messages, next(iter(date), None))
+            for row, record_id, messages, *dates in records:
+                date = next(iter(dates), MISSING)
+                self.has_dates = self.has_dates or date is not MISSING
+                yield row, record_id, _to_json(messages, date)
         except InputError as error:  # the reader of texts names the option that texts have
             raise InputError(str(error).replace("data.text_column", "data.messages_column")) from error
 

@@ -12,8 +12,7 @@ by architecture, and a decoder that is lent has to be given back as it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import chain
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -22,6 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from memvec.errors import ConfigError
+from memvec.model.casting import DtypeKeeper
 from memvec.model.prefix import cache_argument
 from memvec.model.tracing import Place, all_hidden_states, find_places, take_states
 
@@ -45,7 +45,7 @@ def decoder_layers(decoder: PreTrainedModel) -> nn.ModuleList | None:
     return next(lists, None)  # modules() yields outer modules first
 
 
-class Backbone(nn.Module):
+class Backbone(DtypeKeeper):
     """A decoder that returns some layers' hidden states.
 
     Args:
@@ -66,10 +66,7 @@ class Backbone(nn.Module):
         self.dimension: int = decoder.config.get_text_config().hidden_size
         self._cache_argument = cache_argument(decoder)
         self._places: tuple[Place | None, ...] | None = None
-        # What is never cast: what transformers loaded in another dtype than the rest on purpose (some routers' biases),
-        # and float32 buffers (rotary frequencies rounded to bfloat16 are other positions).
-        self._never_cast = {name for name, weight in decoder.named_parameters() if weight.dtype != decoder.dtype}
-        self._never_cast |= {name for name, buffer in decoder.named_buffers() if buffer.dtype == torch.float32}
+        self.keep_dtypes(decoder.dtype)
 
     def trace(self) -> None:
         """Finds out where the states pass; the first forward pass does it, where it was not done before.
@@ -80,20 +77,6 @@ class Backbone(nn.Module):
         """
         if self._places is None:
             self._places, self.dimension = find_places(self.decoder, self.layers)
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Backbone:
-        """Moves and casts like any module, but only moves what was loaded in a dtype of its own."""
-        named = chain(self.decoder.named_parameters(), self.decoder.named_buffers())
-        never_cast = {id(tensor) for name, tensor in named if name in self._never_cast}
-
-        def move(tensor: torch.Tensor) -> torch.Tensor:
-            changed = fn(tensor)
-            if id(tensor) in never_cast and changed.dtype != tensor.dtype:
-                return tensor.to(changed.device)
-            return changed
-
-        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
-        return self
 
     def forward(self, input_ids: torch.Tensor, *, cache: Cache | None = None) -> tuple[torch.Tensor, ...]:
         """Returns hidden states.

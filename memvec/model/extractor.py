@@ -218,7 +218,7 @@ class Extractor:
         """Takes the fastest execution mode that agrees with one row at a time.
 
         Raises:
-            ModelError: Only one row at a time is right, which processes with batches of their own cannot do in step.
+            ModelError: Padding is not right, without which processes with batches of their own cannot compute in step.
         """
         if self.speedups.probe == "off" or not probes:
             return
@@ -229,10 +229,10 @@ class Extractor:
             dtype=self.computed_in,
             agree=self.group.maximum,
         )
-        if self.mode is ExecutionMode.ONE_BY_ONE and self.group.has_own_batches:
+        if self.mode in (ExecutionMode.EQUAL_LENGTHS, ExecutionMode.ONE_BY_ONE) and self.group.has_own_batches:
             raise ModelError(
                 f"parity probe: batches differ from one by one ({self.probe_errors}), and processes with batches of "
-                "their own cannot compute one by one in step; use trainer=tensor_parallel or trainer=ddp, or "
+                f"their own cannot compute {self.mode.value} in step; use trainer=tensor_parallel or trainer=ddp, or "
                 "data.batch_size=1 model.probe=off"
             )
 

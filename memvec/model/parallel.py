@@ -71,6 +71,7 @@ def share_weights(backbone: Backbone, mesh: DeviceMesh) -> None:
     if mesh.mesh_dim_names == (TENSOR_PARALLEL,):
         _cut_matrices(decoder, mesh)
     else:
+        backbone.trace()  # transformers knows no hidden states of the classes that FSDP2 makes of its own
         _cut_layers(decoder, mesh)
     log.info("the weights are shared out: %s", in_words(mesh))
 

@@ -18,7 +18,8 @@ import torch
 from omegaconf import DictConfig
 
 from memvec.config.compose import compose
-from memvec.encoding import check_texts, encode_texts
+from memvec.data.texts import as_texts
+from memvec.encoding import encode_texts
 from memvec.errors import ModelError
 from memvec.run.folder import RunFolder
 from memvec.run.manifest import Manifest, read_manifest
@@ -53,7 +54,7 @@ class QueryEncoder:
             InputError: A query cannot be used.
             ModelError: The run's model is gone, or is another one now.
         """
-        check_texts(queries, name="queries")
+        queries = as_texts(queries, name="queries")
         manifest = read_manifest(folder)
         try:
             vectors, made = encode_texts(self.config(manifest), queries)

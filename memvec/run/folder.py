@@ -8,6 +8,7 @@ stranger's folder gets no file of ours, and again under the lock, since another 
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
 from collections.abc import Iterable
@@ -20,7 +21,7 @@ import filelock
 
 from memvec.data.prepared import is_prepared_for
 from memvec.errors import RunFolderError, one_line
-from memvec.files import make_folder, make_root, read_json, write_json
+from memvec.files import create_file, make_folder, make_root, read_json, write_json
 from memvec.layout import MEMORIES, RunLayout
 
 log = logging.getLogger(__name__)
@@ -221,11 +222,10 @@ class RunFolder(RunLayout):
         while self._lock is None:
             make_root(self.root)
             make_folder(self.journal)
-            mode = self.journal.stat().st_mode & 0o666
             try:
-                path.touch(mode)
+                os.close(create_file(path, 0))  # a planted link is not followed
                 before = path.stat()
-                lock = filelock.FileLock(path, mode=mode)
+                lock = filelock.FileLock(path, mode=before.st_mode & 0o666)
                 lock.acquire(timeout=0)
                 if path.stat().st_ino == before.st_ino:
                     self._lock = lock

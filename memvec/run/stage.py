@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 
 from memvec.config.compose import to_container
 from memvec.errors import InputError, ServerError
-from memvec.files import atomic_file, make_folder, writing
+from memvec.files import atomic_file, make_folder, read_json, writing
 from memvec.run.computation import Computation, Rows
 from memvec.run.folder import FORMAT, JOURNAL_FORMAT, RunFolder, RunState
 from memvec.run.summary import RunSummary, read_summary, write_summary
@@ -184,7 +184,7 @@ def _finish(stage: Stage, results: Results) -> RunSummary:
         counts=results.counts,
         config=to_container(stage.cfg),
         metrics={**combine_ranks(folder.journal), "seconds": seconds},
-        notes=first_notes(folder.journal) or stage.computation.notes(),
+        notes={**(first_notes(folder.journal) or stage.computation.notes()), "ids": _where_ids_come_from(folder)},
         summary=stage.summary,
     )
     if stage.cfg.profile:
@@ -195,3 +195,8 @@ def _finish(stage: Stage, results: Results) -> RunSummary:
         log.info("where the time went: %s", folder.profile)
     folder.release(remove_journal=True)
     return summary
+
+
+def _where_ids_come_from(folder: RunFolder) -> str:
+    column = read_json(folder.input_summary).get("id_column")
+    return "row numbers" if column is None else f"column {column!r}"

@@ -1,4 +1,4 @@
-"""What a finished run came to: the manifest and metrics it leaves, and the five lines it closes with."""
+"""What a finished run came to: the manifest and metrics it leaves, and the lines it closes with."""
 
 from __future__ import annotations
 
@@ -68,6 +68,11 @@ class RunSummary:
     def _content(self) -> JsonObject:
         return JsonObject(self.folder.manifest, self.manifest)
 
+    def id_lines(self) -> list[str]:
+        """Returns the line that says where ids come from; none of a run that did not record it."""
+        ids = self.manifest["notes"].get("ids")
+        return [] if ids is None else [f"ids        {ids}"]
+
     def lines(self) -> list[str]:
         """Returns the closing summary."""
         counts, numbers = self.counts, self.numbers
@@ -78,6 +83,7 @@ class RunSummary:
             speed += f", over the {computed:,} computed since the run went on"
         return [
             f"entries    {counts.entries:,} ({counts.unique:,} different) of {counts.dimension} numbers each",
+            *self.id_lines(),
             f"rejected   {rejected}",
             f"truncated  {counts.truncated:,}",
             f"tokens/s   {speed}",

@@ -22,6 +22,7 @@ from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
+from memvec.config.overrides import quoted
 from memvec.errors import Interrupted
 from memvec.fields import JsonObject
 from memvec.files import atomic_file, make_folder, read_json
@@ -96,14 +97,10 @@ def job_command(hydra: HydraConf, folder: Path) -> list[str]:
         folder: The job's folder.
     """
     config_folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
-    overrides = [override for override in hydra.overrides.task if not override.startswith("output_dir=")]
+    overrides = [
+        override for override in hydra.overrides.task if override.partition("=")[0].lstrip("+") != "output_dir"
+    ]
     command = [sys.executable, "-m", f"memvec.{hydra.job.name}"]
     for path in config_folders:
         command += ["--config-dir", path]
     return [*command, "--config-name", str(hydra.job.config_name), *overrides, f"output_dir={quoted(folder)}"]
-
-
-def quoted(value: object) -> str:
-    """Returns a value in the quotes of Hydra's override grammar."""
-    escaped = str(value).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"

@@ -100,7 +100,8 @@ class RankMetrics(pl.Callback):
 
 def _sum(numbers: dict[str, Any], earlier: JsonObject) -> dict[str, Any]:
     """Adds the numbers of an earlier loop of this run."""
-    return {name: number + (earlier.take_or(name, type(number)) or 0) for name, number in numbers.items()}
+    kinds = {name: float if isinstance(number, float) else int for name, number in numbers.items()}
+    return {name: number + (earlier.take_or(name, kinds[name]) or 0) for name, number in numbers.items()}
 
 
 def forget_ranks(journal: Path) -> None:

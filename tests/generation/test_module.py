@@ -129,9 +129,9 @@ def test_in_half_precision_the_rotary_frequencies_stay_float32(
     step = GenerationModule.predict_step
 
     def look(self: GenerationModule, batch: Any, batch_idx: int = 0) -> torch.Tensor:
-        assert self.language_model is not None
-        dtypes.append(self.language_model.model.rotary_emb.inv_freq.dtype)
-        dtypes.append(self.language_model.lm_head.weight.dtype)
+        assert self.loaded is not None
+        dtypes.append(self.loaded.model.model.rotary_emb.inv_freq.dtype)
+        dtypes.append(self.loaded.model.lm_head.weight.dtype)
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(GenerationModule, "predict_step", look)

@@ -35,8 +35,8 @@ def read_parquet(path: Path, wanted: Wanted) -> Iterator[Record]:
     """
     with pq.ParquetFile(path) as file:
         schema = file.schema_arrow
-        leaves = [".".join(path) for name in wanted.names if (path := _path(name, schema))]
-        batches = file.iter_batches(ROWS_PER_READ, columns=list(dict.fromkeys(leaves)))
+        leaves = dict.fromkeys(".".join(found) for name in wanted.names if (found := _path(name, schema)))
+        batches = file.iter_batches(ROWS_PER_READ, columns=list(leaves))
         yield from _records(_validated(batches, str(path)), schema, str(path), wanted)
 
 

@@ -2,7 +2,7 @@
 
 In: a path. Out: its format, a binary stream, a text stream, or numbered lines.
 
-Why a bound on lines: a compressed file of 2 MB may hold one line of 2 GB; and why only regular files: a pipe or a device
+Why a bound on lines: a compressed file of 2 MB may hold one line of 2 GB. Why only regular files: a pipe or a device
 may never end, and a run reads its input twice.
 """
 
@@ -26,6 +26,7 @@ from memvec.errors import ConfigError, InputError
 TEXT_FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".txt")
 ALIASES = {".ndjson": ".jsonl", ".feather": ".arrow"}
 SUFFIXES = (*TEXT_FORMATS, ".parquet", ".arrow", *ALIASES)
+BYTES_TO_GUESS = 4096
 LONGEST = 128 * 2**20  # bytes or characters of a line, or of what has to be parsed at once
 
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": "|"}
@@ -118,6 +119,13 @@ def open_text(path: Path, text_format: TextFormat) -> io.TextIOWrapper:
     """Opens a file decompressed and decoded, without its byte order mark, line ends as they are."""
     encoding = _encoding(path, text_format)
     return io.TextIOWrapper(open_binary(path), "utf-8-sig" if _is_utf8(encoding) else encoding, newline="\n")
+
+
+def first_characters(path: Path, text_format: TextFormat) -> str:
+    """Returns the beginning of a file, without a byte order mark; what cannot be decoded is replaced."""
+    encoding = _encoding(path, text_format)
+    with open_binary(path) as stream:
+        return stream.read(BYTES_TO_GUESS).decode(encoding, errors="replace").removeprefix("\ufeff")
 
 
 def decoded_lines(path: Path, text_format: TextFormat) -> Iterator[tuple[int, str]]:

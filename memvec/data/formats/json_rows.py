@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from memvec.data.formats.fields import MISSING, NAMES_SHOWN, Record, Wanted, field_of, missing_column
-from memvec.data.formats.files import LONGEST, TextFormat, decoded_lines, open_text, too_long
+from memvec.data.formats.files import LONGEST, TextFormat, decoded_lines, first_characters, open_text, too_long
 from memvec.errors import InputError, one_line
 
 CHARACTERS_PER_READ = 2**20
@@ -47,11 +47,10 @@ def read_json(path: Path, wanted: Wanted, text_format: TextFormat) -> Iterator[R
 
 
 def _objects(path: Path, wanted: Wanted, text_format: TextFormat) -> Iterator[tuple[int, Any]]:
-    with open_text(path, text_format) as stream:
-        if stream.read(4096).lstrip().startswith("["):
-            with open_text(path, text_format) as beginning:
-                yield from enumerate(_Array(path, beginning))
-            return
+    if first_characters(path, text_format).lstrip().startswith("["):
+        with open_text(path, text_format) as stream:
+            yield from enumerate(_Array(path, stream))
+        return
     lines = ((number, line) for number, line in decoded_lines(path, text_format) if line.strip())
     first = next(lines, None)
     if first is None:
