@@ -74,7 +74,9 @@ def refuse_missing_weights(folder: Path, *, use_safetensors: bool) -> None:
         except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
             raise ModelError(f"{index}: no index of a model's weights: {one_line(error)}") from error
         if missing:
-            raise ModelError(f"{named}: {len(missing)} of {len(parts)} files of weights are missing, such as {missing[0]}")
+            raise ModelError(
+                f"{named}: {len(missing)} of {len(parts)} files of weights are missing, such as {missing[0]}"
+            )
 
 
 def refuse_numbers(content: Any, location: str) -> None:

@@ -22,13 +22,17 @@ SHARED, BATCHED, EQUAL, ONE = ExecutionMode
 
 @pytest.mark.parametrize(
     ("wrong", "expected"),
-    [([], SHARED), ([SHARED], BATCHED), ([SHARED, BATCHED], EQUAL), ([SHARED, BATCHED, EQUAL], ONE), ([BATCHED], SHARED)],
+    [
+        ([], SHARED),
+        ([SHARED], BATCHED),
+        ([SHARED, BATCHED], EQUAL),
+        ([SHARED, BATCHED, EQUAL], ONE),
+        ([BATCHED], SHARED),
+    ],
 )
 def test_the_fastest_mode_that_agrees_is_taken(wrong: list[ExecutionMode], expected: ExecutionMode) -> None:
     exact = torch.ones(3, 4)
-    mode, errors = choose_mode(
-        lambda mode: exact * (1.5 if mode in wrong else 1), first=SHARED, dtype=torch.float32
-    )
+    mode, errors = choose_mode(lambda mode: exact * (1.5 if mode in wrong else 1), first=SHARED, dtype=torch.float32)
     assert mode is expected
     assert [name for name, error in errors.items() if error] == [mode.value for mode in wrong if mode.value in errors]
 
@@ -117,8 +121,6 @@ def test_a_prefix_that_is_wrong_is_not_used(
     torch.testing.assert_close(memvec.load(cfg.output_dir)["vector"][:], memvec.load(right.output_dir)["vector"][:])
 
 
-def test_the_probe_can_be_turned_off(
-    write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
-) -> None:
+def test_the_probe_can_be_turned_off(write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]) -> None:
     summary = memvec.predict(tiny_config(write_jsonl(TEXTS), "model.probe=off"))
     assert summary.manifest["notes"]["probe_relative_error"] == {}
