@@ -28,9 +28,10 @@ from transformers import GenerationConfig, StoppingCriteriaList
 
 import memvec
 from memvec.files import read_json
+from memvec.generation.build import build_conversations, build_generator
 from memvec.generation.decoding import CirclesStop, turn_end_ids
 from memvec.generation.module import GenerationModule
-from memvec.run.build import build_conversations, build_generator, run_folder
+from memvec.run.build import run_folder
 
 
 def configure(options: argparse.Namespace, output_dir: Path) -> DictConfig:
