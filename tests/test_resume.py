@@ -8,15 +8,19 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from omegaconf import DictConfig
 
 import memvec
+from memvec.data.prepared import read_signature
 from memvec.errors import InputError, RunFolderError
 from memvec.generation.finalize import MemoryFinalizer
 from memvec.run.folder import RunFolder
 from memvec.writer.finalize import Finalizer
-from tests.helpers.processes import arguments, finish, start_disturbed, write_texts
+from memvec.writer.journal import JournalWriter
+from memvec.writer.vectors import read_journal
+from tests.helpers.processes import arguments, finish, start, start_disturbed, write_texts
 
 TEXTS = [f"she likes tea number {n}" for n in range(30)]
 
@@ -161,6 +165,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("at", ["entries.arrow", "parquet", "manifest.json"])
 def test_a_run_inside_its_input_is_killed_and_resumes(at: str, folder: Path, llama: Path) -> None:
     command = inside(folder, llama)
@@ -204,3 +209,26 @@ def test_a_folder_of_runs_alone_is_refused_in_one_line(folder: Path, llama: Path
     with pytest.raises(InputError, match="holds only what runs have written"):
         memvec.predict(memvec.compose(arguments(tmp_path / "runs", tmp_path / "b", llama)[3:]))
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.processes
+def test_a_run_of_many_attempts_resumes_with_few_descriptors(
+    write_jsonl: Write, tiny_config: Configure, llama: Path, tmp_path: Path
+) -> None:
+    """In 500 journal files, as 500 attempts leave them; the process may hold 150 files open."""
+    path = write_jsonl([f"she likes tea number {n}" for n in range(520)])
+    expected = tiny_config(path, output="expected")
+    memvec.predict(expected)
+    folder = leave_unfinished(tiny_config(path))
+    index = read_journal(folder.journal, rows=520, signature=read_signature(folder))
+    for row in range(500):
+        with JournalWriter(folder.journal, rank=row, signature=read_signature(folder)) as journal:
+            journal.append(np.asarray([row]), index.vectors(np.asarray([row])))
+    for file in index.files:
+        file.unlink()
+    limited = ["bash", "-c", 'ulimit -n 150; exec "$@"', "bash"]
+    code, said = finish(start([*limited, *arguments(path, folder.root, llama, "trainer.devices=1")]))
+    assert code == 0, said
+    assert f"going on in {folder.root}: 20 vectors are left to compute" in said
+    vectors, right = (memvec.load(root)["vector"][:] for root in (folder.root, expected.output_dir))
+    assert float((vectors - right).abs().max()) < 1e-5
