@@ -111,12 +111,12 @@ def test_the_manifest_counts_requests_retries_and_tokens(data: Path, tmp_path: P
     notes = read_json(tmp_path / "run" / "manifest.json")["notes"]
     assert (notes["requests"], notes["retries"]) == (len(double.asked), 2) == (14, 2)
     assert (notes["prompt_tokens"], notes["completion_tokens"]) == (1100, 110)
-    assert (notes["structured_output"], notes["fields_not_taken"]) == (False, ["response_format"])
+    assert notes["fields_not_taken"] == ["response_format"]
     assert summary.metrics["computed_entries"] == 10
     assert summary.metrics["output_tokens"] == 100
     assert summary.metrics["output_tokens_per_second"] > 0
     assert "4 requests at a time" in summary.lines()[3]
-    assert "model" not in summary.manifest["fingerprint"]
+    assert summary.manifest["fingerprint"]["model"] == "m"
 
 
 def test_no_more_requests_than_asked_for_are_on_their_way(data: Path, tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_a_server_that_never_answered_leaves_the_folder_to_the_right_one(data: P
 @pytest.mark.parametrize(
     ("override", "change"),
     [
-        ("generation.model=n", "server_model was 'm', is 'n'"),
+        ("generation.model=n", "model was 'm', is 'n'"),
         ("generation.seed=1", "seed was 0, is 1"),
         ("generation.temperature=0.5", "temperature was 0.0, is 0.5"),
         ("generation.prompt.template='Facts of {text}'", "template was "),
@@ -277,7 +277,7 @@ def test_a_journal_that_cannot_be_written_is_one_line(data: Path, tmp_path: Path
 
     with (
         chat_server(ChatServerDouble(troubles={"morning!": (remove, 1)})) as double,
-        pytest.raises(WriterError, match=r"cannot be written: .* was removed while the run was writing to it"),
+        pytest.raises(WriterError, match="was removed while the run was writing to it"),
     ):
         generated(data, tmp_path / "run", double.base_url)
 

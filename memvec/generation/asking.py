@@ -2,9 +2,9 @@
 
 In: windows on disk, a server. Out: the same journal as a model on this machine leaves.
 
-How: one process, and in it one event loop in a thread of its own (a notebook has a loop running in the first one), with
-`generation.concurrency` requests at a time, each worker taking the next window. An answer becomes a row of the journal
-at once, and `flush_every` rows a frame. SIGTERM or Ctrl-C cancels what is on its way, and what was answered is flushed.
+How: one process, and in it one event loop with `generation.concurrency` requests at a time, each worker taking the next
+window. An answer becomes a row of the journal at once, and `flush_every` rows a frame. SIGTERM or Ctrl-C cancels what
+is on its way, and what was answered is flushed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -27,6 +26,7 @@ from tqdm import tqdm
 
 from memvec.data.prepared import read_signature
 from memvec.files import write_json
+from memvec.generation.event_loop import CancellableLoop
 from memvec.generation.inputs import AskedWindows
 from memvec.generation.outputs import OUTPUT_SCHEMA
 from memvec.generation.rows import OutputRows
@@ -69,7 +69,7 @@ class ServerComputation:
         self.fsync = fsync
         self.shows_progress = shows_progress
         self.counts = RequestCounts()
-        self.left_out: list[str] = []
+        self.left_out: list[str] | None = None  # known once the server has been greeted
         self._seconds = 0.0
         self._asked = 0
         self._output_tokens = 0
@@ -93,8 +93,7 @@ class ServerComputation:
         """Returns what was found out while asking, for the manifest."""
         return {
             "path": f"{self.server.concurrency} requests at a time",
-            "structured_output": "response_format" not in self.left_out,
-            "fields_not_taken": self.left_out,
+            "fields_not_taken": self.left_out or [],
             **asdict(self.counts),
         }
 
@@ -109,10 +108,12 @@ class ServerComputation:
         folder = self.windows.folder
         rows: NDArray[np.int64] = np.load(folder.remaining_rows)
         start = time.perf_counter()
-        with log_file(folder.logs), ThreadPoolExecutor(1, "memvec-server") as pool:
-            asking = _Cancellable()
-            with stop_on_signal(asking.cancel, said="keeping what was answered; a second signal stops at once"):
-                pool.submit(asking.run, self._ask_all(rows)).result()
+        loop = CancellableLoop()
+        with (
+            log_file(folder.logs),
+            stop_on_signal(loop.cancel, said="keeping what was answered; a second signal stops at once"),
+        ):
+            loop.run(self._ask_all(rows))
         self._seconds += time.perf_counter() - start
         self._write_metrics()
 
@@ -133,8 +134,9 @@ class ServerComputation:
         )
         left = iter(rows.tolist())
         with _Frames(self) as frames, bar:
-            async with ChatClient(self.server, self.counts) as client:
-                await client.greet()
+            async with ChatClient(self.server, self.counts, left_out=self.left_out or ()) as client:
+                if self.left_out is None:
+                    await client.greet()
                 self.left_out = client.left_out
                 try:
                     async with asyncio.TaskGroup() as group:
@@ -145,6 +147,7 @@ class ServerComputation:
 
     async def _ask(self, client: Any, left: Iterator[int], made: OutputRows, frames: _Frames, bar: Any) -> None:
         """Asks about one window after the other, until none is left."""
+        before = self._output_tokens
         for row in left:
             text = made.windows[row][TEXT]
             answer = await client.ask(text, self.server.sampling(row, attempt=self.windows.attempt))
@@ -155,7 +158,8 @@ class ServerComputation:
                 frames.add(made.of(row, answer.text, num_tokens=answer.completion_tokens, is_cut=answer.is_cut))
                 self._output_tokens += answer.completion_tokens
             self._asked += 1
-            bar.set_postfix_str(f"{self._output_tokens / max(bar.format_dict['elapsed'], 1e-9):,.0f} tokens/s", False)
+            tokens = self._output_tokens - before
+            bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):,.0f} tokens/s", refresh=False)
             bar.update()
 
     def _write_metrics(self) -> None:
@@ -207,33 +211,3 @@ class _Frames:
             self._flush()
         finally:
             self._journal.close()
-
-
-class _Cancellable:
-    """Runs a coroutine in an event loop of its own; another thread may cancel it."""
-
-    def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._is_cancelled = False
-
-    def run(self, coroutine: Any) -> None:
-        """Runs it to its end, or until it is cancelled."""
-
-        async def main() -> None:
-            self._loop, self._task = asyncio.get_running_loop(), asyncio.ensure_future(coroutine)
-            if self._is_cancelled:
-                self._task.cancel()
-            try:
-                await self._task
-            except asyncio.CancelledError:
-                if not self._is_cancelled:
-                    raise
-
-        asyncio.run(main())
-
-    def cancel(self) -> None:
-        """Cancels it, from any thread and at any time."""
-        self._is_cancelled = True
-        if self._loop is not None and self._task is not None:
-            self._loop.call_soon_threadsafe(self._task.cancel)

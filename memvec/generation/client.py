@@ -19,7 +19,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,12 +71,13 @@ class ChatClient:
     Args:
         server: Which, and how.
         counts: Are added to.
+        left_out: The optional fields that are known not to be taken.
     """
 
-    def __init__(self, server: ChatServer, counts: RequestCounts) -> None:
+    def __init__(self, server: ChatServer, counts: RequestCounts, *, left_out: Sequence[str] = ()) -> None:
         self.server = server
         self.counts = counts
-        self.left_out: list[str] = []  # the optional fields that the server does not take
+        self.left_out = list(left_out)
         self._key = server.key
         self._not_before = 0.0  # on the monotonic clock
         self._is_waiting = False

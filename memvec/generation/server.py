@@ -134,7 +134,7 @@ class ChatServer:
         if self.tokenizer is not None:
             measured_in = hashlib.sha256(self._backend.to_str().encode()).hexdigest()
         return {
-            "server_model": self.model,
+            "model": self.model,
             "template": self.prompt.template,
             **self.prompt.fingerprint(),
             "tokenizer": measured_in,
