@@ -7,6 +7,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from memvec.run.folder import RunFolder
 from memvec.writer.finalize import Finalizer
 from memvec.writer.journal import JournalWriter
 from memvec.writer.vectors import read_journal
+from tests.helpers.conversations import CHAT, generation_overrides, write_lines
+from tests.helpers.damage import damage
 from tests.helpers.processes import arguments, finish, start, start_disturbed, write_texts
 
 TEXTS = [f"she likes tea number {n}" for n in range(30)]
@@ -232,3 +235,32 @@ def test_a_run_of_many_attempts_resumes_with_few_descriptors(
     assert f"going on in {folder.root}: 20 vectors are left to compute" in said
     vectors, right = (memvec.load(root)["vector"][:] for root in (folder.root, expected.output_dir))
     assert float((vectors - right).abs().max()) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def generated(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], RunFolder]:
+    """A generation that was stopped before its results; tests work on copies of its folder."""
+    root = tmp_path_factory.mktemp("generated")
+    overrides = generation_overrides(write_lines(root / "chat.jsonl", CHAT), root / "run", llama)
+    return overrides, leave_unfinished(memvec.compose(overrides, config_name="generate"), memvec.generate)
+
+
+@pytest.mark.parametrize("name", ["conversations.arrow", "entries.arrow", "rejected.jsonl", "prompts.arrow"])
+@pytest.mark.parametrize("kind", ["emptied", "zeroed", "cut", "flipped"])
+def test_a_generations_prepared_files_are_made_again(
+    name: str,
+    kind: str,
+    generated: tuple[list[str], RunFolder],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    overrides, stopped = generated
+    root = shutil.copytree(stopped.root, tmp_path / "run")
+    path = RunFolder(root).journal / name
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole, kind, Random(0)))
+    cfg = memvec.compose([*overrides, f"output_dir={root}"], config_name="generate")
+    with caplog.at_level("INFO", logger="memvec"):
+        assert leave_unfinished(cfg, memvec.generate).root == root
+    assert path.read_bytes() == whole
+    assert f"going on in {root}: 0 windows are left to compute" in caplog.text

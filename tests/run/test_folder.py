@@ -249,7 +249,7 @@ def claim_while(root: Path, other: str) -> str:
 
 @pytest.mark.processes
 @pytest.mark.parametrize("unfinished", [True, False])
-def test_a_run_that_another_process_finishes_meanwhile_is_finished(unfinished: bool, tmp_path: Path) -> None:
+def test_a_run_that_another_process_finishes_is_finished(unfinished: bool, tmp_path: Path) -> None:
     """Between the first look and the lock."""
     if unfinished:
         folder = RunFolder(tmp_path)
@@ -299,7 +299,7 @@ def test_one_of_two_that_start_at_once_has_the_folder(tmp_path: Path) -> None:
         assert process.returncode == 0
 
 
-def test_giving_a_folder_back_removes_the_journal_while_it_is_locked(tmp_path: Path) -> None:
+def test_the_journal_is_removed_while_it_is_locked(tmp_path: Path) -> None:
     """A process that comes then never loses a journal that it has begun."""
     first = RunFolder(tmp_path)
     first.claim(FINGERPRINT)
