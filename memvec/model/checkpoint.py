@@ -195,7 +195,7 @@ def length_boundaries(config: PreTrainedConfig) -> tuple[int, ...]:
     with every token, begins at `max_position_embeddings`, where prompts end.)
     """
     text = config.get_text_config()
-    ropes = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    ropes = getattr(text, "rope_parameters", None) or {}
     # Of some models each kind of layer has its own.
     each = [ropes, *(own for own in ropes.values() if isinstance(own, dict))]
     lengths = {

@@ -260,12 +260,12 @@ class Extractor:
         if prefix_length and self.prefix is not None:
             cache = self.prefix.expand(len(input_ids))
             states = self.backbone(input_ids[:, prefix_length:], cache=cache)  # of each layer [B, T - P, D]
-            return self._pool(states, length - prefix_length)
-        return self._pool(self.backbone(input_ids), length)
+            return self._pool(states, length - prefix_length).float()
+        return self._pool(self.backbone(input_ids), length).float()
 
     def _pool(self, states: tuple[torch.Tensor, ...], length: torch.Tensor) -> torch.Tensor:
-        """Returns the last real token's state, `[B, D]` float32, or of several layers `[B, L, D]`."""
-        vectors = [last_token(state, length).float() for state in states]
+        """Returns the last real token's state, `[B, D]`, or of several layers `[B, L, D]`, of the dtype of the states."""
+        vectors = [last_token(state, length) for state in states]
         return vectors[0] if len(vectors) == 1 else torch.stack(vectors, dim=1)
 
 
