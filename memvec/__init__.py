@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 from memvec.errors import ConfigError, ExtraError, InputError, MemvecError, ModelError, RunFolderError, WriterError
 
 if TYPE_CHECKING:
-    from memvec.api import load as load
     from memvec.config.compose import compose as compose
     from memvec.encoder import Encoder as Encoder
     from memvec.encoder import encode as encode
     from memvec.extract import extract as extract
     from memvec.generate import generate as generate
     from memvec.predict import predict as predict
+    from memvec.retrieval.searcher import Searcher as Searcher
+    from memvec.run.result import load as load
     from memvec.search import search as search
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ __all__ = [
     "MemvecError",
     "ModelError",
     "RunFolderError",
+    "Searcher",
     "WriterError",
     "compose",
     "encode",
@@ -53,9 +55,10 @@ _LAZY = {
     "encode": "memvec.encoder",
     "extract": "memvec.extract",
     "generate": "memvec.generate",
-    "load": "memvec.api",
+    "load": "memvec.run.result",
     "predict": "memvec.predict",
     "search": "memvec.search",
+    "Searcher": "memvec.retrieval.searcher",
 }
 
 

@@ -34,10 +34,10 @@ from memvec.data.rules import BatchRules
 from memvec.data.texts import as_values, why_unusable
 from memvec.errors import ConfigError, InputError, ModelError, one_line
 from memvec.model.backbone import Backbone
-from memvec.model.checkpoint import Checkpoint, locate_model, prompt_limit
+from memvec.model.checkpoint import Checkpoint, locate_model, prompt_limit, vocabulary_size
 from memvec.model.extractor import Speedups
 from memvec.model.held import HeldModel, float32_copy
-from memvec.model.lending import decoder_of, tokenizer_of, weights_digest
+from memvec.model.lending import decoder_of, lent_tokenizer, tokenizer_of, weights_digest
 from memvec.model.widening import widen_where_emulated
 from memvec.prompt.encoder import PromptEncoder, text_limit
 from memvec.prompt.template import Prompt
@@ -253,9 +253,9 @@ class Encoder:
 
     def _loaded(self) -> HeldModel:
         """Returns the model, loaded in this process."""
-        if self._process != os.getpid():  # forked: neither the parent's threads nor its lock are here
+        if self._process != os.getpid():  # forked: neither the parent's model nor its lock may be used here
             self._start_in_process()
-            torch.set_num_threads(1)  # as a DataLoader's worker: the parent's pool of threads is not here either
+        _heed_fork()
         with self._lock:
             if self._held is None:
                 self._held = self._borrow() if self.is_lent else self._load()
@@ -293,7 +293,9 @@ class Encoder:
 
     def _prompts(self, tokenizer: Any, config: PreTrainedConfig) -> PromptEncoder:
         limit = text_limit(self.max_length, prompt_limit(config))
-        return PromptEncoder(tokenizer_of(tokenizer), self.prompt, max_length=limit)
+        inner = tokenizer_of(tokenizer)
+        with lent_tokenizer(inner):
+            return PromptEncoder(inner, self.prompt, max_length=limit, vocabulary=vocabulary_size(config))
 
     def _hold(
         self, backbone: Backbone, prompts: PromptEncoder, speedups: Speedups, load_exact: Callable[[], Backbone]
@@ -323,6 +325,21 @@ class Encoder:
         """Starts without a model in the process that unpickles it."""
         self.__dict__.update(state)
         self._start_in_process()
+
+
+_forked: list[bool] = []
+os.register_at_fork(after_in_child=lambda: _forked.append(True))
+
+
+def _heed_fork() -> None:
+    """Does without the pools of threads of the process that this one was forked from: they are not here.
+
+    Waiting for them would be for ever (github.com/pytorch/pytorch/issues/17199, huggingface/tokenizers#187).
+    """
+    if _forked:
+        _forked.clear()
+        torch.set_num_threads(1)
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def _is_module(model: Any) -> bool:

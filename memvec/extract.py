@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -95,7 +95,8 @@ def share_weights(generator: GenerationModule, module: HiddenStateModule) -> boo
         return False
     loaded, generator.loaded = generator.loaded, None  # its head is not needed any more
     unpack(loaded)  # the second stage chooses its own kernels
-    module.backbone = Backbone(loaded.model.get_decoder(), layers=(module.layer,)).eval()
+    language_model: Any = loaded.model
+    module.backbone = Backbone(language_model.get_decoder(), layers=(module.layer,)).eval()
     module.backbone.keep_dtypes(loaded.dtype)  # weights that the first stage has widened stay so
     return True
 

@@ -67,7 +67,18 @@ class JsonObject:
 
     def take_text(self, name: str) -> str:
         """Returns the value of a name in words, be it a text or a number."""
-        return str(self.take_scalar(name, self._find(name)))
+        return str(self.take_any(name))
+
+    def take_any(self, name: str) -> Scalar:
+        """Returns the value of a name, be it a text, a number, true, false or null."""
+        return self.checked(name, self._find(name))
+
+    def take_objects(self, name: str) -> list[JsonObject]:
+        """Returns the list of objects of a name."""
+        found = self._find(name)
+        if not isinstance(found, list):
+            raise self._refusal(name, found, "a list")
+        return [self.as_object(value, f"{name}[{position}]") for position, value in enumerate(found)]
 
     def take_list(self, name: str, kind: type[Kind]) -> list[Kind]:
         """Returns the list of a name, each value as `take` returns it."""
@@ -101,7 +112,7 @@ class JsonObject:
             raise self._refusal(name, found, "an object")
         return JsonObject(self.path, found, self._full(name))
 
-    def take_scalar(self, name: str, found: Any) -> Scalar:
+    def checked(self, name: str, found: Any) -> Scalar:
         """Returns a value of the file, found by the caller, that is a text, a number, true, false or null.
 
         Raises:

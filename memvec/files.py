@@ -43,10 +43,11 @@ def make_folder(path: Path) -> None:
 
     Raises:
         RunFolderError: A link is in its place.
-        OSError: It cannot be made.
+        WriterError: It cannot be made.
     """
     _refuse_link(path)
-    path.mkdir(mode=path.parent.stat().st_mode & 0o777, exist_ok=True)
+    with writing(path):
+        path.mkdir(mode=path.parent.stat().st_mode & 0o777, exist_ok=True)
 
 
 def create_file(path: Path, flags: int) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from memvec.errors import MemvecError, on_one_line, one_line
+from memvec.errors import MemvecError, on_one_line
 from memvec.files import atomic_file
 from memvec.page.contents import Json
 from memvec.page.render import render_page
@@ -91,11 +91,6 @@ def main() -> None:
     except MemvecError as error:
         sys.stderr.write(f"memvec: error: {error}\n")
         sys.exit(error.exit_code)
-    except OSError as error:
-        sys.stderr.write(
-            on_one_line(f"memvec: error: {folder}: the report cannot be written: {one_line(error)}") + "\n"
-        )
-        sys.exit(1)
 
 
 if __name__ == "__main__":

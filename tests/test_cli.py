@@ -41,6 +41,17 @@ WRONG: dict[str, tuple[list[str], list[str], int]] = {
         ["model.layer=99"],
         2,
     ),
+    "a value that Hydra cannot read": (
+        ["trainer.precision=16=true"],
+        ["trainer.precision=16=true", "\"trainer.precision='16=true'\""],
+        2,
+    ),
+    "a word that is no override": (["data.path=my", "file.jsonl"], ["file.jsonl", "NAME=VALUE"], 2),
+    "an override that is typed as a flag": (["--data.limit=3"], ["--data.limit=3", "data.limit=3"], 2),
+    "a list of text columns": (["data.text_column=[text,id]"], ["data.text_column=['text', 'id']", "one name"], 2),
+    "an id column that no row has": (["data.id_column=key"], ["'key'", "data.id_column"], 1),
+    "a split that is not there": (["data.split=dev"], ["'dev'", "data.split"], 1),
+    "an encoding that there is not": (["data.encoding=utf9"], ["data.encoding=utf9", "utf-8"], 2),
     "a strategy that is unknown": (["trainer.strategy=dpp"], ["strategy", "dpp"], 2),
 }
 

@@ -292,6 +292,7 @@ def test_a_decoder_alone_and_a_processor_are_taken(llama: Path) -> None:
     torch.testing.assert_close(vectors, reference(llama, TEXTS), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
 def test_an_adapter_that_is_active_counts() -> None:
     peft = pytest.importorskip("peft")
     torch.manual_seed(3)

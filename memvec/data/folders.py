@@ -86,6 +86,11 @@ def files_of_split(files: Sequence[Path], split: str, *, root: Path, name: str) 
     return chosen
 
 
+def is_split_folder(folder: Path) -> bool:
+    """Whether a folder is called exactly as a split is."""
+    return any(folder.name.lower() in words for words in SPLIT_WORDS.values())
+
+
 def _splits_of(path: Path, asked: str) -> set[str]:
     for part in (path.name, *reversed(path.parts[:-1])):
         if part == asked or part.partition(".")[0] == asked:

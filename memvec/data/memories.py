@@ -32,6 +32,7 @@ class MemoryTexts:
         prompt: The prompt each text is put into.
         tokenizer: The model's tokenizer.
         model_limit: Most tokens the model takes; None is no limit.
+        vocabulary: How many tokens the model has embeddings for; None is not known.
         text_column: Name of the field with the text.
         id_column: Name of the field with the id; `auto` is `id`, where the rows have one; None makes the row number
             the id.
@@ -58,6 +59,7 @@ class MemoryTexts:
         prompt: Prompt,
         tokenizer: PreTrainedTokenizerFast,
         model_limit: int | None,
+        vocabulary: int | None = None,
         text_column: str = "text",
         id_column: str | None = AUTO,
         split: str | None = None,
@@ -81,7 +83,9 @@ class MemoryTexts:
         self.limit = at_least_or_none("data.limit", limit, 1)
         self.rules = BatchRules(batch_size=batch_size, max_tokens=max_tokens)
         self.num_workers = at_least("data.num_workers", num_workers, 0)
-        self.encoder = PromptEncoder(tokenizer, prompt, max_length=text_limit(max_length, model_limit))
+        self.encoder = PromptEncoder(
+            tokenizer, prompt, max_length=text_limit(max_length, model_limit), vocabulary=vocabulary
+        )
 
     @cached_property
     def sources(self) -> list[Source]:

@@ -88,7 +88,8 @@ class PreparedRows:
                 make()
                 found = {path.name: checksum for path in paths if (checksum := _checksum(path)) is not None}
                 made_of_other_content = made_of_other_content or found != expected
-                _write_record(folder, {**files, **found}, run=run)
+                later = {} if made_of_other_content else known
+                _write_record(folder, {**later, **files, **found}, run=run)
                 expected = found
             files |= expected
 
@@ -160,7 +161,7 @@ def _read_record(folder: RunLayout, *, run: bytes) -> dict[str, str]:
         seal = record.pop("seal")
     except (RunFolderError, AttributeError, KeyError, TypeError):
         return {}
-    if seal != _digest_of(record).hex() or record["run"] != run.hex():
+    if seal != _digest_of(record).hex() or record.get("run") != run.hex():
         return {}
     files: dict[str, str] = record["files"]
     return files

@@ -31,6 +31,7 @@ class PromptWindows:
         prompt: What the model is asked about each window.
         tokenizer: The model's tokenizer.
         model_limit: Most tokens the model takes, those it writes counted; None is no limit.
+        vocabulary: How many tokens the model has embeddings for; None is not known.
         output_tokens: Most tokens the model writes about a window.
         batch_size: Most windows in a batch.
         max_tokens: Most tokens in a batch, padding, output and shared prefix included; None is as many as have room for
@@ -48,6 +49,7 @@ class PromptWindows:
         prompt: MemoryPrompt,
         tokenizer: PreTrainedTokenizerFast,
         model_limit: int | None,
+        vocabulary: int | None = None,
         output_tokens: int,
         batch_size: int = 256,
         max_tokens: int | None = None,
@@ -62,7 +64,7 @@ class PromptWindows:
         self.rules = BatchRules(batch_size=batch_size, max_tokens=max_tokens, output_tokens=output_tokens)
         self.num_workers = at_least("data.num_workers", num_workers, 0)
         max_length = None if model_limit is None else model_limit - output_tokens
-        self.encoder = PromptEncoder(tokenizer, prompt.to_prompt(), max_length=max_length)
+        self.encoder = PromptEncoder(tokenizer, prompt.to_prompt(), max_length=max_length, vocabulary=vocabulary)
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns what decides the prompts of a run."""

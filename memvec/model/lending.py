@@ -57,6 +57,23 @@ def lent(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextmanager
+def lent_tokenizer(tokenizer: Any) -> Iterator[None]:
+    """Puts a tokenizer's truncation and padding back as they were."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        yield
+        return
+    truncation, padding = backend.truncation, backend.padding
+    try:
+        yield
+    finally:
+        if truncation is not None:
+            backend.enable_truncation(**truncation)
+        if padding is not None:
+            backend.enable_padding(**padding)
+
+
 def weights_digest(model: nn.Module) -> str:
     """Returns a hex SHA-256 over names, types and content of a model's weights; it reads all of them."""
     state = hashlib.sha256()

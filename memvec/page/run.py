@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from memvec.api import load
 from memvec.config.prompts import prompt_name
 from memvec.errors import on_one_line
 from memvec.fields import JsonObject
@@ -29,6 +28,7 @@ from memvec.page.projection import clusters, positions, principal_components
 from memvec.retrieval.exact import as_units, mean_vector
 from memvec.run.folder import RunFolder
 from memvec.run.manifest import Manifest, read_manifest, run_settings
+from memvec.run.result import load
 from memvec.run.summary import RunSummary, read_summary
 from memvec.schema import ID, NUM_TOKENS, TEXT, VECTOR
 
@@ -116,7 +116,7 @@ def _facts(summary: RunSummary, manifest: Manifest) -> list[tuple[str, str]]:
     counts, numbers = summary.counts, summary.numbers
     speeds = [f"{numbers.take(f'{unit}_per_second', float):,.1f} {unit}/s" for unit in ("entries", "tokens")]
     seconds = numbers.within("seconds").take_all(float)
-    prompt = prompt_name({"template": manifest.template, "chat": manifest.chat})
+    prompt = manifest.prompt
     facts = [
         ("entries", f"{counts.entries:,} ({counts.unique:,} different)"),
         ("rejected", f"{counts.rejected:,}"),
@@ -125,8 +125,8 @@ def _facts(summary: RunSummary, manifest: Manifest) -> list[tuple[str, str]]:
         ("input", str(run_settings(summary.folder).get("data.path"))),
         ("model", manifest.name_or_path),
         ("layer", f"{manifest.layer} (after the final norm)" if manifest.layer == -1 else str(manifest.layer)),
-        ("prompt", f"{prompt}: {manifest.template}"),
-        ("precision", f"{manifest.precision} ({manifest.dtype})"),
+        ("prompt", "" if prompt is None else f"{prompt_name(vars(prompt))}: {prompt.template}"),
+        ("precision", f"{manifest.precision} ({manifest.fingerprint.get('dtype')})"),
         ("computed", manifest.computed),
         ("speed", ", ".join(speeds)),
         ("padding", f"{numbers.take('padding_share', float):.1%} of the tokens computed"),

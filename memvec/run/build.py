@@ -35,7 +35,7 @@ from memvec.generation.module import GenerationModule
 from memvec.generation.outputs import has_outputs
 from memvec.generation.server import ChatServer
 from memvec.generation.writer import OutputWriter
-from memvec.model.checkpoint import prompt_limit
+from memvec.model.checkpoint import prompt_limit, vocabulary_size
 from memvec.model.module import HiddenStateModule
 from memvec.run.folder import RunFolder
 from memvec.trainer.history import RankHistory
@@ -79,6 +79,7 @@ def build_datamodule(cfg: DictConfig, module: HiddenStateModule, folder: RunFold
         prompt=_build("prompt", cfg.prompt),
         tokenizer=module.checkpoint.load_tokenizer(),
         model_limit=prompt_limit(module.checkpoint.config),
+        vocabulary=vocabulary_size(module.checkpoint.config),
     )
     return PromptDataModule(texts, folder=folder, is_done=partial(has_vectors, folder))
 
@@ -102,6 +103,7 @@ def build_conversations(cfg: DictConfig, module: GenerationModule, folder: RunFo
         prompt=module.prompt,
         tokenizer=module.checkpoint.load_tokenizer(),
         model_limit=prompt_limit(module.checkpoint.config),
+        vocabulary=vocabulary_size(module.checkpoint.config),
         output_tokens=module.max_new_tokens,
         **{name: cfg.data[name] for name in OF_BATCHES if name in cfg.data},
     )

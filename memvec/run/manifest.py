@@ -12,9 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from memvec.errors import RunFolderError
+from memvec.errors import ConfigError, RunFolderError
 from memvec.fields import JsonObject, Scalar
 from memvec.layout import RunLayout
+from memvec.prompt.template import Prompt
+
+# What the fingerprints of a run and of an encoder both hold.
+IDENTITY = ("model", "layer", "dtype", "tokenizer", "template", "chat", "max_length")
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,8 @@ class Manifest:
         dimension: The length of a vector; None in a run that has generated texts.
         parts: How many rows each Parquet file of the result has, by its name in the run's folder; None in a manifest of
             an earlier version.
-        model_digest: The commit or the digest of the model; of a server's, the name under which it serves it.
-        dtype: What the vectors were computed in; empty in a run that has generated texts.
+        keep_text: Whether the result has the texts.
+        fingerprint: What decided the vectors, as far as an encoder knows it too.
         max_length: Most tokens in a prompt; None is the model's own limit.
         name_or_path: The model.
         revision: Of a Hub model.
@@ -39,8 +43,7 @@ class Manifest:
         tune: As `model.tune`.
         probe: As `model.probe`.
         precision: As `trainer.precision`.
-        template: The prompt; None in a run that has generated texts.
-        chat: Whether it was put into the tokenizer's chat template.
+        prompt: What each text was put into; None in a run that has generated texts.
     """
 
     finished: str
@@ -49,8 +52,8 @@ class Manifest:
     rows: int
     dimension: int | None
     parts: dict[str, int] | None
-    model_digest: str
-    dtype: str
+    keep_text: bool
+    fingerprint: dict[str, Scalar]
     max_length: int | None
     name_or_path: str
     revision: str | None
@@ -59,8 +62,7 @@ class Manifest:
     tune: str
     probe: str
     precision: str
-    template: str | None
-    chat: bool
+    prompt: Prompt | None
 
 
 def is_manifest(content: JsonObject) -> bool:
@@ -101,7 +103,8 @@ def known_of(manifest: JsonObject) -> Manifest:
     """
     config, fingerprint = manifest.within("config"), manifest.within("fingerprint")
     data, model, trainer = (config.within(group) for group in ("data", "model", "trainer"))
-    prompt = config.within("prompt") if config.has("prompt") else None
+    prompt = _prompt(config.within("prompt")) if config.has("prompt") else None
+    told = fingerprint if fingerprint.has("precision") else trainer  # `auto` and the like are resolved in the former
     return Manifest(
         finished=manifest.take("finished", str),
         versions=manifest.within("versions").take_all(str),
@@ -109,8 +112,8 @@ def known_of(manifest: JsonObject) -> Manifest:
         rows=manifest.take("counts.memories" if prompt is None else "counts.entries", int),
         dimension=None if prompt is None else manifest.take("counts.dimension", int),
         parts=manifest.within("parts").take_all(int) if manifest.has("parts") else None,
-        model_digest=fingerprint.take("model", str),
-        dtype="" if prompt is None else fingerprint.take("dtype", str),
+        keep_text=config.within("writer").take_or("keep_text", bool) is not False,
+        fingerprint={name: fingerprint.take_any(name) for name in IDENTITY if name in fingerprint.content},
         max_length=data.take_or("max_length", int),
         name_or_path=model.take_text("name_or_path"),
         revision=model.take_text("revision") if model.has("revision") else None,
@@ -118,10 +121,22 @@ def known_of(manifest: JsonObject) -> Manifest:
         prefix_cache=model.take_or("prefix_cache", str) or "auto",
         tune=model.take_or("tune", str) or "auto",
         probe=model.take_or("probe", str) or "auto",
-        precision=trainer.take_text("precision") if trainer.has("precision") else "32-true",
-        template=None if prompt is None else prompt.take("template", str),
-        chat=prompt is not None and bool(prompt.take_or("chat", bool)),
+        precision=told.take_text("precision") if told.has("precision") else "32-true",
+        prompt=prompt,
     )
+
+
+def _prompt(group: JsonObject) -> Prompt:
+    words = group.within("chat_template_kwargs") if group.has("chat_template_kwargs") else None
+    try:
+        return Prompt(
+            group.take("template", str),
+            chat=bool(group.take_or("chat", bool)),
+            turns=[turn.take_all(str) for turn in group.take_objects("turns")] if group.has("turns") else (),
+            chat_template_kwargs={} if words is None else {name: words.take_any(name) for name in words.content},
+        )
+    except ConfigError as error:
+        raise RunFolderError(f"{group.path}: damaged, or not of memvec: {error}") from error
 
 
 def run_settings(folder: RunLayout) -> dict[str, Scalar]:
@@ -135,4 +150,4 @@ def _settings(config: JsonObject, outer: str = "") -> Iterator[tuple[str, Scalar
         if isinstance(value, dict):
             yield from _settings(config.within(name), override)
         else:
-            yield override, config.take_scalar(name, str(value) if isinstance(value, list) else value)
+            yield override, config.checked(name, str(value) if isinstance(value, list) else value)

@@ -28,11 +28,33 @@ from memvec.errors import RunFolderError, one_line
 from memvec.features import vector_features
 from memvec.files import atomic_file, make_folder, make_root
 from memvec.layout import RunLayout
-from memvec.run.manifest import Manifest
-from memvec.schema import ID, NUM_TOKENS, TEXT, VECTOR
+from memvec.run.manifest import Manifest, read_manifest
+from memvec.schema import ID, NUM_TOKENS, VECTOR
 
 ROWS_PER_BATCH = 5_000
 PART = re.compile(r"part-(\d{5,})-of-(\d{5,})\.parquet")
+
+
+def load(output_dir: str | Path) -> Dataset:
+    """Returns the vectors of a finished run.
+
+    Args:
+        output_dir: The run's folder.
+
+    Returns:
+        A memory-mapped dataset with columns `id`, `text` (where kept), `vector` and `num_tokens`, in input order; its
+        format is torch: `dataset["vector"][:]` is a `[N, D]` float32 tensor.
+
+    Raises:
+        RunFolderError: There is no finished run, or a file of it is missing or damaged.
+    """
+    folder = RunLayout(output_dir)
+    manifest = read_manifest(folder)
+    if manifest.prompt is None:
+        raise RunFolderError(
+            f"{folder.root}: holds memory texts; memvec.predict data.path={folder.memories} computes their vectors"
+        )
+    return mapped_result(folder, manifest).with_format("torch")
 
 
 def part_rows(folder: RunLayout) -> dict[str, int]:
@@ -129,7 +151,7 @@ def _schema(part: Path, manifest: Manifest) -> pa.Schema:
         features = vector_features(
             dimension=manifest.dimension or 0,
             integer_ids=pa.types.is_integer(found.field(ID).type),
-            keep_text=TEXT in found.names,
+            keep_text=manifest.keep_text,
         )
         return features.arrow_schema
 
@@ -153,8 +175,12 @@ def _write_copy(parts: list[Path], schema: pa.Schema, copy: Path) -> None:
         pa.ipc.new_stream(sink, schema) as stream,
     ):
         for path in parts:
+            rows = 0
             for batch in _batches(path, schema):
                 stream.write_batch(batch)
+                rows += len(batch)
+            if rows != _rows(path):
+                raise RunFolderError(f"{path}: damaged, or not of memvec: {rows:,} rows of {_rows(path):,} can be read")
 
 
 def _batches(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:

@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 
 from memvec.config.compose import to_container
 from memvec.errors import InputError, ServerError
-from memvec.files import atomic_file, make_folder, read_json, writing
+from memvec.files import atomic_file, make_folder, read_json
 from memvec.run.computation import Computation, Rows
 from memvec.run.folder import FORMAT, JOURNAL_FORMAT, RunFolder, RunState
 from memvec.run.summary import RunSummary, read_summary, write_summary
@@ -188,10 +188,9 @@ def _finish(stage: Stage, results: Results) -> RunSummary:
         summary=stage.summary,
     )
     if stage.cfg.profile:
-        with writing(folder.profile):
-            make_folder(folder.profile)  # there is none yet where no batch was left to compute
-            with atomic_file(folder.profile / "stages.txt") as partial:
-                partial.write_text(stage_table(seconds), encoding="utf-8")
+        make_folder(folder.profile)  # there is none yet where no batch was left to compute
+        with atomic_file(folder.profile / "stages.txt") as partial:
+            partial.write_text(stage_table(seconds), encoding="utf-8")
         log.info("where the time went: %s", folder.profile)
     folder.release(remove_journal=True)
     return summary

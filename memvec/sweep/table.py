@@ -89,7 +89,6 @@ def _differs(rows: Sequence[Row], name: str) -> bool:
 
 def _known_settings(job: RunFolder) -> Row:
     manifest, metrics, config = read_manifest(job), JsonObject.read(job.metrics), run_settings(job)
-    group = {"template": manifest.template, "chat": manifest.chat}
     return {
         "job": job.root.name,
         "batch_size": config.get("data.batch_size"),
@@ -97,7 +96,7 @@ def _known_settings(job: RunFolder) -> Row:
         "precision": manifest.precision,
         # As many as there were, whatever `auto` would be here, unless nothing was left to compute and none was counted.
         "devices": metrics.take_or("ranks", int) or config.get("trainer.devices"),
-        "prompt": None if manifest.template is None else prompt_name(group),  # a run that generates has none
+        "prompt": prompt_name(vars(manifest.prompt)) if manifest.prompt else None,  # a run that generates has none
         "layer": manifest.layer,
     }
 

@@ -8,15 +8,15 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 
-from memvec.errors import OneLineFormatter
-from memvec.files import create_file, make_folder
+from memvec.errors import OneLineFormatter, on_one_line, one_line
+from memvec.files import create_file, make_folder, writing
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 # Whose levels a spawned rank takes over from the process that spawned it.
@@ -58,7 +58,8 @@ def log_file(folder: Path) -> Iterator[None]:
 
 def _open_log(folder: Path, rank: int) -> logging.Handler:
     make_folder(folder)
-    handler = _PrivateFile(folder / f"rank-{rank:05d}.log", encoding="utf-8")
+    with writing(folder):
+        handler = _PrivateFile(folder / f"rank-{rank:05d}.log", encoding="utf-8")
     handler.setFormatter(OneLineFormatter(FORMAT))
     logging.getLogger("memvec").addHandler(handler)
     return handler
@@ -128,3 +129,15 @@ class _PrivateFile(logging.FileHandler):
 
     def _open(self) -> io.TextIOWrapper:
         return os.fdopen(create_file(Path(self.baseFilename), os.O_APPEND), "a", encoding=self.encoding)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - as logging calls it
+        """Says once that the log ends here; a disk that is full ends the run where it writes results."""
+        reason = one_line(sys.exc_info()[1] or OSError())
+        line = f"memvec: {self.baseFilename}: cannot be written: {reason}; this log ends here"
+        sys.stderr.write(f"{on_one_line(line)}\n")
+        self.setLevel(logging.CRITICAL + 1)
+
+    def close(self) -> None:
+        """Closes the file; what could not be written has been said."""
+        with suppress(OSError):
+            super().close()

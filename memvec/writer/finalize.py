@@ -107,8 +107,8 @@ class Finalizer:
         rows_per_file = max(1, BYTES_PER_FILE // (4 * self.journal.dimension + 128))
         parts = -(-len(self.kept) // rows_per_file)
         paths = [self.folder.vectors / f"part-{part:05d}-of-{parts:05d}.parquet" for part in range(parts)]
+        make_folder(self.folder.vectors)
         with writing(self.folder.vectors):
-            make_folder(self.folder.vectors)
             if rank == 0:
                 for path in set(self.folder.vectors.glob(PARTS)).difference(paths):
                     path.unlink()  # an earlier attempt's, which had other rows to write

@@ -18,7 +18,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from memvec.data.prepared import Signature
-from memvec.errors import WriterError
 from memvec.files import create_file, writing
 from memvec.schema import INDEX, REASON, VECTOR
 from memvec.writer.frames import SUFFIX, pack_frame
@@ -83,7 +82,7 @@ class JournalWriter:
         frame = memoryview(pack_frame(rows, self.signature))
         with writing(self.path):
             if os.fstat(self._descriptor).st_nlink == 0:
-                raise WriterError(f"{self.path}: was removed while the run was writing to it")
+                raise FileNotFoundError("it was removed while the run was writing to it")
             while frame:  # write may take less than it is given
                 frame = frame[os.write(self._descriptor, frame) :]
             if self.fsync == "flush":

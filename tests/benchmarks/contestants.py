@@ -147,8 +147,7 @@ def sentence_transformers(task: Task, *, chat_template: bool) -> Run:
 
 def memvec(task: Task, *, name: str = "memvec", overrides: Sequence[str] = ()) -> Run:
     """`memvec.predict` as a user runs it; the seconds are those of its predict stage, from its own metrics.json."""
-    from memvec import compose, predict
-    from memvec.encoding import read_vectors
+    from memvec import compose, load, predict
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # as conf/predict.yaml does for the command line
     folder, data = task.scratch / name, task.scratch / f"{name}.jsonl"
@@ -172,7 +171,7 @@ def memvec(task: Task, *, name: str = "memvec", overrides: Sequence[str] = ()) -
         gc.collect()  # the model of the run before, which the others load once for all runs
         summary = predict(compose(overrides))
         metrics, compile_seconds = summary.metrics, summary.manifest["notes"]["compile_seconds"]
-        vectors = read_vectors(folder).numpy()
+        vectors = load(folder)["vector"][:].numpy()
         details = {"metrics": metrics, "compile_seconds": compile_seconds, "overrides": list(task.overrides)}
         return Turn(vectors, metrics["predict_seconds"], metrics["padding_share"], details)
 

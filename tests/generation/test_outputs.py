@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pyarrow as pa
@@ -10,9 +13,10 @@ import pytest
 
 from memvec.generation.outputs import OUTPUT_SCHEMA, Output, OutputIndex, read_outputs
 from memvec.generation.parser import Outcome
-from memvec.writer.journal import JournalWriter
+from memvec.writer.journal import JournalWriter, vector_rows
 from tests.generation.frames import no_output, said, write_frames
-from tests.helpers.signatures import MINE
+from tests.helpers.damage import DAMAGES, damage
+from tests.helpers.signatures import ANOTHER_RUN, MINE
 
 FACT, NONE, NOISE = "- Ann likes tea.", "NONE", "###"
 
@@ -113,3 +117,71 @@ def test_a_damaged_frame_is_passed_over_and_named(damage: str, tmp_path: Path) -
     assert np.flatnonzero(~index.is_done(0)).tolist() == [lost]
     assert len(index.damaged) == 1
     assert path.name in index.damaged[0]
+
+
+def test_outputs_of_another_run_are_reported_and_ignored(tmp_path: Path) -> None:
+    write_frames(tmp_path, [said(0, FACT)])
+    with JournalWriter(tmp_path, rank=1, signature=ANOTHER_RUN) as writer:
+        writer.append_rows(pa.RecordBatch.from_pylist([said(0, NOISE), said(1, NOISE)], schema=OUTPUT_SCHEMA))
+    index = read_outputs(tmp_path, rows=2, signature=MINE)
+    assert texts(index, 2) == [[FACT], []]
+    assert index.damaged == [f"{writer.path.name}: 1 frames of another run"]
+
+
+STRANGE = {
+    "vectors": vector_rows(np.asarray([1]), np.ones((1, 4), dtype=np.float32)),
+    "a third attempt": pa.RecordBatch.from_pylist([said(1, FACT, attempt=2)], schema=OUTPUT_SCHEMA),
+    "an attempt before the first": pa.RecordBatch.from_pylist([said(1, FACT, attempt=-1)], schema=OUTPUT_SCHEMA),
+    "an unknown outcome": pa.RecordBatch.from_pylist([said(1, FACT, outcome=7)], schema=OUTPUT_SCHEMA),
+    "neither text nor reason": pa.RecordBatch.from_pylist([said(1, FACT) | {"text": None}], schema=OUTPUT_SCHEMA),
+    "text and reason": pa.RecordBatch.from_pylist([said(1, FACT, reason="why")], schema=OUTPUT_SCHEMA),
+    "no length": pa.RecordBatch.from_pylist([said(1, FACT, num_tokens=None)], schema=OUTPUT_SCHEMA),
+}
+
+
+@pytest.mark.parametrize("batch", STRANGE.values(), ids=STRANGE)
+def test_a_frame_of_something_else_is_damage(batch: pa.RecordBatch, tmp_path: Path) -> None:
+    with JournalWriter(tmp_path, rank=0, signature=MINE) as writer:
+        writer.append_rows(batch)
+        writer.append_rows(pa.RecordBatch.from_pylist([said(0, FACT)], schema=OUTPUT_SCHEMA))
+    index = read_outputs(tmp_path, rows=2, signature=MINE)
+    assert texts(index, 2) == [[FACT], []]
+    assert index.damaged == [f"{writer.path.name}: a frame with other columns than this run's"]
+
+
+def test_three_hundred_damaged_files_give_right_texts(tmp_path: Path) -> None:
+    """What is found is right, and what is not damaged is found; never an exception."""
+    choose = Random(13)
+    frames = [[said(n, f"- Likes tea {n}."), said(n + 1, f"- 喝茶 {n + 1}。" * n)] for n in range(0, 20, 2)]
+    expected = [[row["text"]] for frame in frames for row in frame]
+    spoiled = write_frames(tmp_path, *frames)
+    write_frames(tmp_path, *([said(n, expected[n][0])] for n in range(5)), rank=1)
+    (tmp_path / "other").mkdir()
+    with JournalWriter(tmp_path / "other", rank=0, signature=ANOTHER_RUN) as writer:
+        for n in range(20):
+            writer.append_rows(pa.RecordBatch.from_pylist([said(n, "- Wrong.")], schema=OUTPUT_SCHEMA))
+    whole, other = spoiled.read_bytes(), writer.path.read_bytes()
+    for number in range(300):
+        kind = choose.choice(DAMAGES)
+        spoiled.write_bytes(damage(whole, kind, choose, splice=other))
+        index = read_outputs(tmp_path, rows=20, signature=MINE)
+        found = texts(index, 20)
+        assert all(text in ([], right) for text, right in zip(found, expected, strict=True)), number
+        assert found[:5] == expected[:5], number
+
+
+def test_any_number_of_files_takes_few_descriptors(tmp_path: Path) -> None:
+    """In a process that may hold 60 files open, 600 are read, and every text taken from them."""
+    for number in range(600):
+        write_frames(tmp_path, [said(number, f"- Likes tea {number}.")], rank=number)
+    script = (
+        "import resource, sys; from pathlib import Path\n"
+        "from memvec.generation.outputs import read_outputs\n"
+        "from tests.helpers.signatures import MINE\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60))\n"
+        "index = read_outputs(Path(sys.argv[1]), rows=600, signature=MINE)\n"
+        "assert all(index.outputs(row)[0].text == f'- Likes tea {row}.' for row in range(600))\n"
+        "print('right')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "right\n"), done.stderr

@@ -59,3 +59,25 @@ def test_every_job_is_complete_in_its_own_folder_and_one_that_fails_does_not_end
         written = {row["job"]: row[setting.rpartition(".")[2]] for row in csv.DictReader(stream)}
     assert list(written.values()) == values.split(",")[1:]
     assert set(written) == set(finished)
+
+
+def test_odd_paths_reach_every_job_and_every_rank(llama: Path, tmp_path: Path) -> None:
+    names = ["part=0/a, b #1.jsonl", "年度记忆.jsonl"]
+    for number, name in enumerate(names):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(json.dumps({"id": n, "text": f"{number} {n}"}) + "\n" for n in range(9)))
+    folder = tmp_path / 'a "sweep", 年=1'
+    how = [f"data.path='{tmp_path / names[0]}',{tmp_path / names[1]}", f"output_dir='{folder}'"]
+    shared = arguments(tmp_path, folder, llama, "trainer.strategy=ddp", "trainer.devices=2", "data.batch_size=2")
+    kept = [argument for argument in shared if not argument.startswith(("data.path=", "output_dir="))]
+    command = [*kept[:3], "-m", *kept[3:], *how]
+
+    code, said = finish(start(command), seconds=300)
+
+    assert code == 0, said
+    found = [memvec.load(folder / job)["text"][:] for job in "01"]
+    assert found == [[f"{number} {n}" for n in range(9)] for number in (0, 1)]
+    ranks = [json.loads((folder / job / "metrics.json").read_text())["ranks"] for job in "01"]
+    assert ranks == [2, 2]
+    assert {path.name for path in tmp_path.iterdir()} == {"part=0", names[1], folder.name}

@@ -75,7 +75,7 @@ class TextFormat:
             found = str(self.delimiter)
             delimiter = DELIMITERS.get(found, found)
             if len(delimiter) != 1 or delimiter in '"\r\n':
-                raise ConfigError(f"data.delimiter={found}: allowed: null, {', '.join(DELIMITERS)}, or one character")
+                raise ConfigError(f"data.delimiter={found!r}: allowed: null, {', '.join(DELIMITERS)}, or one character")
             object.__setattr__(self, "delimiter", delimiter)
 
 

@@ -1,0 +1,208 @@
+"""JSON in its three shapes, item by item and within bounds; fields within objects."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import memvec.data.formats.json_rows as json_module
+from memvec.data.formats.fields import MISSING
+from memvec.data.reader import read_file
+from memvec.errors import InputError
+
+ROWS = [{"id": "a", "text": "likes tea"}, {"id": "b", "text": "养了一只猫"}]
+EXPECTED = [("a", "likes tea"), ("b", "养了一只猫")]
+
+
+def read(path: Path, text_column: str = "text", id_column: str | None = "id") -> list[Any]:
+    return list(read_file(path, text_column=text_column, id_column=id_column))
+
+
+def fields(path: Path, text_column: str = "text", id_column: str | None = "id") -> list[Any]:
+    return [record[1:] for record in read(path, text_column, id_column)]
+
+
+# --- an object that wraps the list
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.json.gz"])
+@pytest.mark.parametrize("more", [{}, {"version": 1, "tags": ["x"], "empty": [], "info": {"n": 2}}])
+def test_an_object_that_wraps_the_rows_is_read(indent: int | None, name: str, more: Any, tmp_path: Path) -> None:
+    content = json.dumps({**more, "data": ROWS}, indent=indent).encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    assert read(tmp_path / name) == [(number, *found) for number, found in enumerate(EXPECTED)]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_an_object_with_several_lists_is_refused(indent: int | None, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"train": ROWS, "test": ROWS}, indent=indent), encoding="utf-8")
+    with pytest.raises(InputError, match="several lists of objects: train, test; allowed: one"):
+        read(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, {"data": []}, {"data": ["a"]}, {"data": [{"text": "a"}, 1]}, {"data": {}}])
+def test_an_object_without_rows_names_its_fields(value: Any, tmp_path: Path) -> None:
+    for indent in (None, 1):
+        (tmp_path / "a.json").write_text(json.dumps(value, indent=indent), encoding="utf-8")
+        with pytest.raises(InputError, match=f"no column 'text'; columns found: {next(iter(value))}"):
+            read(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_one_row_that_holds_a_list_is_that_row(indent: int | None, tmp_path: Path) -> None:
+    row = {"id": "c", "text": "one", "parts": [{"text": "two"}]}
+    (tmp_path / "a.json").write_text(json.dumps(row, indent=indent), encoding="utf-8")
+    assert fields(tmp_path / "a.json") == [("c", "one")]
+    assert fields(tmp_path / "a.json", "parts", None) == [(MISSING, [{"text": "two"}])]
+
+
+def test_of_several_lines_none_is_unwrapped(tmp_path: Path) -> None:
+    line = json.dumps({"data": ROWS})
+    (tmp_path / "a.jsonl").write_text(f"{line}\n{line}\n", encoding="utf-8")
+    with pytest.raises(InputError, match="no column 'text'; columns found: data"):
+        read(tmp_path / "a.jsonl")
+
+
+def test_an_object_over_several_lines_that_breaks_is_named_by_its_line(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{\n "data": [\n  {"text": "a"},\n  {"text": b}\n ]\n}\n', encoding="utf-8")
+    with pytest.raises(InputError, match=r"line 4: not JSON \(Expecting value at column 12\)"):
+        read(tmp_path / "a.json")
+
+
+# --- fields within objects
+
+
+@pytest.mark.parametrize(
+    ("row", "found"),
+    [
+        ({"memory": {"text": "a", "id": 1}}, (1, "a")),
+        ({"memory.text": "literal", "memory": {"text": "a", "id": 1}}, (1, "literal")),
+        ({"memory": {"text": None}}, (MISSING, None)),
+        ({"memory": None}, (None, None)),
+        ({"memory": "a"}, (MISSING, MISSING)),
+        ({"memory": ["text"]}, (MISSING, MISSING)),
+        ({"other": 1}, (MISSING, MISSING)),
+    ],
+)
+def test_a_name_with_dots_is_a_field_within_an_object(row: Any, found: Any, tmp_path: Path) -> None:
+    good = {"memory": {"text": "x", "id": 0}}
+    (tmp_path / "a.jsonl").write_text(f"{json.dumps(good)}\n{json.dumps(row)}\n", encoding="utf-8")
+    assert fields(tmp_path / "a.jsonl", "memory.text", "memory.id") == [(0, "x"), found]
+
+
+def test_a_field_lies_as_deep_as_its_name_says(tmp_path: Path) -> None:
+    row = {"a": {"b.c": {"d": "deep"}}, "a.b": {"x": 1}}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    assert fields(tmp_path / "a.jsonl", "a.b.c.d", "a.b.x") == [(1, "deep")]
+    with pytest.raises(InputError, match=r"no column 'a.b.d'; columns found: a, a.b"):
+        read(tmp_path / "a.jsonl", "a.b.d")
+
+
+# --- arrays, item by item
+
+
+def value_of(draw: random.Random, depth: int) -> Any:
+    kind = draw.randrange(9 if depth else 6)
+    if kind >= 6:
+        size = draw.randrange(4)
+        items = [value_of(draw, depth - 1) for _ in range(size)]
+        return items if kind == 6 else {draw.choice(["a", "text", '"', "猫", "\\"]): item for item in items}
+    text = "".join(
+        draw.choices(['"', "\\", "[", "]", "{", "}", ",", "茶", "\n", "\u2028", "e", " "], k=draw.randrange(9))
+    )
+    return [text, draw.randrange(-(10**20), 10**20), draw.random() * 1e30, True, None, float("-inf")][kind]
+
+
+@pytest.mark.parametrize("characters", [1, 7, 64])
+def test_an_array_in_any_window_is_what_it_is_whole(
+    characters: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_module, "CHARACTERS_PER_READ", characters)
+    draw = random.Random(characters)
+    for _ in range(60):
+        rows = [{"text": value_of(draw, 3)} for _ in range(draw.randrange(1, 6))]
+        content = json.dumps(rows, indent=draw.choice([None, 1]), ensure_ascii=draw.random() < 0.5)
+        (tmp_path / "a.json").write_text(
+            draw.choice(["", " \n"]) + content + draw.choice(["", "\n "]), encoding="utf-8"
+        )
+        assert [text for _, _, text in read(tmp_path / "a.json")] == [row["text"] for row in rows]
+
+
+@pytest.mark.parametrize("characters", [1, 7, 2**20])
+def test_a_damaged_array_is_an_error_where_the_standard_parser_sees_one(
+    characters: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_module, "CHARACTERS_PER_READ", characters)
+    draw = random.Random(3)
+    content = json.dumps([{"id": 1.5e3, "text": 'tea "\\u8336" \\', "x": [True, {}]}, {"text": "b"}], indent=1)
+    for _ in range(150):
+        at = draw.randrange(1, len(content))
+        damaged = draw.choice(
+            [content[:at], content[:at] + draw.choice('"\\[]{},:x0 \n') + content[at + draw.randrange(2) :]]
+        )
+        (tmp_path / "a.json").write_text(damaged, encoding="utf-8")
+        try:
+            expected = json.loads(damaged.rstrip())
+        except json.JSONDecodeError as error:
+            with pytest.raises(InputError) as caught:
+                read(tmp_path / "a.json", id_column=None)
+            place = f"line {error.lineno}: not JSON ({error.msg} at column {error.colno})"
+            # What the standard parser finds behind an item that is no object was said about that item.
+            assert place in str(caught.value) or "expected an object" in str(caught.value), damaged
+            continue
+        if all(isinstance(row, dict) for row in expected) and any("text" in row for row in expected):
+            found = [text for _, _, text in read(tmp_path / "a.json")]
+            assert found == [row.get("text", MISSING) for row in expected]
+
+
+def test_the_first_rows_of_an_array_come_before_a_fault(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('[{"text": "a"}, {"text": "b"}, oh', encoding="utf-8")
+    rows = read_file(tmp_path / "a.json", text_column="text", id_column=None)
+    assert [next(rows)[2] for _ in range(2)] == ["a", "b"]
+    with pytest.raises(InputError, match=r"line 1: not JSON \(Expecting value at column 32\)"):
+        next(rows)
+
+
+# --- bounds
+
+BOMBS = {
+    "line.jsonl.gz": (b'{"text": "', b"a", "line 1: longer than 128 MB"),
+    "line.txt.gz": (b"", b"a", "line 1: longer than 128 MB"),
+    "field.csv.gz": (b'id,text\n1,"', b"a" * 1023 + b"\n", "field larger than field limit"),
+    "header.csv.gz": (b"", b"a", "line 1: longer than 128 MB"),
+    "item.json.gz": (b'[{"text": "', b"a", "item: longer than 128 MB"),
+    "spaces.json.gz": (b"[", b" ", "longer than 128 MB|not JSON"),
+    "wrapped.json.gz": (b'{\n"data": [', b'{"text": "a"},\n', "one object over several lines .*: longer than 128 MB"),
+    "wide.txt.gz": (b"\xff\xfe", b"a\x00", "line 1: longer than 128 MB"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_what_a_small_file_unpacks_to_is_read_within_bounds(name: str, tmp_path: Path) -> None:
+    """2 GB in 2 MB; the process that reads it may not have so much memory."""
+    start, filling, message = BOMBS[name]
+    path = tmp_path / name
+    block = gzip.compress(filling * (64 * 2**20 // len(filling)), 1)
+    path.write_bytes(gzip.compress(start) + block * 32)
+    program = (
+        "import sys; from pathlib import Path; from memvec.data.reader import read_file\n"
+        "from memvec.errors import InputError\n"
+        "try: print(sum(1 for _ in read_file(Path(sys.argv[1]), text_column='text', id_column='id')))\n"
+        "except InputError as error: print(error)\n"
+        "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, path], capture_output=True, text=True, timeout=120, check=True
+    )
+    said, peak = done.stdout.splitlines()
+    assert re.search(message, said), said
+    assert int(peak) < 1500
