@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 import memvec.data.plan
 import memvec.data.prepared
 import memvec.model.extractor
-from memvec.data.sampler import LengthGroupedBatchSampler, RowIndices
+from memvec.data.cutting import RowIndices
+from memvec.data.sampler import LengthGroupedBatchSampler
 
 
 def _nothing() -> None:
