@@ -20,7 +20,7 @@ from memvec.errors import ConfigError, ExtraError, InputError, MemvecError, Mode
 if TYPE_CHECKING:
     from memvec.config.compose import compose as compose
     from memvec.encoder import Encoder as Encoder
-    from memvec.encoder import encode as encode
+    from memvec.encoding import encode as encode
     from memvec.extract import extract as extract
     from memvec.generate import generate as generate
     from memvec.predict import predict as predict
@@ -52,7 +52,7 @@ __all__ = [
 _LAZY = {
     "compose": "memvec.config.compose",
     "Encoder": "memvec.encoder",
-    "encode": "memvec.encoder",
+    "encode": "memvec.encoding",
     "extract": "memvec.extract",
     "generate": "memvec.generate",
     "load": "memvec.run.result",

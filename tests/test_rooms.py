@@ -17,7 +17,7 @@ FLOORS: list[set[str]] = [
     {"model"},
     {"writer"},
     {"trainer"},
-    {"encoder"},
+    {"encoder", "encoding"},
     {"run"},
     {"generation"},
     {"sweep"},

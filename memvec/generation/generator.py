@@ -29,6 +29,7 @@ from memvec.model.lockstep import WeightGroup
 from memvec.model.memory import compute_in_parts
 from memvec.model.parity import ExecutionMode, choose_mode, parts_of_batch
 from memvec.model.prefix import SharedPrefix, share_prefix
+from memvec.model.transformers_internals import attention_of
 from memvec.model.tuning import Choice, choose_kernels, product_choices
 
 # Tokens decoded while kernels are timed: decoding then takes about as long as the prefill before it.
@@ -169,7 +170,7 @@ class Generator:
                 self.model,  # with its head, which each new token goes through
                 lambda: self._scores(self.mode, batch, tokens=tokens),
                 products=products,
-                attentions=[self.decoder.config._attn_implementation],
+                attentions=[attention_of(self.decoder)],
                 dtype=self.computed_in,
                 tokens=batch["input_ids"].shape[1],
             )

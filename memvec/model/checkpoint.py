@@ -41,6 +41,7 @@ from memvec.model.refusals import (
     refuse_numbers,
     refuse_tokenizer,
 )
+from memvec.model.transformers_internals import commit_of
 from memvec.quiet import hub_warns_once, without_loading_report
 
 # Of a library's message: some list every architecture there is.
@@ -90,7 +91,7 @@ class Checkpoint:
         """What identifies the weights: a Hub model's commit, or a digest of a folder's files."""
         folder = Path(self.location)
         if not folder.is_dir():
-            return str(getattr(self.config, "_commit_hash", None))
+            return str(commit_of(self.config))
         return folder_digest(folder, ("*.safetensors", "*.bin", "config.json"))
 
     def load_tokenizer(self) -> PreTrainedTokenizerFast:

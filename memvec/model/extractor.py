@@ -31,6 +31,7 @@ from memvec.model.packing import unpack
 from memvec.model.parity import ExecutionMode, choose_mode, parts_of_batch
 from memvec.model.pooling import last_token
 from memvec.model.prefix import SharedPrefix, share_prefix
+from memvec.model.transformers_internals import attention_of
 from memvec.model.tuning import Choice, attention_choices, choose_kernels, measure, product_choices, use_attention
 
 
@@ -195,7 +196,7 @@ class Extractor:
         if self.speedups.tune == "off":
             return
         batch, decoder = to_device(batch, self.device), self.decoder
-        present = decoder.config._attn_implementation
+        present = attention_of(decoder)
         products = product_choices(decoder, computed_in=self.computed_in, device=self.device)
         attentions = attention_choices(present, device=self.device) if self.speedups.attention_is_free else [present]
         if len(products) * len(attentions) > 1:

@@ -24,7 +24,7 @@ from memvec.model.backbone import Backbone, layer_position
 from memvec.model.checkpoint import Checkpoint, locate_model
 from memvec.model.extractor import Extractor, Speedups
 from memvec.model.lockstep import WeightGroup
-from memvec.model.parallel import share_weights, weights_mesh
+from memvec.model.parallel import shard_weights, weights_mesh
 from memvec.model.warm_up import warm_up, warm_up_notes
 from memvec.model.widening import widen_where_emulated
 
@@ -127,7 +127,7 @@ class HiddenStateModule(pl.LightningModule):
             dtype = weights_dtype(str(self.trainer.precision))
             self.backbone = Backbone(self.checkpoint.load_decoder(dtype), layers=(self.layer,)).eval()
             if (mesh := weights_mesh(self.device_mesh)) is not None:
-                share_weights(self.backbone, mesh)
+                shard_weights(self.backbone, mesh)
 
     def warm_up(self, table: PromptTable, rules: BatchRules, ranks: Ranks) -> BatchPlan:
         """Makes the extractor ready for the rows of a table, and plans this rank's batches.

@@ -23,10 +23,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from memvec.errors import ConfigError, ModelError
+from memvec.model.torch_internals import forward_hooks
+from memvec.model.transformers_internals import forget_state_hooks, has_state_hooks
 
 # As many as no other dimension of a state has by chance: a hidden state is `[1, TRACED_TOKENS, D]`.
 TRACED_TOKENS = 2
-INSTALLED = "_output_capturing_hooks_installed"  # transformers marks a model so when it has added its own hooks
 
 
 @dataclass(frozen=True)
@@ -191,12 +192,12 @@ def _visited(decoder: nn.Module, names: Any, visit: Visit) -> Iterator[None]:
 @contextmanager
 def _hooks_kept(decoder: nn.Module) -> Iterator[None]:
     """Takes away the hooks with which transformers keeps hidden states, where the decoder had none before."""
-    before = [(module, set(module._forward_hooks), INSTALLED in vars(module)) for module in decoder.modules()]
+    before = [(module, set(forward_hooks(module)), has_state_hooks(module)) for module in decoder.modules()]
     try:
         yield
     finally:
         for module, hooks, was_installed in before:
-            for added in set(module._forward_hooks) - hooks:
-                del module._forward_hooks[added]
+            for added in set(forward_hooks(module)) - hooks:
+                del forward_hooks(module)[added]
             if not was_installed:
-                vars(module).pop(INSTALLED, None)
+                forget_state_hooks(module)

@@ -16,7 +16,8 @@ from typing import Any, cast
 import torch
 from omegaconf import DictConfig
 
-from memvec.encoder import Encoder, device_of, precision_dtypes
+from memvec.encoder import Encoder
+from memvec.encoding import device_of, precision_dtypes
 from memvec.errors import ConfigError, ModelError, RunFolderError
 from memvec.prompt.template import Prompt
 from memvec.run.folder import RunFolder

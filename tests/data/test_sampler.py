@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch.utils.data import BatchSampler
 
 from memvec.data.cutting import cut_batches
-from memvec.data.ranks import RankPlan, balance, plan_ranks, rank_rows
-from memvec.data.sampler import LengthGroupedBatchSampler, _deal
+from memvec.data.ranks import RankPlan, _deal, balance, plan_ranks, rank_rows
+from memvec.data.sampler import LengthGroupedBatchSampler
 
 Group = tuple[NDArray[np.int64], NDArray[np.int32]]
 
