@@ -105,7 +105,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
         with writing(path):
             partial.unlink(missing_ok=True)  # of a killed process that had the same numbers
             os.close(create_file(partial, os.O_EXCL))
+            mode = stat.S_IMODE(partial.stat().st_mode)
             yield partial
+            partial.chmod(mode)  # whoever wrote it may have made it anew
             with partial.open("rb") as stream:
                 os.fsync(stream.fileno())
             partial.replace(path)

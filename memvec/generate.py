@@ -22,21 +22,16 @@ from omegaconf import DictConfig
 
 from memvec.cli import main
 from memvec.errors import ConfigError
+from memvec.generation.build import build_asking, build_conversations, build_generator, build_output_writer
 from memvec.generation.finalize import MemoryFinalizer
 from memvec.generation.server import ChatServer
 from memvec.generation.summary import GenerationSummary
 from memvec.generation.writer import OutputWriter
-from memvec.run.build import (
-    build_asking,
-    build_conversations,
-    build_generator,
-    build_output_writer,
-    build_trainer,
-    run_folder,
-)
+from memvec.run.build import run_folder
 from memvec.run.computation import Computation, Rows, TrainerComputation
 from memvec.run.folder import RunFolder
 from memvec.run.stage import Stage, run_stage
+from memvec.trainer.build import build_trainer
 from memvec.trainer.logs import ignore_known_warnings
 from memvec.trainer.metrics import Stopwatch
 
@@ -87,9 +82,9 @@ def memory_stage(cfg: DictConfig) -> Stage:
 
 
 def _trainer(cfg: DictConfig, writer: OutputWriter, folder: RunFolder) -> pl.Trainer:
-    trainer = build_trainer(cfg, writer, folder)
+    trainer = build_trainer(cfg, writer, folder, batches_in_profile=1)  # one batch is hundreds of steps
     if isinstance(trainer.strategy, ModelParallelStrategy):  # said before the folder is claimed or a process started
-        raise ConfigError("generating shares no weights out over devices; allowed: trainer=default, trainer=ddp")
+        raise ConfigError("generation does not shard weights over devices; allowed: trainer=default, trainer=ddp")
     return trainer
 
 

@@ -14,6 +14,8 @@ import memvec
 from tests.helpers.conversations import CHAT, generation_overrides, write_lines
 from tests.helpers.processes import arguments, write_texts
 
+pytestmark = pytest.mark.processes
+
 # The file that is made when the disk is full, and the one that the line names.
 PREDICT = {
     ".fingerprint.json.": "journal/fingerprint.json",

@@ -7,16 +7,23 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
+import numpy as np
 import pytest
 from omegaconf import DictConfig
 
 import memvec
+from memvec.data.prepared import read_signature
 from memvec.errors import InputError, RunFolderError
 from memvec.generation.finalize import MemoryFinalizer
 from memvec.run.folder import RunFolder
 from memvec.writer.finalize import Finalizer
-from tests.helpers.processes import arguments, finish, start_disturbed, write_texts
+from memvec.writer.journal import JournalWriter
+from memvec.writer.vectors import read_journal
+from tests.helpers.conversations import CHAT, generation_overrides, write_lines
+from tests.helpers.damage import damage
+from tests.helpers.processes import arguments, finish, start, start_disturbed, write_texts
 
 TEXTS = [f"she likes tea number {n}" for n in range(30)]
 
@@ -161,6 +168,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("at", ["entries.arrow", "parquet", "manifest.json"])
 def test_a_run_inside_its_input_is_killed_and_resumes(at: str, folder: Path, llama: Path) -> None:
     command = inside(folder, llama)
@@ -204,3 +212,55 @@ def test_a_folder_of_runs_alone_is_refused_in_one_line(folder: Path, llama: Path
     with pytest.raises(InputError, match="holds only what runs have written"):
         memvec.predict(memvec.compose(arguments(tmp_path / "runs", tmp_path / "b", llama)[3:]))
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.processes
+def test_a_run_of_many_attempts_resumes_with_few_descriptors(
+    write_jsonl: Write, tiny_config: Configure, llama: Path, tmp_path: Path
+) -> None:
+    """In 500 journal files, as 500 attempts leave them; the process may hold 150 files open."""
+    path = write_jsonl([f"she likes tea number {n}" for n in range(520)])
+    expected = tiny_config(path, output="expected")
+    memvec.predict(expected)
+    folder = leave_unfinished(tiny_config(path))
+    index = read_journal(folder.journal, rows=520, signature=read_signature(folder))
+    for row in range(500):
+        with JournalWriter(folder.journal, rank=row, signature=read_signature(folder)) as journal:
+            journal.append(np.asarray([row]), index.vectors(np.asarray([row])))
+    for file in index.files:
+        file.unlink()
+    limited = ["bash", "-c", 'ulimit -n 150; exec "$@"', "bash"]
+    code, said = finish(start([*limited, *arguments(path, folder.root, llama, "trainer.devices=1")]))
+    assert code == 0, said
+    assert f"going on in {folder.root}: 20 vectors are left to compute" in said
+    vectors, right = (memvec.load(root)["vector"][:] for root in (folder.root, expected.output_dir))
+    assert float((vectors - right).abs().max()) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def generated(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], RunFolder]:
+    """A generation that was stopped before its results; tests work on copies of its folder."""
+    root = tmp_path_factory.mktemp("generated")
+    overrides = generation_overrides(write_lines(root / "chat.jsonl", CHAT), root / "run", llama)
+    return overrides, leave_unfinished(memvec.compose(overrides, config_name="generate"), memvec.generate)
+
+
+@pytest.mark.parametrize("name", ["conversations.arrow", "entries.arrow", "rejected.jsonl", "prompts.arrow"])
+@pytest.mark.parametrize("kind", ["emptied", "zeroed", "cut", "flipped"])
+def test_a_generations_prepared_files_are_made_again(
+    name: str,
+    kind: str,
+    generated: tuple[list[str], RunFolder],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    overrides, stopped = generated
+    root = shutil.copytree(stopped.root, tmp_path / "run")
+    path = RunFolder(root).journal / name
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole, kind, Random(0)))
+    cfg = memvec.compose([*overrides, f"output_dir={root}"], config_name="generate")
+    with caplog.at_level("INFO", logger="memvec"):
+        assert leave_unfinished(cfg, memvec.generate).root == root
+    assert path.read_bytes() == whole
+    assert f"going on in {root}: 0 windows are left to compute" in caplog.text

@@ -1,4 +1,4 @@
-"""Rooms import only downwards: what a module needs lies below it, so that every part can be read without what uses it."""
+"""Rooms import only downwards, so that every part can be read without what uses it."""
 
 from __future__ import annotations
 

@@ -105,6 +105,16 @@ def test_json_lines_hold_a_hit_each(run: RunFolder, tmp_path: Path) -> None:
     assert lines[0] == {"query": TEXTS[0], "rank": 1, "score": lines[0]["score"], "id": "m/0", "text": TEXTS[0]}
 
 
+def test_json_lines_steer_no_terminal(run: RunFolder, tmp_path: Path) -> None:
+    queries = tmp_path / "queries.jsonl"
+    hostile = "a\x9b2Jb\u202ec\x1b[2J\u2028memvec: all good\x7f"
+    queries.write_text(json.dumps({"query": hostile}), encoding="utf-8")
+    lines = configured(run, f"queries={queries}", "format=jsonl")
+    assert all(line.isprintable() for line in lines)
+    assert json.loads(lines[0])["query"] == hostile
+    assert r"\u009b" in lines[0]
+
+
 def test_a_prompt_of_the_queries_own_can_be_configured(run: RunFolder) -> None:
     own = configured(run, "query=tea", "prompt=raw", 'prompt.template="{text} is"', "format=jsonl")
     plain = configured(run, "query=tea", "format=jsonl")

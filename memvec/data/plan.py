@@ -57,6 +57,7 @@ class BatchPlan:
         rules: How rows became batches.
         lengths: Tokens of every prompt of the input, `[N]`.
         prefix_length: Leading tokens that are computed once; 0 where none are.
+        warm_up_seconds: What the warm-up took, this plan included.
     """
 
     batches: PromptBatches
@@ -64,6 +65,7 @@ class BatchPlan:
     rules: BatchRules
     lengths: NDArray[np.int32]
     prefix_length: int
+    warm_up_seconds: float = 0.0
 
     @property
     def pays_measuring(self) -> bool:

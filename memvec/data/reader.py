@@ -71,6 +71,8 @@ def read_file(
     except UnicodeDecodeError as error:
         where = f"{error.reason} at byte {error.start} of what was being read"
         raise InputError(f"{path}: not {error.encoding.upper()} ({where})") from error
+    except MemoryError as error:
+        raise InputError(f"{path}: cannot be read: what it unpacks to does not fit into memory") from error
     except (OSError, EOFError, UnicodeError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
         raise InputError(f"{path}: cannot be read: {one_line(error)}") from error
 

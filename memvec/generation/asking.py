@@ -38,6 +38,8 @@ from memvec.trainer.metrics import RANK_FILE, peak_memory_bytes
 from memvec.trainer.ranks import started_rank
 from memvec.writer.journal import JournalWriter
 
+HOW_TO_STOP = "keeping what was answered; a second signal stops at once"
+
 log = logging.getLogger(__name__)
 
 
@@ -111,7 +113,9 @@ class ServerComputation:
         loop = CancellableLoop()
         with (
             log_file(folder.logs),
-            stop_on_signal(loop.cancel, said="keeping what was answered; a second signal stops at once"),
+            stop_on_signal(
+                lambda number: loop.cancel(), said="keeping what was answered; a second signal stops at once"
+            ),
         ):
             loop.run(self._ask_all(rows))
         self._seconds += time.perf_counter() - start

@@ -11,6 +11,8 @@ of the plan, and the probe comes last since it judges all that was chosen before
 from __future__ import annotations
 
 import logging
+import time
+from dataclasses import replace
 from typing import Any
 
 from memvec.data.batches import PromptBatches, PromptTable
@@ -33,6 +35,7 @@ def warm_up(engine: Engine, table: PromptTable, rules: BatchRules, *, ranks: Ran
         rules: How rows become batches.
         ranks: The processes that share the rows.
     """
+    start = time.perf_counter()
     prefix_length = engine.share_prefix(table.common_tokens())
     batches = table.batches(prefix_length, rules, boundaries=engine.boundaries)
     max_tokens = token_budget(engine, batches, rules, ranks)
@@ -45,7 +48,7 @@ def warm_up(engine: Engine, table: PromptTable, rules: BatchRules, *, ranks: Ran
             engine.choose_kernels(typical)
         engine.compile(typical)
     engine.choose_mode(plan.to_probe())
-    return plan
+    return replace(plan, warm_up_seconds=time.perf_counter() - start)
 
 
 def warm_up_notes(engine: Engine | None) -> dict[str, Any]:

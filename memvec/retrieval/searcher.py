@@ -14,17 +14,15 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
 from memvec.config.prompts import named_prompt
 from memvec.config.values import at_least, one_of
-from memvec.data.texts import as_values
-from memvec.data.validation import reject_reason
+from memvec.data.texts import as_texts
 from memvec.encoder import Encoder
-from memvec.errors import InputError, RunFolderError
+from memvec.errors import RunFolderError
 from memvec.prompt.template import Prompt
 from memvec.retrieval.approximate import ApproximateIndex
 from memvec.retrieval.encoder import QueryOptions, query_encoder
@@ -127,7 +125,7 @@ class Searcher:
             InputError: A query cannot be used.
             ModelError: The run's model is gone, or is another one now.
         """
-        texts = checked_queries(queries)
+        texts = as_texts(queries, name="queries")
         with self._lock:
             if self._encoder is None:
                 self._encoder = query_encoder(self.folder, self.manifest, self.options)
@@ -159,18 +157,3 @@ class Searcher:
     def __exit__(self, *error: object) -> None:
         """Lets go of the model and the index."""
         self.close()
-
-
-def checked_queries(queries: Any) -> list[str]:
-    """Returns queries as a list of usable texts.
-
-    Raises:
-        InputError: They are none, or one of them cannot be used.
-    """
-    texts = as_values(queries, name="queries")
-    if not texts:
-        raise InputError("queries: found none; allowed: a list of texts")
-    for position, text in enumerate(texts):
-        if reason := reject_reason(None, text, has_ids=False):
-            raise InputError(f"queries[{position}]: {reason}")
-    return texts

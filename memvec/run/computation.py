@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import lightning.pytorch as pl
-from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from memvec.trainer.interrupt import signals_to_spawned_ranks
+from memvec.trainer.lightning_internals import adopt_processes
 from memvec.trainer.ranks import wait_for_started_ranks
 
 
@@ -102,6 +102,4 @@ class TrainerComputation:
 
     def follow(self, earlier: TrainerComputation) -> None:
         """Takes over the processes that the computation of an earlier stage of this program has started."""
-        launcher, before = self.trainer.strategy.launcher, earlier.trainer.strategy.launcher
-        if isinstance(launcher, _SubprocessScriptLauncher) and isinstance(before, _SubprocessScriptLauncher):
-            launcher.procs = before.procs
+        adopt_processes(self.trainer, earlier.trainer)

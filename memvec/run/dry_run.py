@@ -32,8 +32,9 @@ from memvec.data.sampler import RankPlan, balance
 from memvec.files import read_json
 from memvec.model.extractor import to_device
 from memvec.model.module import HiddenStateModule
-from memvec.run.build import build_datamodule, build_lone_trainer, build_model
+from memvec.run.build import build_datamodule, build_model
 from memvec.run.folder import RunFolder
+from memvec.trainer.build import build_lone_trainer
 from memvec.trainer.logs import ignore_known_warnings
 from memvec.trainer.metrics import Stopwatch
 

@@ -104,6 +104,8 @@ def mapped_result(folder: RunLayout, manifest: Manifest) -> Dataset:
     try:
         if not _is_sound(copy, schema, rows=manifest.rows):
             _write_copy(parts, schema, copy)
+            for old in set(folder.mapped.glob("*.arrow")) - {copy}:  # of files that were there before
+                old.unlink(missing_ok=True)
     except OSError as error:
         raise RunFolderError(f"{copy}: cannot be written: {one_line(error)}") from error
     with _damage(copy):

@@ -30,11 +30,16 @@ from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
 from memvec.errors import Interrupted
 from memvec.model.engine import computing_module
+from memvec.trainer.lightning_internals import (
+    is_started_by_command,
+    keep_handler,
+    signal_spawned_ranks,
+    spawns_ranks,
+    started_processes,
+)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SECONDS_TO_FLUSH = 25
@@ -57,24 +62,26 @@ def signals_to_spawned_ranks(trainer: pl.Trainer) -> Iterator[None]:
     Raises:
         Interrupted: There was a signal.
     """
-    launcher = trainer.strategy.launcher
-    if not isinstance(launcher, _MultiProcessingLauncher):
+    if not spawns_ranks(trainer):
         yield
         return
-    with stop_on_signal(lambda: launcher.kill(signal.SIGTERM), kill=lambda: launcher.kill(signal.SIGKILL)):
+    with stop_on_signal(
+        lambda number: signal_spawned_ranks(trainer, signal.SIGTERM),
+        kill=lambda: signal_spawned_ranks(trainer, signal.SIGKILL),
+    ):
         yield
 
 
 @contextmanager
 def stop_on_signal(
-    stop: Callable[[], None], *, kill: Callable[[], None] = lambda: None, said: str = HOW_TO_STOP
+    stop: Callable[[int], None], *, kill: Callable[[], None] = lambda: None, said: str = HOW_TO_STOP
 ) -> Iterator[None]:
     """Has a signal stop what runs inside; a second one ends everything at once.
 
     Args:
-        stop: Called at the first signal, in its handler.
+        stop: Called with the first signal's number, in its handler.
         kill: Called at the second, before this process ends.
-        said: What the terminal is told at the first.
+        said: What the terminal is told at the first; nothing where it is empty.
 
     Raises:
         Interrupted: There was a signal.
@@ -89,8 +96,9 @@ def stop_on_signal(
             kill()
             os._exit(128 + number)
         received.append(number)
-        _say(said)
-        stop()
+        if said:
+            _say(said)
+        stop(number)
 
     before: dict[int, Any] = {number: signal.signal(number, remember) for number in SIGNALS}
     try:
@@ -120,13 +128,8 @@ class StopOnSignal(pl.Callback):
         """Puts the handlers in place; stops at once where Lightning has swallowed a signal meanwhile."""
         if not _is_main_thread():
             return
-        launcher = trainer.strategy.launcher
-        self._processes = getattr(launcher, "procs", [])
-        # Lightning's launcher does not tell who started this process: in a rank that it started by a command, it looks
-        # as if somebody else had. And a strategy of one device knows of no environment, though torchrun may be there.
-        environment = trainer._accelerator_connector.cluster_environment
-        is_by_lightning = isinstance(environment, LightningEnvironment)
-        is_by_command = is_by_lightning and not isinstance(launcher, _MultiProcessingLauncher)
+        self._processes = started_processes(trainer)
+        is_by_command = is_started_by_command(trainer)
         self._leads = is_by_command and trainer.local_rank == 0
         # Lightning watches the ranks it started by a command, and kills this process when one does not end with 0.
         self._must_end_with_0 = is_by_command and trainer.local_rank > 0
@@ -168,7 +171,7 @@ class StopOnSignal(pl.Callback):
         # The signal may come again until this process has ended, so it is ignored from here on, even while Python shuts
         # down; and Lightning, which puts back the handlers that it has found, must not find any to put back.
         for number in self._before:
-            trainer._signal_connector._original_handlers.pop(number, None)
+            keep_handler(trainer, number)
             signal.signal(number, signal.SIG_IGN)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:

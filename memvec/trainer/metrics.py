@@ -83,6 +83,7 @@ class RankMetrics(pl.Callback):
         path = self.journal / RANK_FILE.format(rank=trainer.global_rank)
         numbers = {
             "seconds": seconds,
+            "warm_up_seconds": plan.warm_up_seconds,
             "entries": plan.sampler.rows * counts,
             "tokens": plan.count_tokens() * counts,
             "computed_tokens": plan.sampler.total_tokens * counts,
@@ -148,6 +149,7 @@ def combine_ranks(journal: Path) -> dict[str, Any]:
         **counted,
         **{f"{name}_per_second": number / seconds if seconds else 0.0 for name, number in counted.items()},
         "predict_seconds": seconds,
+        "warm_up_seconds": max((rank.take_or("warm_up_seconds", float) or 0.0 for rank in ranks), default=0.0),
         "peak_memory_bytes": max((rank.take("peak_memory_bytes", int) for rank in ranks), default=0),
     }
 

@@ -20,12 +20,12 @@ from memvec.config.compose import compose, conf_folder, count_processes, sample_
 from memvec.config.values import at_least, at_least_or_none, one_of
 from memvec.data.memories import MemoryTexts
 from memvec.errors import ConfigError
+from memvec.generation.build import build_generator, build_output_writer
 from memvec.generation.conversations import Conversations
 from memvec.generation.module import GenerationModule
 from memvec.generation.writer import OutputWriter
 from memvec.model.module import HiddenStateModule
 from memvec.prompt.template import Prompt
-from memvec.run.build import build_generator, build_output_writer
 from memvec.run.folder import RunFolder
 from memvec.writer.prediction_writer import VectorWriter
 

@@ -13,10 +13,10 @@ import pytest
 
 from memvec.config.compose import compose
 from memvec.errors import ConfigError, ServerError
+from memvec.generation.build import build_generator
 from memvec.generation.client import ChatClient, RequestCounts
 from memvec.generation.replies import Answer
 from memvec.generation.server import ChatServer
-from memvec.run.build import build_generator
 from tests.helpers.chat_server import (
     KEY,
     ChatServerDouble,

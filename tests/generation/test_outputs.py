@@ -170,6 +170,7 @@ def test_three_hundred_damaged_files_give_right_texts(tmp_path: Path) -> None:
         assert found[:5] == expected[:5], number
 
 
+@pytest.mark.processes
 def test_any_number_of_files_takes_few_descriptors(tmp_path: Path) -> None:
     """In a process that may hold 60 files open, 600 are read, and every text taken from them."""
     for number in range(600):

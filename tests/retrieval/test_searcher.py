@@ -70,8 +70,8 @@ def test_search_sees_another_run_in_the_same_folder(run: RunFolder, tmp_path: Pa
     [
         ([], "queries: found none"),
         ("tea", "queries: found one string"),
-        ({"text": "tea"}, "queries: found dict"),
-        (["tea", None], r"queries\[1\]: 'text' is null"),
+        ({"text": "tea"}, "queries: found a dict"),
+        (["tea", None], r"queries\[1\]: is null"),
     ],
 )
 def test_what_is_no_list_of_queries_is_said(queries: Any, said: str, run: RunFolder) -> None:

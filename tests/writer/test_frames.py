@@ -227,6 +227,7 @@ def test_three_hundred_damaged_files_give_right_vectors(tmp_path: Path) -> None:
     assert losses > 150
 
 
+@pytest.mark.processes
 def test_any_number_of_files_takes_few_descriptors(tmp_path: Path) -> None:
     """In a process that may hold 40 files open, 600 are read, and every vector taken from them."""
     for number in range(600):

@@ -19,9 +19,11 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from memvec.data.formats.fields import MISSING, Record, Wanted, check_columns, missing_column, paths
+from memvec.data.formats.files import LONGEST
 from memvec.errors import InputError, one_line
 
 ROWS_PER_READ = 10_000
+BYTES_PER_READ = 64 * 2**20
 UUID_BYTES = 16
 
 Tables = Iterable[pa.RecordBatch | pa.Table]
@@ -35,8 +37,12 @@ def read_parquet(path: Path, wanted: Wanted) -> Iterator[Record]:
     """
     with pq.ParquetFile(path) as file:
         schema = file.schema_arrow
-        leaves = dict.fromkeys(".".join(found) for name in wanted.names if (found := _path(name, schema)))
-        batches = file.iter_batches(ROWS_PER_READ, columns=list(leaves))
+        columns = list(dict.fromkeys(".".join(found) for name in wanted.names if (found := _path(name, schema))))
+        groups = (file.metadata.row_group(number) for number in range(file.num_row_groups))
+        bytes_per_row = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
+    # A text that many rows share is stored once, and stays so: 50 kB may hold 10,000 texts of a megabyte.
+    with pq.ParquetFile(path, read_dictionary=columns) as file:
+        batches = file.iter_batches(min(ROWS_PER_READ, BYTES_PER_READ // max(1, bytes_per_row) + 1), columns=columns)
         yield from _records(_validated(batches, str(path)), schema, str(path), wanted)
 
 
@@ -134,11 +140,16 @@ def _records(tables: Tables, schema: pa.Schema, source: str, wanted: Wanted) -> 
     check_columns(source, schema.names, wanted)
     row = 0
     for table in tables:
-        ids = _column(table, wanted.id)
-        others = (_values(_column(table, name), table.num_rows, source, row) for name in wanted.names[1:])
-        for fields in zip(_as_ids(_values(ids, table.num_rows, source, row), ids), *others, strict=True):
-            yield row, *fields
-            row += 1
+        columns = [_column(table, name) for name in wanted.names]
+        longest = max(_longest(column, source, row) for column in columns)
+        step = BYTES_PER_READ // max(1, longest) + 1  # so many rows are Python's own strings at a time
+        for start in range(0, table.num_rows, step):
+            rows = min(step, table.num_rows - start)
+            slices = [None if column is None else column.slice(start, rows) for column in columns]
+            ids, *others = (_values(column, rows, source, row) for column in slices)
+            for fields in zip(_as_ids(ids, slices[0]), *others, strict=True):
+                yield row, *fields
+                row += 1
 
 
 def _names(schema: pa.Schema) -> Iterator[str]:
@@ -161,20 +172,37 @@ def _column(table: Any, name: str | None) -> Any:
     return column
 
 
+def _longest(column: Any, source: str, row: int) -> int:
+    """Returns the bytes of the longest string; refuses one so long that a few of them would fill the memory."""
+    longest = 0
+    for chunk in getattr(column, "chunks", [] if column is None else [column]):
+        values = chunk.dictionary if pa.types.is_dictionary(chunk.type) else chunk
+        if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+            longest = max(longest, pc.max(pc.binary_length(values)).as_py() or 0)
+    if longest > LONGEST:
+        raise InputError(f"{source}, row {row} or soon after: a string longer than {LONGEST // 2**20} MB")
+    return longest
+
+
 def _values(column: Any, rows: int, source: str, row: int) -> list[Any]:
     if column is None:
         return [MISSING] * rows
     try:
-        values: list[Any] = column.to_pylist()
+        # With its values in their places, where it has positions in a dictionary: value by value those are slow.
+        values: list[Any] = column.cast(_plain_type(column)).to_pylist()
     except (ValueError, OverflowError) as error:  # a date that Python's own types cannot hold
         raise InputError(f"{source}: the {rows} rows from row {row} on cannot be read ({one_line(error)})") from error
     return values
+
+
+def _plain_type(column: Any) -> pa.DataType:
+    return column.type.value_type if pa.types.is_dictionary(column.type) else column.type
 
 
 def _as_ids(values: list[Any], column: Any) -> list[Any]:
     """Returns UUIDs as they are commonly written, whether they have Arrow's type or are their 16 bytes."""
     if column is None:
         return values
-    if column.type == pa.binary(UUID_BYTES):
+    if _plain_type(column) == pa.binary(UUID_BYTES):
         values = [value if value is None else uuid.UUID(bytes=value) for value in values]
     return [str(value) if isinstance(value, uuid.UUID) else value for value in values]

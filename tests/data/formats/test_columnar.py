@@ -184,3 +184,29 @@ def test_rows_of_a_selection_come_in_its_order() -> None:
     dataset = Dataset.from_dict({"text": ["a", "b", "c"], "id": [1, 2, 3]}).select([2, 0])
     found = read_dataset(dataset, name="here", text_column="text", id_column="id")
     assert list(found) == [(0, 3, "c"), (1, 1, "a")]
+
+
+BOMB = """
+import sys
+from itertools import islice
+from pathlib import Path
+from memvec.data.reader import read_file
+from memvec.errors import InputError
+try:
+    print(sum(len(row[2]) for row in islice(read_file(Path(sys.argv[1]), text_column="text", id_column=None), 200)))
+except InputError as error:
+    print(error)
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.feather"])
+@pytest.mark.parametrize(("megabytes", "said"), [(1, str(200 * 2**20)), (130, "a string longer than 128 MB")])
+def test_a_text_that_many_rows_share_fills_no_memory(name: str, megabytes: int, said: str, tmp_path: Path) -> None:
+    positions = pa.array([0] * 20_000, pa.int32())
+    texts = pa.DictionaryArray.from_arrays(positions, pa.array(["a" * (megabytes * 2**20)]))
+    SAVERS[name](tmp_path / name, pa.table({"text": texts}))
+    command = [sys.executable, "-c", BOMB, str(tmp_path / name)]
+    first, peak = subprocess.check_output(command, text=True, timeout=120).splitlines()
+    assert first.endswith(said)
+    assert int(peak) < 1_500_000  # kB
