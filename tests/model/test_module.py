@@ -18,6 +18,7 @@ from transformers import (
 
 import memvec
 from memvec.errors import ConfigError
+from memvec.model import extractor
 from tests.conftest import TEXTS
 from tests.helpers.families import LONG_ROPE, build_family
 from tests.helpers.models import ARCHITECTURES, DECODER, SHARES_PREFIX, build_tokenizer
@@ -143,9 +144,17 @@ def test_half_precision_equals_transformers_own(
     assert torch.equal(memvec.load(cfg.output_dir)["vector"][:], reference)
 
 
+@pytest.mark.parametrize("is_known", [True, False])
 def test_a_rope_that_changes_with_length_is_right_on_both_sides(
-    tmp_path: Path, write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
+    is_known: bool,
+    tmp_path: Path,
+    write_jsonl: Callable[..., Path],
+    tiny_config: Callable[..., DictConfig],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Whether its config says so, or the probe finds out."""
+    if not is_known:
+        monkeypatch.setattr(extractor, "length_boundaries", lambda config: ())
     tokenizer = build_tokenizer()
     lengths = sorted(len(tokenizer(ZH.replace("{text}", text))["input_ids"]) for text in TEXTS)
     boundary = lengths[len(lengths) // 2]
@@ -158,7 +167,8 @@ def test_a_rope_that_changes_with_length_is_right_on_both_sides(
     reference = reference_vectors(full_model(folder), tokenizer, TEXTS, template=ZH)
     cfg = tiny_config(write_jsonl(TEXTS), model=folder)
     summary = memvec.predict(cfg)
-    assert summary.manifest["notes"]["path"] == "batched, shared prefix computed once"
+    expected = "batched, shared prefix computed once" if is_known else "batches of equal length"
+    assert summary.manifest["notes"]["path"] == expected
     assert relative_error(memvec.load(cfg.output_dir)["vector"][:], reference) < 1e-5
 
 
