@@ -48,8 +48,9 @@ def rows_with_prefix(
         boundaries: Lengths behind which a model computes in another way, the tokens before included; rising.
     """
     worth_it = (shared >= prefix_length) & (lengths <= LONGEST_IN_PREFIXES * prefix_length)
-    same_way: NDArray[np.bool_] = np.searchsorted(boundaries, lengths) == np.searchsorted(boundaries, prefix_length)
-    return worth_it & same_way
+    of_prefix = _boundaries_before(np.asarray(prefix_length), boundaries)
+    result: NDArray[np.bool_] = worth_it & (_boundaries_before(lengths, boundaries) == of_prefix)
+    return result
 
 
 def group_rows(
@@ -74,6 +75,13 @@ def group_rows(
     """
     mine = lengths[rows]
     has_prefix = rows_with_prefix(mine, shared[rows], prefix_length, boundaries=boundaries)
-    way = np.searchsorted(boundaries, mine)  # a row as long as the boundary is still before it
-    without = [rows[~has_prefix & (way == at)] for at in range(len(boundaries) + 1)]
-    return [rows[has_prefix], *without]
+    before = _boundaries_before(mine, boundaries)
+    return [rows[has_prefix], *(rows[~has_prefix & (before == count)] for count in range(len(boundaries) + 1))]
+
+
+def _boundaries_before(lengths: NDArray[np.integer], boundaries: Sequence[int]) -> NDArray[np.int8]:
+    """Returns how many boundaries each length lies behind; one that equals a boundary does not."""
+    before = np.zeros(lengths.shape, dtype=np.int8)
+    for boundary in boundaries:
+        before += lengths > boundary
+    return before

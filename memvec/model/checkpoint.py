@@ -104,11 +104,12 @@ class Checkpoint:
         if folder.is_dir():
             refuse_missing_tokenizer(folder)
         with _model_errors(self.location):
-            tokenizer = AutoTokenizer.from_pretrained(
+            loaded = AutoTokenizer.from_pretrained(
                 self.location, revision=self.revision, trust_remote_code=self.trust_remote_code
             )
+            tokenizer = cast(PreTrainedTokenizerFast, loaded)  # `PromptEncoder` refuses one that is not
             refuse_tokenizer(tokenizer, config, f"model.name_or_path={self.location}")
-        return cast(PreTrainedTokenizerFast, tokenizer)  # `PromptEncoder` refuses one that is not
+        return tokenizer
 
     def load_decoder(self, dtype: torch.dtype) -> PreTrainedModel:
         """Loads the weights without a language-model head, in evaluation mode.

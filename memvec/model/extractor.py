@@ -265,7 +265,7 @@ class Extractor:
         return self._pool(self.backbone(input_ids), length).float()
 
     def _pool(self, states: tuple[torch.Tensor, ...], length: torch.Tensor) -> torch.Tensor:
-        """Returns the last real token's state, `[B, D]`, or of several layers `[B, L, D]`, of the dtype of the states."""
+        """Returns the last real token's state, `[B, D]`, or of several layers `[B, L, D]`, of their dtype."""
         vectors = [last_token(state, length) for state in states]
         return vectors[0] if len(vectors) == 1 else torch.stack(vectors, dim=1)
 

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from memvec.errors import ModelError
+from memvec.model.refusals import refuse_kind
 
 
 def decoder_of(model: Any) -> PreTrainedModel:
@@ -32,8 +33,7 @@ def decoder_of(model: Any) -> PreTrainedModel:
         model = model.get_base_model()
     if not isinstance(model, PreTrainedModel):
         raise ModelError(f"model: found {type(model).__name__}; allowed: a name, a folder, a transformers model")
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise ModelError(f"model: {type(model).__name__} is an encoder-decoder model; memvec needs a causal decoder")
+    refuse_kind(model.config, "model")
     inner: Any = model
     decoder: PreTrainedModel = inner.get_decoder()
     return decoder

@@ -129,7 +129,8 @@ def refuse_missing_tokenizer(folder: Path) -> None:
     """
     if not any(file for pattern in TOKENIZERS for file in folder.glob(pattern)):
         raise ModelError(
-            f"model.name_or_path={folder}: the folder holds no tokenizer; allowed: a tokenizer.json beside its config.json"
+            f"model.name_or_path={folder}: the folder holds no tokenizer; allowed: a tokenizer.json beside its "
+            "config.json"
         )
 
 
@@ -155,8 +156,8 @@ def refuse_tokenizer(tokenizer: PreTrainedTokenizerFast, config: PreTrainedConfi
     largest = max(plain)
     if largest >= rows:
         raise ModelError(
-            f"{named}: its tokenizer has tokens that the model lacks: {plain[largest]!r} is number {largest:,}, the model has "
-            f"{rows:,}; use the tokenizer that the model was trained with"
+            f"{named}: its tokenizer has tokens that the model lacks: {plain[largest]!r} is number {largest:,}, the "
+            f"model has {rows:,}; use the tokenizer that the model was trained with"
         )
 
 

@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 from memvec.errors import one_line
 
@@ -94,8 +95,7 @@ def _limit() -> None:
         import resource  # not on Windows
 
         resource.setrlimit(resource.RLIMIT_CPU, (PROCESSOR_SECONDS, PROCESSOR_SECONDS))
-        with open("/proc/self/statm") as stream:
-            mapped = int(stream.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (mapped + BYTES, mapped + BYTES))
 
 

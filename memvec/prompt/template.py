@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from transformers import PreTrainedTokenizerFast
 
@@ -84,7 +84,7 @@ def fill_chat_template(
 
     def render(chat: Sequence[Mapping[str, Any]]) -> str:
         filled = tokenizer.apply_chat_template(
-            chat, tokenize=False, add_generation_prompt=add_generation_prompt, **options
+            cast(Any, chat), tokenize=False, add_generation_prompt=add_generation_prompt, **options
         )
         return str(filled)
 

@@ -30,6 +30,7 @@ from memvec.data.datamodule import plan_of
 from memvec.data.plan import plan_all_ranks
 from memvec.data.ranks import RankPlan, balance
 from memvec.files import read_json
+from memvec.model.checkpoint import length_boundaries
 from memvec.model.extractor import to_device
 from memvec.model.module import HiddenStateModule
 from memvec.quiet import ignore_lightning_warnings
@@ -132,7 +133,8 @@ def plan_run(cfg: DictConfig) -> DryRun:
         if shards_weights(cfg):
             table = datamodule.table()
             prefix_length = len(table.common_tokens()) if module.speedups.prefix_cache == "auto" else 0
-            groups = table.batches(prefix_length, rules).groups
+            boundaries = length_boundaries(module.checkpoint.config)
+            groups = table.batches(prefix_length, rules, boundaries=boundaries).groups
             on_accelerator = cfg.trainer.accelerator != "cpu" and torch.accelerator.is_available()
             default = TOKENS_ON_ACCELERATOR if on_accelerator else TOKENS_ON_CPU
             max_tokens: int | None = rules.max_tokens if isinstance(rules.max_tokens, int) else default

@@ -203,7 +203,7 @@ def test_what_only_loading_finds_is_an_error_of_one_line(fields: dict[str, Any],
 @pytest.mark.parametrize("content", ["[1]", "7", "[" * 100_000])
 def test_a_config_that_is_no_object_is_an_error_of_one_line(content: str, llama_copy: Path) -> None:
     (llama_copy / "config.json").write_text(content)
-    with pytest.raises(ModelError, match="model.name_or_path=") as caught:
+    with pytest.raises(ModelError, match=r"model\.name_or_path=") as caught:
         config_of(llama_copy)
     assert "\n" not in str(caught.value)
 
@@ -239,9 +239,8 @@ def test_an_encoder_is_told_from_a_decoder(kind: str, tmp_path: Path) -> None:
 
 
 def test_a_bert_that_is_a_decoder_is_one(tmp_path: Path) -> None:
-    save(
-        BertLMHeadModel(BertConfig(**MODEL_SIZE, num_attention_heads=4, num_hidden_layers=1, is_decoder=True)), tmp_path
-    )
+    config = BertConfig(**MODEL_SIZE, num_attention_heads=4, num_hidden_layers=1, is_decoder=True)
+    save(BertLMHeadModel(config), tmp_path)
     assert config_of(tmp_path).is_decoder
 
 

@@ -98,3 +98,13 @@ def test_batches_give_the_states_of_the_full_model(family: str) -> None:
             wanted = expected[-len(vectors[at]) :]
             error = (vectors[at] - wanted).norm(dim=1) / wanted.norm(dim=1)
             assert error.max() < 2e-5, f"{way}, layer {layers[at]}: {error.tolist()}"
+
+
+@torch.no_grad()
+def test_a_rope_that_changes_with_length_is_why_rows_are_grouped() -> None:
+    """Else the test above would not notice that they are not."""
+    model = build_family("phi3_long_rope")
+    (states,) = Backbone(model.get_decoder())(pad(prompts()))
+    vectors, (expected,) = last_token(states, torch.tensor(LENGTHS)), reference(model, (-1,), streams=False)
+    error = (vectors - expected).norm(dim=1) / expected.norm(dim=1)
+    assert [bool(one > 0.1) for one in error] == [length <= ORIGINAL_LENGTH for length in LENGTHS]
