@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import random
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,30 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
+from tests.helpers.input_reader import InputReader, input_reader
+
 FILES = 300
 ROWS = 40
-
-# Reads every input that is named on a line of stdin, and says after each what came of it.
-READ = """
-import json, sys
-from memvec.data.source import find_sources
-from memvec.errors import MemvecError
-import datasets
-datasets.disable_progress_bars()
-for line in sys.stdin:
-    name, columns = json.loads(line)
-    try:
-        rows = 0
-        for source in find_sources(name):
-            source.digest(columns=columns)
-            rows += sum(1 for _ in source.records(text_column=columns[0], id_column=columns[1], more=columns[2:]))
-        answer = {"rows": rows}
-    except MemvecError as error:
-        answer = {"error": str(error)}
-    except BaseException as error:
-        answer = {"defect": f"{type(error).__name__}: {error}"}
-    print(json.dumps(answer), flush=True)
-"""
 
 
 def table() -> dict[str, list[Any]]:
@@ -147,35 +125,14 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
     return bytes(changed)
 
 
-class Reader:
-    """A process that reads inputs, one after the other, until one of them ends it."""
-
-    def __init__(self) -> None:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self.process = subprocess.Popen([sys.executable, "-c", READ], **pipes, text=True)
-
-    def read(self, path: Path, columns: list[str | None]) -> dict[str, Any]:
-        """Returns what came of reading an input."""
-        stdin, stdout = self.process.stdin, self.process.stdout
-        assert stdin is not None
-        assert stdout is not None
-        stdin.write(json.dumps([str(path), columns]) + "\n")
-        stdin.flush()
-        line = stdout.readline()
-        return json.loads(line) if line else {"ended": self.process.wait()}
-
-
 @pytest.fixture(scope="module")
-def reader() -> Iterator[Reader]:
-    started = Reader()
-    with started.process:
+def reader() -> Iterator[InputReader]:
+    with input_reader() as started:
         yield started
-        assert started.process.stdin is not None
-        started.process.stdin.close()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_damaged_files_give_rows_or_one_line(kind: str, reader: Reader, tmp_path: Path) -> None:
+def test_damaged_files_give_rows_or_one_line(kind: str, reader: InputReader, tmp_path: Path) -> None:
     draw = random.Random(13)
     contents: dict[str, dict[Path, bytes]] = {}
     for name, save in KINDS[kind].items():

@@ -37,11 +37,14 @@ def read_parquet(path: Path, wanted: Wanted) -> Iterator[Record]:
     """
     with pq.ParquetFile(path) as file:
         schema = file.schema_arrow
-        columns = list(dict.fromkeys(".".join(found) for name in wanted.names if (found := _path(name, schema))))
+        places = [place for name in wanted.names if (place := _path(name, schema))]
+        columns = list(dict.fromkeys(".".join(place) for place in places))
+        # Not within objects, for which Arrow cannot do that.
+        strings = {name for name, *inner in places if not inner and _is_string(schema.types[schema.names.index(name)])}
         groups = (file.metadata.row_group(number) for number in range(file.num_row_groups))
         bytes_per_row = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
     # A text that many rows share is stored once, and stays so: 50 kB may hold 10,000 texts of a megabyte.
-    with pq.ParquetFile(path, read_dictionary=columns) as file:
+    with pq.ParquetFile(path, read_dictionary=sorted(strings)) as file:
         batches = file.iter_batches(min(ROWS_PER_READ, BYTES_PER_READ // max(1, bytes_per_row) + 1), columns=columns)
         yield from _records(_validated(batches, str(path)), schema, str(path), wanted)
 
@@ -120,6 +123,10 @@ def _path(name: str | None, kind: pa.Schema | pa.StructType) -> list[str] | None
     return None
 
 
+def _is_string(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
 def _validated(tables: Tables, source: str) -> Iterator[Any]:
     row = 0
     for table in tables:
@@ -177,7 +184,7 @@ def _longest(column: Any, source: str, row: int) -> int:
     longest = 0
     for chunk in getattr(column, "chunks", [] if column is None else [column]):
         values = chunk.dictionary if pa.types.is_dictionary(chunk.type) else chunk
-        if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        if _is_string(values.type):
             longest = max(longest, pc.max(pc.binary_length(values)).as_py() or 0)
     if longest > LONGEST:
         raise InputError(f"{source}, row {row} or soon after: a string longer than {LONGEST // 2**20} MB")
