@@ -240,6 +240,8 @@ def _without_tips() -> Iterator[None]:
 
 
 def _build(group: str, cfg: DictConfig, **known: Any) -> Any:
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        raise ConfigError(f"{group}.{missing[0]} is not set (--help says what it is)")
     asked = ", ".join(f"{group}.{name}={cfg[name]}" for name in NOT_IN_ERRORS if name in cfg)
     with _one_line_errors(group, asked):
         return instantiate(cfg, _partial_=True, _convert_="all")(**known)
