@@ -12,7 +12,7 @@ from typing import Any
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from memvec.errors import ConfigError, MemvecError, one_line
 
@@ -31,6 +31,8 @@ def build_group(group: str, cfg: DictConfig, **known: Any) -> Any:
     Raises:
         ConfigError: It cannot be built from them.
     """
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        raise ConfigError(f"{group}.{missing[0]} is not set (--help says what it is)")
     asked = ", ".join(f"{group}.{name}={cfg[name]}" for name in NOT_IN_ERRORS if name in cfg)
     with one_line_errors(group, asked):
         return instantiate(cfg, _partial_=True, _convert_="all")(**known)

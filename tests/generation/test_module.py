@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 
 import memvec
 from memvec.errors import ConfigError, ModelError
-from memvec.generation import writer
+from memvec.generation import rows
 from memvec.generation.generator import Generator
 from memvec.generation.module import GenerationModule
 from memvec.generation.transcript import Message
@@ -203,16 +203,16 @@ def test_a_model_without_a_chat_template_is_refused_in_one_line(
         memvec.generate(tiny_generation(write_conversations(), model=folder))
 
 
-def test_the_writer_reads_outputs_with_the_prompt_they_answer(
+def test_outputs_are_read_with_the_prompt_that_they_answer(
     write_conversations: Write, tiny_generation: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[str, tuple[str, ...]]] = []
-    parse = writer.parse
+    parse = rows.parse
 
     def look(output: str, **options: Any) -> Any:
         seen.append((options["prompt"].transcript, options["prompt"].speakers))
         return parse(output, **options)
 
-    monkeypatch.setattr(writer, "parse", look)
+    monkeypatch.setattr(rows, "parse", look)
     memvec.generate(tiny_generation(write_conversations(), *PLAIN))
     assert dict(seen) == dict(zip(transcripts(), [("Ann",), ("user", "assistant"), ("小林",)], strict=True))
