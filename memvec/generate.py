@@ -16,8 +16,6 @@ from __future__ import annotations
 
 from typing import cast
 
-import lightning.pytorch as pl
-from lightning.pytorch.strategies import ModelParallelStrategy
 from omegaconf import DictConfig
 
 from memvec.cli import main
@@ -26,13 +24,11 @@ from memvec.generation.build import build_asking, build_conversations, build_gen
 from memvec.generation.finalize import MemoryFinalizer
 from memvec.generation.server import ChatServer
 from memvec.generation.summary import GenerationSummary
-from memvec.generation.writer import OutputWriter
+from memvec.quiet import ignore_lightning_warnings
 from memvec.run.build import run_folder
 from memvec.run.computation import Computation, Rows, TrainerComputation
-from memvec.run.folder import RunFolder
 from memvec.run.stage import Stage, run_stage
-from memvec.trainer.build import build_trainer
-from memvec.trainer.logs import ignore_known_warnings
+from memvec.trainer.build import build_trainer, shards_weights
 from memvec.trainer.metrics import Stopwatch
 
 
@@ -53,7 +49,7 @@ def generate(cfg: DictConfig) -> GenerationSummary:
 
 def memory_stage(cfg: DictConfig) -> Stage:
     """Returns the parts of the flow, connected: conversations -> windows -> model or server -> writer -> results."""
-    ignore_known_warnings()
+    ignore_lightning_warnings()
     stopwatch = Stopwatch()
     folder = run_folder(cfg)
     with stopwatch.stage("build"):
@@ -64,8 +60,13 @@ def memory_stage(cfg: DictConfig) -> Stage:
         if isinstance(generator, ChatServer):
             rows, computation = build_asking(cfg, generator, writer, folder)
         else:
+            if shards_weights(cfg):
+                raise ConfigError(
+                    "generation does not shard weights over devices; allowed: trainer=default, trainer=ddp"
+                )
             rows = datamodule = build_conversations(cfg, generator, folder)
-            computation = TrainerComputation(_trainer(cfg, writer, folder), generator, datamodule)
+            trainer = build_trainer(cfg, writer, folder, batches_in_profile=1)  # one batch is hundreds of steps
+            computation = TrainerComputation(trainer, generator, datamodule)
     return Stage(
         cfg=cfg,
         folder=folder,
@@ -79,13 +80,6 @@ def memory_stage(cfg: DictConfig) -> Stage:
         keeps_history=False,
         summary=GenerationSummary,
     )
-
-
-def _trainer(cfg: DictConfig, writer: OutputWriter, folder: RunFolder) -> pl.Trainer:
-    trainer = build_trainer(cfg, writer, folder, batches_in_profile=1)  # one batch is hundreds of steps
-    if isinstance(trainer.strategy, ModelParallelStrategy):  # said before the folder is claimed or a process started
-        raise ConfigError("generation does not shard weights over devices; allowed: trainer=default, trainer=ddp")
-    return trainer
 
 
 if __name__ == "__main__":

@@ -177,7 +177,7 @@ def test_a_trainer_that_shares_weights_out_is_refused_before_anything_is_written
     trainer: str, write_conversations: Write, tiny_generation: Configure
 ) -> None:
     cfg = tiny_generation(write_conversations(), f"trainer={trainer}", "trainer.devices=2")
-    with pytest.raises(ConfigError, match="generating shares no weights out over devices; allowed: trainer=default, "):
+    with pytest.raises(ConfigError, match="generation does not shard weights; allowed: trainer=default, "):
         memvec.generate(cfg)
     assert not Path(cfg.output_dir).exists()
 

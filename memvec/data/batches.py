@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from memvec.data.budget import typical_rows
 from memvec.data.collator import Batch, PaddingCollator, TokenSource
+from memvec.data.cutting import RowIndices
+from memvec.data.grouping import best_prefix_length, group_rows, rows_with_prefix
 from memvec.data.rules import BatchRules
-from memvec.data.sampler import RowIndices, best_prefix_length, group_rows, rows_with_prefix
 
 # A sample of the rows is typical enough, and sorting ten million takes a second.
 ROWS_TO_CHOOSE_FROM = 65_536

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from memvec.data.batches import PromptBatches
 from memvec.data.collator import Batch
+from memvec.data.cutting import RowIndices
+from memvec.data.ranks import RankPlan, plan_ranks
 from memvec.data.rules import BatchRules
-from memvec.data.sampler import LengthGroupedBatchSampler, RankPlan, RowIndices, plan_ranks
+from memvec.data.sampler import LengthGroupedBatchSampler
 
 # With fewer tokens to compute than this, measuring which kernels are fastest takes longer than the fastest save.
 TOKENS_TO_PAY = 16_384

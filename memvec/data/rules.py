@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memvec.config.values import at_least, at_least_or_none
-from memvec.data.sampler import SHORTEST_IN_BATCH
+from memvec.data.cutting import SHORTEST_IN_BATCH
 from memvec.errors import ConfigError
 
 

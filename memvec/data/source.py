@@ -24,7 +24,7 @@ from memvec.data.formats.files import COMPRESSIONS, SUFFIXES, TextFormat, check_
 from memvec.data.reader import read_dataset, read_file
 from memvec.data.runs import outside_runs
 from memvec.errors import InputError, one_line
-from memvec.hub import hub_warns_once
+from memvec.quiet import hub_warns_once
 
 # What the Hub accepts as a dataset's name: https://huggingface.co/docs/hub/repositories-getting-started
 HUB_NAME = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")

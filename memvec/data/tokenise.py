@@ -9,10 +9,8 @@ costs no Python object a row. Not `Dataset.map`, which leaves its file to the op
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset
@@ -62,18 +60,6 @@ def _prompts(entries: Dataset, encoder: PromptEncoder, bar: tqdm) -> Iterator[pa
         }
         yield pa.record_batch(columns, schema=PROMPT_FEATURES.arrow_schema)
         bar.update(table.num_rows)
-
-
-@contextmanager
-def without_progress_bars() -> Iterator[None]:
-    """Keeps `datasets` from drawing progress bars."""
-    enabled = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if enabled:
-            datasets.enable_progress_bars()
 
 
 def prompt_digests(prompts: Dataset) -> NDArray[np.uint64]:

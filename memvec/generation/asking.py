@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from memvec.data.prepared import read_signature
-from memvec.files import write_json
 from memvec.generation.event_loop import CancellableLoop
 from memvec.generation.inputs import AskedWindows
 from memvec.generation.outputs import OUTPUT_SCHEMA
@@ -34,7 +33,7 @@ from memvec.generation.server import ChatServer
 from memvec.schema import TEXT
 from memvec.trainer.interrupt import stop_on_signal
 from memvec.trainer.logs import log_file
-from memvec.trainer.metrics import RANK_FILE, peak_memory_bytes
+from memvec.trainer.metrics import metrics_files, peak_memory_bytes
 from memvec.trainer.ranks import started_rank
 from memvec.writer.journal import JournalWriter
 
@@ -179,7 +178,7 @@ class ServerComputation:
             "peak_memory_bytes": peak_memory_bytes(torch.device("cpu")),
             "notes": self.notes(),
         }
-        write_json(self.windows.folder.journal / RANK_FILE.format(rank=0), numbers)
+        metrics_files(self.windows.folder.journal).write(0, numbers)
 
 
 class _Frames:

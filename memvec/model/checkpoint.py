@@ -10,7 +10,6 @@ that there is no language-model head, and of a vision-language model the text pa
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import transformers
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -34,7 +32,6 @@ from transformers import (
 )
 
 from memvec.errors import MemvecError, ModelError
-from memvec.hub import hub_warns_once
 from memvec.model.gguf import convert_gguf, find_gguf, is_gguf
 from memvec.model.refusals import (
     refuse_adapter,
@@ -44,6 +41,7 @@ from memvec.model.refusals import (
     refuse_numbers,
     refuse_tokenizer,
 )
+from memvec.quiet import hub_warns_once, without_loading_report
 
 # Of a library's message: some list every architecture there is.
 MOST_CHARACTERS = 300
@@ -134,7 +132,7 @@ class Checkpoint:
         """Loads a model as one of the Auto classes has it, and refuses one whose weights are not all there."""
         named = f"model.name_or_path={self.location}"
         _ = self.config  # which says of a model that cannot be used what it is
-        with _model_errors(self.location), _quiet_loading():
+        with _model_errors(self.location), without_loading_report():
             model, found = auto.from_pretrained(
                 self.location,
                 revision=self.revision,
@@ -238,15 +236,3 @@ def _reason(error: Exception) -> str:
     message = " ".join(str(error).split())
     cut = message if len(message) <= MOST_CHARACTERS else f"{message[:MOST_CHARACTERS]}…"
     return f"{type(error).__name__}: {cut}" if isinstance(error, LookupError) or not cut else cut
-
-
-@contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Silences the report that the head's weights are not used, which is what is wanted here."""
-    before = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity(logging.ERROR)
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(before)

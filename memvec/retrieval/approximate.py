@@ -18,10 +18,10 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from memvec.data.tokenise import without_progress_bars
 from memvec.errors import RunFolderError, one_line
 from memvec.extras import import_extra
 from memvec.files import atomic_file, make_folder
+from memvec.quiet import without_dataset_bars
 from memvec.retrieval.exact import Neighbours, Vectors, as_units, mapped_vectors, mean_vector, top_k
 from memvec.run.folder import RunFolder
 from memvec.schema import VECTOR
@@ -109,7 +109,7 @@ class ApproximateIndex:
             centering.this.disown()  # the index deletes it
             index.prepend_transform(centering)
         index.train(self._take(np.linspace(0, self.rows - 1, min(self.rows, ROWS_PER_LIST * lists), dtype=np.int64)))
-        with without_progress_bars():
+        with without_dataset_bars():
             self._dataset.add_faiss_index(VECTOR, NAME, custom_index=index)
         with atomic_file(self.path) as partial:
             self._dataset.save_faiss_index(NAME, str(partial))

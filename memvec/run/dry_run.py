@@ -22,20 +22,20 @@ from typing import Any, cast
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from memvec.config.compose import count_processes
 from memvec.data.budget import TOKENS_ON_ACCELERATOR, TOKENS_ON_CPU
 from memvec.data.datamodule import plan_of
 from memvec.data.plan import plan_all_ranks
-from memvec.data.sampler import RankPlan, balance
+from memvec.data.ranks import RankPlan, balance
 from memvec.files import read_json
 from memvec.model.extractor import to_device
 from memvec.model.module import HiddenStateModule
+from memvec.quiet import ignore_lightning_warnings
 from memvec.run.build import build_datamodule, build_model
 from memvec.run.folder import RunFolder
-from memvec.trainer.build import build_lone_trainer
-from memvec.trainer.logs import ignore_known_warnings
+from memvec.trainer.build import build_lone_trainer, shards_weights
 from memvec.trainer.metrics import Stopwatch
 
 BATCHES_TO_MEASURE = 8
@@ -118,7 +118,7 @@ def plan_run(cfg: DictConfig) -> DryRun:
     Raises:
         MemvecError: Something in the configuration, input or model is wrong; the message says what.
     """
-    ignore_known_warnings()
+    ignore_lightning_warnings()
     stopwatch = Stopwatch()
     speed = _Speed()
     with tempfile.TemporaryDirectory(prefix="memvec-plan-") as scratch:
@@ -129,7 +129,7 @@ def plan_run(cfg: DictConfig) -> DryRun:
         with stopwatch.stage("read and tokenise"):
             datamodule.prepare_data()
         rules = datamodule.input.rules
-        if _shares_weights(cfg):
+        if shards_weights(cfg):
             table = datamodule.table()
             prefix_length = len(table.common_tokens()) if module.speedups.prefix_cache == "auto" else 0
             groups = table.batches(prefix_length, rules).groups
@@ -154,14 +154,9 @@ def plan_run(cfg: DictConfig) -> DryRun:
         )
 
 
-def _shares_weights(cfg: DictConfig) -> bool:
-    """Whether the strategy is Lightning's `ModelParallelStrategy`."""
-    return OmegaConf.is_dict(cfg.trainer.strategy) and "tensor_parallel_size" in cfg.trainer.strategy
-
-
 def _count_ranks(cfg: DictConfig) -> int:
     """Returns how many ranks have rows of their own: all, or one in each tensor-parallel group."""
-    if not _shares_weights(cfg):
+    if not shards_weights(cfg):
         return count_processes(cfg.trainer.accelerator, cfg.trainer.devices, cfg.trainer.num_nodes)
     groups = cfg.trainer.strategy.data_parallel_size
     return int(cfg.trainer.num_nodes if groups == "auto" else groups)

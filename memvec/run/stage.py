@@ -25,8 +25,8 @@ from memvec.files import atomic_file, make_folder, read_json
 from memvec.run.computation import Computation, Rows
 from memvec.run.folder import FORMAT, JOURNAL_FORMAT, RunFolder, RunState
 from memvec.run.summary import RunSummary, read_summary, write_summary
-from memvec.trainer.history import forget_histories, write_history
-from memvec.trainer.metrics import Stopwatch, combine_ranks, first_notes, forget_ranks, stage_table
+from memvec.trainer.history import history_files, write_history
+from memvec.trainer.metrics import Stopwatch, combine_ranks, first_notes, metrics_files, stage_table
 from memvec.trainer.ranks import process_rank, rank_errors
 from memvec.writer.frames import journal_files
 from memvec.writer.prediction_writer import JournalCallback
@@ -142,8 +142,8 @@ def _claim(stage: Stage) -> RunState:
     }
     state = folder.claim(fingerprint, resume=stage.cfg.resume)
     if state is not RunState.FINISHED:
-        forget_histories(folder.journal)
-        forget_ranks(folder.journal)  # an attempt that was killed may have left its numbers
+        history_files(folder.journal).forget()
+        metrics_files(folder.journal).forget()  # an attempt that was killed may have left its numbers
         with stage.stopwatch.stage("prepare"):
             try:
                 rows.prepare_data()

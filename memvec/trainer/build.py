@@ -6,10 +6,7 @@ there is none: devices that are not there, processes that do not fit what torchr
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import lightning.pytorch as pl
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
@@ -21,6 +18,7 @@ from memvec.config.instantiate import build_group, one_line_errors
 from memvec.config.values import one_of
 from memvec.errors import ConfigError
 from memvec.layout import RunLayout
+from memvec.quiet import without_lightning_tips
 from memvec.trainer.history import RankHistory
 from memvec.trainer.interrupt import StopOnSignal
 from memvec.trainer.logs import RankLog
@@ -56,7 +54,7 @@ def build_trainer(
         callbacks.append(TokenProgressBar())
     if one_of("profile", cfg.profile, (True, False)):
         callbacks.append(BatchProfile(folder.profile, batches=batches_in_profile))
-    with _without_tips(), one_line_errors("trainer"):
+    with without_lightning_tips(), one_line_errors("trainer"):
         environment = cluster_environment()
         trainer: pl.Trainer = build_group(
             "trainer",
@@ -77,9 +75,9 @@ def _check_processes(cfg: DictConfig, environment: ClusterEnvironment | None, wa
             f"{cfg.trainer.devices} trainer.num_nodes={cfg.trainer.num_nodes} means {wanted}; name the devices of one "
             "machine, and the number of machines"
         )
-    strategy = cfg.trainer.strategy
-    if not OmegaConf.is_dict(strategy) or "tensor_parallel_size" not in strategy:
+    if not shards_weights(cfg):
         return
+    strategy = cfg.trainer.strategy
     sizes = (strategy.data_parallel_size, strategy.tensor_parallel_size)
     if "auto" not in sizes and sizes[0] * sizes[1] != wanted:
         raise ConfigError(
@@ -88,10 +86,15 @@ def _check_processes(cfg: DictConfig, environment: ClusterEnvironment | None, wa
         )
 
 
+def shards_weights(cfg: DictConfig) -> bool:
+    """Whether processes are to hold one copy of the weights together: Lightning's `ModelParallelStrategy`."""
+    return OmegaConf.is_dict(cfg.trainer.strategy) and "tensor_parallel_size" in cfg.trainer.strategy
+
+
 def build_lone_trainer(cfg: DictConfig, folder: RunLayout, *, callback: pl.Callback) -> pl.Trainer:
     """Returns a Trainer for one batch on one device of this machine, whatever the run is to have."""
     known = {"devices": 1, "num_nodes": 1, "strategy": "auto", "limit_predict_batches": 1, "enable_progress_bar": False}
-    with _without_tips():
+    with without_lightning_tips():
         trainer: pl.Trainer = build_group(
             "trainer", cfg.trainer, callbacks=[callback], default_root_dir=str(folder.root), **known
         )
@@ -117,15 +120,3 @@ def cluster_environment() -> ClusterEnvironment | None:
     if TorchElasticEnvironment.detect():  # first, since torchrun can be used inside SLURM
         return TorchElasticEnvironment()
     return SLURMEnvironment(auto_requeue=False) if SLURMEnvironment.detect() else None
-
-
-@contextmanager
-def _without_tips() -> Iterator[None]:
-    """Keeps Lightning from telling which accelerators it does not use, and what else could be installed."""
-    logger = logging.getLogger("lightning.pytorch")
-    before = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

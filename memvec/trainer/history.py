@@ -26,8 +26,8 @@ from memvec.data.datamodule import plan_of
 from memvec.fields import JsonObject
 from memvec.files import write_json
 from memvec.model.engine import computing_module
+from memvec.trainer.rank_files import RankFiles
 
-RANK_FILES = "history-rank-*.json"
 MOMENTS = 256
 SLICES = 60
 BINS = 40
@@ -81,13 +81,12 @@ class RankHistory(pl.Callback):
             "timeline": dict(zip(("seconds", *COUNTED), self._timeline.to_json(), strict=True)),
             "lengths": padding_by_length(plan.lengths, plan.sampler.batches),
         }
-        write_json(self.journal / f"history-rank-{trainer.global_rank:05d}.json", history)
+        history_files(self.journal).write(trainer.global_rank, history)
 
 
-def forget_histories(journal: Path) -> None:
-    """Removes what an earlier attempt has left."""
-    for path in journal.glob(RANK_FILES):
-        path.unlink()
+def history_files(journal: Path) -> RankFiles:
+    """Returns the histories of the ranks in a journal's folder."""
+    return RankFiles(journal, "history")
 
 
 def write_history(journal: Path, path: Path) -> None:
@@ -97,7 +96,7 @@ def write_history(journal: Path, path: Path) -> None:
         journal: The journal's folder.
         path: `history.json`.
     """
-    ranks = [JsonObject.read(rank) for rank in sorted(journal.glob(RANK_FILES))]
+    ranks = history_files(journal).read_all()
     timeline = combine_timelines([_timeline(rank) for rank in ranks])
     write_json(path, {"timeline": timeline, "lengths": combine_lengths([_lengths(rank) for rank in ranks])})
 

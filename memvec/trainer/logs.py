@@ -6,7 +6,6 @@ import io
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,23 +16,13 @@ import torch
 
 from memvec.errors import OneLineFormatter, on_one_line, one_line
 from memvec.files import create_file, make_folder, writing
+from memvec.quiet import ignore_lightning_warnings
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 # Whose levels a spawned rank takes over from the process that spawned it.
 LOGGERS = ("memvec", "lightning.pytorch", "lightning.fabric")
 
 log = logging.getLogger(__name__)
-
-
-def ignore_known_warnings() -> None:
-    """Silences what Lightning warns of where it does not apply to a run that computes vectors."""
-    for message in (
-        ".*custom batch sampler .* for prediction.*",  # it returns every row, and finalising counts them
-        ".*does not have many workers.*",  # batches are built from flat arrays in less time than a worker costs
-        ".*Total length of `DataLoader` across ranks is zero.*",  # all was computed before; finalising is left
-        ".*isinstance\\(treespec, LeafSpec\\).*is deprecated.*",  # inside Lightning
-    ):
-        warnings.filterwarnings("ignore", message=message)
 
 
 @contextmanager
@@ -113,7 +102,7 @@ class RankLog(pl.Callback):
             handler = logging.StreamHandler(sys.stdout)
             handler.setFormatter(OneLineFormatter("%(message)s"))
             logging.basicConfig(handlers=[handler])  # nothing where there are handlers already
-        ignore_known_warnings()
+        ignore_lightning_warnings()
 
     def _close(self) -> None:
         logger = logging.getLogger("memvec")

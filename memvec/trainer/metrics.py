@@ -21,10 +21,13 @@ import torch
 
 from memvec.data.datamodule import plan_of
 from memvec.fields import JsonObject
-from memvec.files import write_json
 from memvec.model.engine import computing_module
+from memvec.trainer.rank_files import RankFiles
 
-RANK_FILE = "metrics-rank-{rank:05d}.json"
+
+def metrics_files(journal: Path) -> RankFiles:
+    """Returns the metrics of the ranks in a journal's folder."""
+    return RankFiles(journal, "metrics")
 
 
 class Stopwatch:
@@ -80,7 +83,7 @@ class RankMetrics(pl.Callback):
         seconds = time.perf_counter() - self._start
         plan, module = plan_of(trainer), computing_module(pl_module)
         counts = module.group.is_first_with_its_batches  # what a tensor-parallel group computes is counted once
-        path = self.journal / RANK_FILE.format(rank=trainer.global_rank)
+        files = metrics_files(self.journal)
         numbers = {
             "seconds": seconds,
             "warm_up_seconds": plan.warm_up_seconds,
@@ -89,14 +92,14 @@ class RankMetrics(pl.Callback):
             "computed_tokens": plan.sampler.total_tokens * counts,
             "padded_tokens": plan.sampler.padded_tokens * counts,
         }
-        earlier = JsonObject.read(path) if path.exists() else JsonObject(path, {"counted": {}})
+        earlier = files.read(trainer.global_rank) or JsonObject(self.journal, {"counted": {}})
         loop = {
             "counted": _sum(self.counters(), earlier.within("counted")),
             "max_tokens": plan.sampler.max_tokens,
             "peak_memory_bytes": peak_memory_bytes(trainer.strategy.root_device),
             "notes": module.notes(),
         }
-        write_json(path, {**_sum(numbers, earlier), **loop})
+        files.write(trainer.global_rank, {**_sum(numbers, earlier), **loop})
 
 
 def _sum(numbers: dict[str, Any], earlier: JsonObject) -> dict[str, Any]:
@@ -105,24 +108,14 @@ def _sum(numbers: dict[str, Any], earlier: JsonObject) -> dict[str, Any]:
     return {name: number + (earlier.take_or(name, kinds[name]) or 0) for name, number in numbers.items()}
 
 
-def forget_ranks(journal: Path) -> None:
-    """Removes the numbers of an earlier attempt, so that a run's are those of the attempt that finished it.
-
-    Args:
-        journal: The journal's folder.
-    """
-    for path in _rank_files(journal):
-        path.unlink()
-
-
 def first_notes(journal: Path) -> dict[str, Any] | None:
     """Returns what the first rank's module found out while running, or None where nothing was left to run.
 
     Args:
         journal: The journal's folder.
     """
-    path = journal / RANK_FILE.format(rank=0)
-    return JsonObject.read(path).within("notes").content if path.exists() else None
+    first = metrics_files(journal).read(0)
+    return None if first is None else first.within("notes").content
 
 
 def combine_ranks(journal: Path) -> dict[str, Any]:
@@ -131,7 +124,7 @@ def combine_ranks(journal: Path) -> dict[str, Any]:
     Args:
         journal: The journal's folder.
     """
-    ranks = [JsonObject.read(path) for path in _rank_files(journal)]
+    ranks = metrics_files(journal).read_all()
 
     def total(name: str) -> int:
         return sum(rank.take(name, int) for rank in ranks)
@@ -152,7 +145,3 @@ def combine_ranks(journal: Path) -> dict[str, Any]:
         "warm_up_seconds": max((rank.take_or("warm_up_seconds", float) or 0.0 for rank in ranks), default=0.0),
         "peak_memory_bytes": max((rank.take("peak_memory_bytes", int) for rank in ranks), default=0),
     }
-
-
-def _rank_files(journal: Path) -> list[Path]:
-    return sorted(journal.glob(RANK_FILE.replace("{rank:05d}", "*")))

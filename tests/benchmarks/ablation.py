@@ -1,7 +1,7 @@
 """memvec with one of its choices switched off and the others on: what each is worth (`compare --ablate`).
 
-In: a choice's name. Out: how a contestant runs without it: overrides of the configuration where there is an option, else
-the function or class that takes the choice, replaced in the contestant's own process.
+In: a choice's name. Out: how a contestant runs without it: overrides of the configuration where there is an option,
+else the function or class that takes the choice, replaced in the contestant's own process.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 import memvec.data.plan
 import memvec.data.prepared
 import memvec.model.extractor
-from memvec.data.sampler import LengthGroupedBatchSampler, RowIndices
+from memvec.data.cutting import RowIndices
+from memvec.data.sampler import LengthGroupedBatchSampler
 
 
 def _nothing() -> None:

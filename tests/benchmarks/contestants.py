@@ -147,7 +147,7 @@ def sentence_transformers(task: Task, *, chat_template: bool) -> Run:
 
 
 def memvec(task: Task, *, name: str = "memvec", overrides: Sequence[str] = ()) -> Run:
-    """`memvec.predict` as a user runs it; the seconds are those of its warm-up and predict stage, from its own metrics.json."""
+    """`memvec.predict` as a user runs it; the seconds are those of warm-up and predict stage, as its metrics say."""
     from memvec import compose, load, predict
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # as conf/predict.yaml does for the command line

@@ -33,11 +33,11 @@ from transformers import GenerationConfig, StoppingCriteriaList
 
 import memvec
 from memvec.files import read_json
+from memvec.generation.build import build_conversations, build_generator
 from memvec.generation.decoding import CirclesStop, turn_end_ids
 from memvec.generation.module import GenerationModule
 from memvec.generation.parser import Outcome, parse
 from memvec.generation.rows import prompt_content
-from memvec.generation.build import build_conversations, build_generator
 from memvec.run.build import run_folder
 from tests.helpers.conversations import read_lines
 

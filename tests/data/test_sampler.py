@@ -16,15 +16,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch.utils.data import BatchSampler
 
-from memvec.data.sampler import (
-    LengthGroupedBatchSampler,
-    RankPlan,
-    _deal,
-    balance,
-    cut_batches,
-    plan_ranks,
-    rank_rows,
-)
+from memvec.data.cutting import cut_batches
+from memvec.data.ranks import RankPlan, balance, plan_ranks, rank_rows
+from memvec.data.sampler import LengthGroupedBatchSampler, _deal
 
 Group = tuple[NDArray[np.int64], NDArray[np.int32]]
 

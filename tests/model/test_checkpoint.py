@@ -239,7 +239,9 @@ def test_an_encoder_is_told_from_a_decoder(kind: str, tmp_path: Path) -> None:
 
 
 def test_a_bert_that_is_a_decoder_is_one(tmp_path: Path) -> None:
-    save(BertLMHeadModel(BertConfig(**MODEL_SIZE, num_attention_heads=4, num_hidden_layers=1, is_decoder=True)), tmp_path)
+    save(
+        BertLMHeadModel(BertConfig(**MODEL_SIZE, num_attention_heads=4, num_hidden_layers=1, is_decoder=True)), tmp_path
+    )
     assert config_of(tmp_path).is_decoder
 
 
