@@ -43,6 +43,12 @@ def test_json_comes_back_as_it_was_written(content: Any, tmp_path_factory: pytes
     assert read_json(path) == content
 
 
+def test_a_path_that_is_not_unicode_comes_back_as_it_was(tmp_path: Path) -> None:
+    name = os.fsdecode(b"memories-\xff.jsonl")
+    write_json(tmp_path / "a.json", {"path": name, name: "爱喝茶"})
+    assert read_json(tmp_path / "a.json") == {"path": name, name: "爱喝茶"}
+
+
 def test_json_keeps_chinese_readable(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"text": "爱喝茶"})
     assert "爱喝茶" in (tmp_path / "a.json").read_text(encoding="utf-8")

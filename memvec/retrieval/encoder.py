@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from memvec.encoder import Encoder
 from memvec.encoding import device_of, precision_dtypes
@@ -47,7 +47,8 @@ class QueryOptions:
 
 def query_options(cfg: DictConfig) -> QueryOptions:
     """Returns what a configuration asks for (conf/search.yaml, conf/evaluate.yaml)."""
-    prompt = None if cfg.get("prompt") is None else Prompt(cfg.prompt.template, chat=cfg.prompt.chat)
+    group: Any = None if cfg.get("prompt") is None else OmegaConf.to_container(cfg.prompt, resolve=True)
+    prompt = None if group is None else Prompt(**{name: group[name] for name in group if name != "_target_"})
     return QueryOptions(prompt, str(cfg.accelerator), cfg.model.trust_remote_code, cfg.model.use_safetensors)
 
 

@@ -19,7 +19,7 @@ from memvec.encoder import Encoder
 from memvec.errors import ConfigError, ModelError, RunFolderError
 from memvec.model.torch_internals import has_matmul
 from memvec.prompt.template import Prompt
-from memvec.retrieval.encoder import QueryOptions, query_encoder
+from memvec.retrieval.encoder import QueryOptions, query_encoder, query_options
 from memvec.run.folder import RunFolder
 from memvec.run.manifest import read_manifest
 from tests.conftest import TEXTS
@@ -180,6 +180,22 @@ def test_a_manifest_of_another_version_is_read_as_far_as_known(run: RunFolder, c
     manifest = read_manifest(run)
     assert (manifest.layer, manifest.tune, manifest.precision, manifest.parts) == (2, "auto", "bf16-true", None)
     assert len(memvec.load(run.root)) == 5
+
+
+def test_what_a_chat_template_is_given_is_given_to_queries(run: RunFolder, change: Callable[..., None]) -> None:
+    words = {"enable_thinking": False}
+    change("config.prompt.chat_template_kwargs", words)
+    change("config.prompt.turns", [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}])
+    prompt = read_manifest(run).prompt
+    assert prompt is not None
+    assert (prompt.chat_template_kwargs, [turn["role"] for turn in prompt.turns]) == (words, ["user", "assistant"])
+    with_queries_own = ["prompt=chat", "+prompt.chat_template_kwargs.enable_thinking=false", f"output_dir={run.root}"]
+    own = query_options(memvec.compose([*with_queries_own, "query=tea"], config_name="search")).prompt
+    assert own is not None
+    assert (own.chat, own.chat_template_kwargs) == (True, words)
+    change("config.prompt.chat_template_kwargs", {"f": COMMAND})
+    with pytest.raises(RunFolderError, match=r"chat_template_kwargs\.f is an object"):
+        read_manifest(run)
 
 
 def test_a_device_that_is_not_there_is_an_error_of_the_option(run: RunFolder) -> None:
