@@ -77,7 +77,8 @@ def test_memories_nothing_and_failures_are_counted_apart_and_shown(run: Any) -> 
     assert lines[1].startswith(
         f"windows    20: {found[0]} with memories, 4 with nothing to remember, {found[2]} not und"
     )
-    assert lines[2] == f"rejected   2 conversations (why: {cfg.output_dir}/rejected.jsonl)"
+    assert lines[2] == "ids        column 'id'"
+    assert lines[3] == f"rejected   2 conversations (why: {cfg.output_dir}/rejected.jsonl)"
     assert lines[-1] == f"file       {cfg.output_dir}/memories.parquet"
 
 
@@ -143,7 +144,7 @@ def test_the_same_command_again_does_nothing_and_says_so(run: Any, caplog: pytes
         ('generation.prompt.examples=[{conversation: "A: Hi", answer: NONE}]', "examples was [], is [{"),
         ("data.window_tokens=99", "window_tokens was 100, is 99"),
         ("data.overlap=1", "overlap was 2, is 1"),
-        ("data.date_column=null", "date_column was 'date', is None"),
+        ("data.date_column=null", "date_column was 'auto', is None"),
         ("trainer.precision=bf16-true", "dtype was 'float32', is 'bfloat16'"),
     ],
 )

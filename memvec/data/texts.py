@@ -39,8 +39,8 @@ def as_texts(value: Any, *, name: str) -> list[str]:
     if not texts:
         raise InputError(f"{name}: found none; allowed: {ALLOWED}")
     for position, text in enumerate(texts):
-        if reason := reject_reason(None, text, has_ids=False, text_column="text"):
-            raise InputError(f"{name}[{position}]: {reason.removeprefix(repr('text')).strip()}")
+        if reason := reject_reason(None, text, has_ids=False):
+            raise InputError(f"{name}[{position}]: {reason}")
     return [str.__str__(text) for text in texts]  # numpy's and other subclasses' values, as tokenizers take them
 
 

@@ -13,6 +13,7 @@ A row is computed once, and once more where its output could not be understood: 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, cast
 
@@ -171,7 +172,8 @@ class ConversationDataModule(MemoryDataModule):
             )
         with atomic_file(self.folder.entries) as partial:
             write_stream(partial, self._windows(), schema=WINDOW_FEATURES.arrow_schema)
-        return summary
+        has_columns = any(source.source.has_columns for source in self.sources)
+        return summary if has_columns else replace(summary, ids="names of files")
 
     def _windows(self) -> Iterator[pa.RecordBatch]:
         """Yields the windows of all conversations, in order."""
