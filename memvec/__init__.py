@@ -1,6 +1,7 @@
 """memvec: memory texts in, LLM hidden-state vectors out, in bulk.
 
-vectors = memvec.encode(["likes tea", "moved to Lisbon in 2021"])   # [2, D]
+encoder = memvec.Encoder("Qwen/Qwen3-0.6B")                         # holds the model; cheap to make, loads at first use
+vectors = encoder.encode(["likes tea", "moved to Lisbon in 2021"])  # [2, D]
 memvec.predict(memvec.compose(["data.path=memories.jsonl", "output_dir=runs/a"]))
 memvec.extract(memvec.compose(["data.path=conversations.jsonl", "output_dir=runs/b"], config_name="extract"))
 dataset = memvec.load("runs/a")
@@ -17,22 +18,26 @@ from typing import TYPE_CHECKING, Any
 from memvec.errors import ConfigError, ExtraError, InputError, MemvecError, ModelError, RunFolderError, WriterError
 
 if TYPE_CHECKING:
-    from memvec.api import encode as encode
-    from memvec.api import load as load
     from memvec.config.compose import compose as compose
+    from memvec.encoder import Encoder as Encoder
+    from memvec.encoding import encode as encode
     from memvec.extract import extract as extract
     from memvec.generate import generate as generate
     from memvec.predict import predict as predict
+    from memvec.retrieval.searcher import Searcher as Searcher
+    from memvec.run.result import load as load
     from memvec.search import search as search
 
 __version__ = "0.1.0"
 __all__ = [
     "ConfigError",
+    "Encoder",
     "ExtraError",
     "InputError",
     "MemvecError",
     "ModelError",
     "RunFolderError",
+    "Searcher",
     "WriterError",
     "compose",
     "encode",
@@ -46,12 +51,14 @@ __all__ = [
 # Loaded when first used: `python -m memvec.predict --help` should not wait for torch.
 _LAZY = {
     "compose": "memvec.config.compose",
-    "encode": "memvec.api",
+    "Encoder": "memvec.encoder",
+    "encode": "memvec.encoding",
     "extract": "memvec.extract",
     "generate": "memvec.generate",
-    "load": "memvec.api",
+    "load": "memvec.run.result",
     "predict": "memvec.predict",
     "search": "memvec.search",
+    "Searcher": "memvec.retrieval.searcher",
 }
 
 

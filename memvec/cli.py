@@ -25,12 +25,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from memvec.config.compose import conf_folder, config_error_line, known_overrides, register_resolvers
 from memvec.config.overrides import SWEEP, as_overrides
-from memvec.errors import ConfigError, Interrupted, MemvecError, RunFolderError, one_line
+from memvec.errors import ConfigError, Interrupted, MemvecError, RunFolderError, on_one_line, one_line
 from memvec.sweep.jobs import is_sweep, run_job
 from memvec.trainer.interrupt import end_with_parent
 from memvec.trainer.ranks import started_rank
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
+PRIVATE = 0o077
 EXPECTED = (MemvecError, HydraException, OmegaConfBaseException, OSError)
 
 
@@ -58,9 +59,10 @@ def main(task: Callable[[DictConfig], Outcome], *, config_name: str, sweeps: boo
     sys.argv[1:] = as_overrides(sys.argv[1:])  # Lightning gives them to the ranks that it starts
     register_resolvers()
     as_the_user_has_it = os.environ.get(FULL_ERROR)
+    umask = os.umask(PRIVATE)  # for the folders that Hydra makes
 
     def job(cfg: DictConfig) -> None:
-        with _environment(FULL_ERROR, as_the_user_has_it):
+        with _environment(FULL_ERROR, as_the_user_has_it), _umask(umask):
             if is_sweep():
                 _run_job()
                 return
@@ -112,7 +114,7 @@ def _run_job() -> None:
 def _say(lines: Sequence[str]) -> None:
     """Prints lines; a reader that has had enough, as `head` has, is no error."""
     try:
-        sys.stdout.write("".join(f"{line}\n" for line in lines))
+        sys.stdout.write("".join(f"{on_one_line(line)}\n" for line in lines))
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit says nothing either
@@ -133,7 +135,7 @@ def _report(error: Exception, config_name: str = "predict") -> int:
     else:
         line, code = one_line(error), 1
     kind = "" if isinstance(error, Interrupted) else "error: "
-    sys.stderr.write(f"memvec: {kind}{rank}{line}\n")
+    sys.stderr.write(f"memvec: {kind}{rank}{on_one_line(line)}\n")
     return code
 
 
@@ -149,6 +151,16 @@ def _remove_if_empty(folder: str) -> None:
     with suppress(OSError):
         if Path(folder).resolve() != Path.cwd():
             Path(folder).rmdir()
+
+
+@contextmanager
+def _umask(mask: int) -> Iterator[None]:
+    """Makes files with the user's umask."""
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 @contextmanager

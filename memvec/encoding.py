@@ -1,59 +1,104 @@
-"""Texts in memory to vectors in memory: the whole flow, once, in a temporary folder.
+"""`memvec.encode`: texts to vectors in one call, by an encoder that is kept for the next call with the same settings.
 
-In: a configuration and texts. Out: a vector for each text, and the manifest of the run that computed them.
-
-`memvec.encode` and the queries of `memvec.search` come this way, so that their vectors are those of `memvec.predict`.
+In: texts, a model's name, settings in the words of `memvec.predict`. Out: a tensor, row i for text i.
 """
 
 from __future__ import annotations
 
-import json
-import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import pyarrow.parquet as pq
 import torch
-from omegaconf import DictConfig
 
-from memvec.config.prompts import plain
-from memvec.errors import SIGNALLED, Interrupted
-from memvec.run.folder import RunFolder
-from memvec.schema import VECTOR
+from memvec.data.texts import as_values
+from memvec.encoder import EMBEDDED, Encoder
+from memvec.errors import ConfigError, InputError
+
+# Lightning's words for dtypes: those of the weights, and of autocast.
+PRECISIONS: dict[str, tuple[str, str | None]] = {
+    "32-true": ("float32", None),
+    "bf16-true": ("bfloat16", None),
+    "16-true": ("float16", None),
+    "64-true": ("float64", None),
+    "bf16-mixed": ("float32", "bfloat16"),
+    "16-mixed": ("float32", "float16"),
+}
+
+_kept: list[tuple[tuple[Any, ...], Encoder]] = []
+_kept_lock = threading.Lock()
 
 
-def encode_texts(cfg: DictConfig, texts: Sequence[str]) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Runs texts through the flow.
+def encode(
+    texts: Sequence[str],
+    *,
+    model: str | Path | None = None,
+    prompt: str = "one_token_zh",
+    layer: int | Sequence[int] = -1,
+    precision: str = "32-true",
+    accelerator: str = "auto",
+    batch_size: int = 1024,
+    max_tokens: int | Literal["auto"] | None = None,
+    max_length: int | None = None,
+    progress: bool = False,
+) -> torch.Tensor:
+    """Returns the supervision vectors of texts, by an `Encoder` that is kept for the next call with the same settings.
 
     Args:
-        cfg: A configuration; its input, ids and `output_dir` are set here, its `trainer` must use one device.
-        texts: N texts that `as_texts` has let pass.
+        texts: N texts; each must be a string with something in it.
+        model: Model folder, GGUF file or Hub name; None is the embedded default.
+        prompt: A name from conf/prompt, or a template of one's own that contains `{text}`.
+        layer: Which hidden state, as in `hidden_states[layer]`; -1 is after the final norm. A list gives several.
+        precision: As `trainer.precision`.
+        accelerator: As `trainer.accelerator`.
+        batch_size: Most texts in a batch.
+        max_tokens: Most tokens in a batch; None chooses by the device.
+        max_length: Most tokens in one prompt; None is the model's own limit.
+        progress: Whether to show a progress bar.
 
     Returns:
-        `[N, D]` float32 on the CPU, row i for `texts[i]`, and the run's manifest.
+        `[N, D]` float32 on the CPU, row i for `texts[i]`; `[N, L, D]` where `layer` is a list of L.
+
+    Raises:
+        ConfigError: An option does not make sense.
+        InputError: A text cannot be used, or there is none.
+        ModelError: There is no such model.
     """
-    from memvec.predict import predict  # Lightning and transformers, which `memvec.load` does not need
+    if not as_values(texts, name="texts"):
+        raise InputError("texts: found none; allowed: a list of texts")
+    dtype, autocast = precision_dtypes(precision)
+    layers = layer if isinstance(layer, int) else tuple(layer)
+    settings = (str(model), prompt, layers, precision, accelerator, batch_size, max_tokens, max_length)
+    with _kept_lock:
+        if not _kept or _kept[0][0] != settings:
+            encoder = Encoder(
+                EMBEDDED if model is None else model,
+                prompt=prompt,
+                layer=layer,
+                dtype=dtype,
+                autocast=autocast,
+                device=device_of(accelerator),
+                batch_size=batch_size,
+                max_tokens=max_tokens,
+                max_length=max_length,
+            )
+            _kept[:] = [(settings, encoder)]  # the encoder before goes, with its model, when its calls have ended
+        encoder = _kept[0][1]
+    return encoder.encode(texts, progress=progress)
 
-    cfg.data.update(id_column=None, on_error="fail", text_column="text", limit=None)
-    with tempfile.TemporaryDirectory(prefix="memvec-") as scratch:
-        path = Path(scratch) / "texts.jsonl"
-        with path.open("w", encoding="utf-8") as stream:
-            stream.writelines(json.dumps({"text": text}) + "\n" for text in texts)
-        cfg.data.path, cfg.output_dir = plain(path), plain(Path(scratch) / "run")
-        try:
-            manifest = predict(cfg).manifest
-        except Interrupted as error:  # what it says about going on is true of folders that stay
-            raise Interrupted(error.exit_code - SIGNALLED) from error
-        return read_vectors(cfg.output_dir), manifest
 
+def precision_dtypes(precision: str) -> tuple[str, str | None]:
+    """Returns the dtypes of the weights and of autocast that a `trainer.precision` stands for.
 
-def read_vectors(output_dir: str | Path) -> torch.Tensor:
-    """Returns all vectors of a finished run in memory, `[N, D]` float32, in input order.
-
-    Unlike `memvec.load` this leaves nothing in the datasets cache.
+    Raises:
+        ConfigError: It is none of Lightning's that an encoder computes in.
     """
-    files = sorted(RunFolder(output_dir).vectors.glob("*.parquet"))
-    tables = [pq.read_table(path, columns=[VECTOR]).column(VECTOR).combine_chunks() for path in files]
-    dimension = tables[0].type.list_size
-    return torch.cat([torch.tensor(table.flatten().to_numpy()).view(-1, dimension) for table in tables])
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision={precision}: allowed: {', '.join(PRECISIONS)}")
+    return PRECISIONS[precision]
+
+
+def device_of(accelerator: str) -> str:
+    """Returns the device that a `trainer.accelerator` stands for."""
+    return {"gpu": "cuda"}.get(accelerator, accelerator)

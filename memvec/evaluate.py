@@ -17,16 +17,17 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from memvec.api import load
 from memvec.cli import main
 from memvec.config.values import one_of
 from memvec.files import write_json
 from memvec.retrieval.comparison import evaluation_rows, write_comparison
-from memvec.retrieval.encoder import QueryEncoder, query_encoder
+from memvec.retrieval.encoder import QueryOptions, query_encoder, query_options
 from memvec.retrieval.exact import ExactIndex, mapped_vectors
 from memvec.retrieval.measures import check_relevant, mean_measures
 from memvec.retrieval.queries import Query, read_judged_queries
 from memvec.run.folder import RunFolder
+from memvec.run.manifest import read_manifest
+from memvec.run.result import load
 from memvec.schema import ID
 from memvec.sweep.table import finished_jobs
 
@@ -51,9 +52,9 @@ def evaluate(cfg: DictConfig) -> Evaluated:
     one_of("center", cfg.center, (True, False))
     folder = RunFolder(str(cfg.output_dir))
     queries = read_judged_queries(str(cfg.queries))
-    jobs = [folder] if folder.is_finished or folder.journal.is_dir() else finished_jobs(folder.root)
+    jobs = [folder] if folder.manifest.exists() or folder.journal.is_dir() else finished_jobs(folder.root)
     for job in jobs:
-        result = evaluate_run(job, queries, query_encoder(cfg), center=cfg.center)
+        result = evaluate_run(job, queries, query_options(cfg), center=cfg.center)
         write_json(job.evaluation, {**result, "file": str(cfg.queries)})
     if jobs != [folder]:
         return Evaluated(write_comparison(folder.root, evaluation_rows(jobs)))
@@ -61,24 +62,25 @@ def evaluate(cfg: DictConfig) -> Evaluated:
     return Evaluated([f"queries    {len(queries):,}", *measures, f"written    {folder.evaluation}"])
 
 
-def evaluate_run(folder: RunFolder, queries: Sequence[Query], encoder: QueryEncoder, *, center: bool) -> dict[str, Any]:
+def evaluate_run(folder: RunFolder, queries: Sequence[Query], options: QueryOptions, *, center: bool) -> dict[str, Any]:
     """Returns what `evaluation.json` holds of one run.
 
     Args:
         folder: A finished run.
         queries: Texts, and the ids that answer them.
-        encoder: Embeds the texts.
+        options: How the texts are embedded.
         center: Whether the vectors' mean is subtracted from vectors and queries first.
     """
     dataset = load(folder.root)
     ids = dataset.with_format(None)[ID][:]
     check_relevant(queries, ids)
-    vectors = encoder.encode(folder, [query.text for query in queries]).numpy()
+    with query_encoder(folder, read_manifest(folder), options) as encoder:
+        vectors = encoder.encode([query.text for query in queries]).numpy()
     index = ExactIndex(mapped_vectors(dataset), center=center)
     return {
         "queries": len(queries),
         "center": center,
-        "prompt": None if encoder.prompt is None else encoder.prompt.template,
+        "prompt": None if options.prompt is None else options.prompt.template,
         "measures": mean_measures(index, vectors, queries, ids),
     }
 

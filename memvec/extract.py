@@ -9,13 +9,14 @@ reads it, and within it `memories/`, as `memvec.generate` leaves it. Killed in e
 there.
 
 The weights are loaded once where both stages use the same model: the decoder that wrote the texts computes the vectors.
+With `generation=server` a server writes the texts, and the model here computes their vectors.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -30,6 +31,7 @@ from memvec.model.module import HiddenStateModule
 from memvec.model.packing import unpack
 from memvec.predict import vector_stage
 from memvec.run.build import run_folder
+from memvec.run.computation import TrainerComputation
 from memvec.run.stage import run_stage
 from memvec.run.summary import RunSummary
 
@@ -72,12 +74,14 @@ def extract(cfg: DictConfig) -> ExtractSummary:
     first.named = folder
     memories = cast(GenerationSummary, run_stage(first, is_last=False))
     if memories.generation.memories == 0:
-        if not first.trainer.is_global_zero:
+        if not first.computation.leads:
             raise SystemExit(0)  # the first rank says it
         raise InputError(f"{first.folder.root}: no memory was found in {memories.generation.windows} windows")
     second = vector_stage(_vectors_config(cfg, first.folder.memories))
-    second.follow(first)
-    share_weights(cast(GenerationModule, first.module), second.module)
+    before, computation = first.computation, second.computation
+    if isinstance(before, TrainerComputation) and isinstance(computation, TrainerComputation):
+        computation.follow(before)
+        share_weights(cast(GenerationModule, before.module), cast(HiddenStateModule, computation.module))
     return ExtractSummary(memories, run_stage(second))
 
 
@@ -87,11 +91,13 @@ def share_weights(generator: GenerationModule, module: HiddenStateModule) -> boo
     Returns:
         Whether it is; it is not loaded where the first stage was complete already, or ran in other processes.
     """
-    if generator.backbone is None or generator.checkpoint != module.checkpoint:
+    if generator.loaded is None or generator.checkpoint != module.checkpoint:
         return False
-    unpack(generator.backbone.decoder)  # the second stage chooses its own kernels
-    generator.language_model = None  # its head is not needed any more
-    module.backbone = Backbone(generator.backbone.decoder, layer=module.layer).eval()
+    loaded, generator.loaded = generator.loaded, None  # its head is not needed any more
+    unpack(loaded)  # the second stage chooses its own kernels
+    language_model: Any = loaded.model
+    module.backbone = Backbone(language_model.get_decoder(), layers=(module.layer,)).eval()
+    module.backbone.keep_dtypes(loaded.dtype)  # weights that the first stage has widened stay so
     return True
 
 

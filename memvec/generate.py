@@ -3,6 +3,7 @@
     python -m memvec.generate data.path=conversations.jsonl output_dir=runs/memories
 
     read + validate -> cut into windows -> tokenise -> length-grouped batches -> generate -> parse -> journal
+                                        -> requests to a server ------------------------> parse -> journal
       -> once more what could not be parsed -> memories in order, as Parquet and JSON lines
 
 In: a composed configuration (conf/generate.yaml). Out: a finished run folder, and its summary. `memvec.predict` takes
@@ -15,16 +16,19 @@ from __future__ import annotations
 
 from typing import cast
 
-from lightning.pytorch.strategies import ModelParallelStrategy
 from omegaconf import DictConfig
 
 from memvec.cli import main
 from memvec.errors import ConfigError
+from memvec.generation.build import build_asking, build_conversations, build_generator, build_output_writer
 from memvec.generation.finalize import MemoryFinalizer
+from memvec.generation.server import ChatServer
 from memvec.generation.summary import GenerationSummary
-from memvec.run.build import build_conversations, build_generator, build_output_writer, build_trainer, run_folder
+from memvec.quiet import ignore_lightning_warnings
+from memvec.run.build import run_folder
+from memvec.run.computation import Computation, Rows, TrainerComputation
 from memvec.run.stage import Stage, run_stage
-from memvec.trainer.logs import ignore_known_warnings
+from memvec.trainer.build import build_trainer, shards_weights
 from memvec.trainer.metrics import Stopwatch
 
 
@@ -44,27 +48,35 @@ def generate(cfg: DictConfig) -> GenerationSummary:
 
 
 def memory_stage(cfg: DictConfig) -> Stage:
-    """Returns the parts of the flow, connected: conversations -> data module -> module -> writer -> results."""
-    ignore_known_warnings()
+    """Returns the parts of the flow, connected: conversations -> windows -> model or server -> writer -> results."""
+    ignore_lightning_warnings()
     stopwatch = Stopwatch()
     folder = run_folder(cfg)
     with stopwatch.stage("build"):
-        module = build_generator(cfg)
-        datamodule = build_conversations(cfg, module, folder)
+        generator = build_generator(cfg)
         writer = build_output_writer(cfg, folder)
-        trainer = build_trainer(cfg, writer, folder)
-    if isinstance(trainer.strategy, ModelParallelStrategy):  # said before the folder is claimed or a process started
-        raise ConfigError("generating shares no weights out over devices; allowed: trainer=default, trainer=ddp")
+        rows: Rows
+        computation: Computation
+        if isinstance(generator, ChatServer):
+            rows, computation = build_asking(cfg, generator, writer, folder)
+        else:
+            if shards_weights(cfg):
+                raise ConfigError(
+                    "generation does not shard weights over devices; allowed: trainer=default, trainer=ddp"
+                )
+            rows = datamodule = build_conversations(cfg, generator, folder)
+            trainer = build_trainer(cfg, writer, folder, batches_in_profile=1)  # one batch is hundreds of steps
+            computation = TrainerComputation(trainer, generator, datamodule)
     return Stage(
         cfg=cfg,
         folder=folder,
-        module=module,
-        datamodule=datamodule,
-        trainer=trainer,
-        results=lambda: MemoryFinalizer(folder, module.prompt.instructions),
+        rows=rows,
+        computation=computation,
+        writer=writer,
+        results=lambda: MemoryFinalizer(folder, generator.prompt.instructions),
         stopwatch=stopwatch,
         what="windows",
-        attempts=module.attempts,
+        attempts=generator.attempts,
         keeps_history=False,
         summary=GenerationSummary,
     )

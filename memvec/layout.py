@@ -13,12 +13,17 @@ profile/         with profile=true: where the time went
 evaluation.json  how well its vectors find memories, where `memvec.evaluate` has measured it
 report.html      the page that `memvec.report` made
 index/           what `memvec.search` found its way by, above a million rows
+.datasets/       the vectors as `memvec.load` maps them
 journal/         all that an unfinished run needs to go on; removed when the run is complete
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+from memvec.errors import RunFolderError
+from memvec.files import read_json
 
 # The folder of the stage before, which may lie in a run's folder once it is complete.
 MEMORIES = "memories"
@@ -47,8 +52,10 @@ class RunLayout:
         self.evaluation = self.root / "evaluation.json"
         self.page = self.root / "report.html"
         self.index = self.root / "index"
+        self.mapped = self.root / ".datasets"
         self.journal = self.root / "journal"
         self.fingerprint = self.journal / "fingerprint.json"
+        self.prepared = self.journal / "prepared.json"
         self.conversations = self.journal / "conversations.arrow"
         self.entries = self.journal / "entries.arrow"
         self.input_rejected = self.journal / "rejected.jsonl"
@@ -56,6 +63,19 @@ class RunLayout:
         self.prompts = self.journal / "prompts.arrow"
         self.first_rows = self.journal / "first_rows.npy"
         self.remaining_rows = self.journal / "remaining_rows.npy"
+
+    @property
+    def holds_run(self) -> bool:
+        """Whether a run of memvec lies there, finished or not."""
+        return self.fingerprint.is_file() or self.read_manifest() is not None
+
+    def read_manifest(self) -> dict[str, Any] | None:
+        """Returns the manifest, or None where there is none of memvec's."""
+        try:
+            content = read_json(self.manifest)
+        except RunFolderError:
+            return None
+        return content if isinstance(content, dict) and isinstance(content.get("fingerprint"), dict) else None
 
     def __repr__(self) -> str:
         """Returns the folder's path in words."""

@@ -17,11 +17,13 @@ from omegaconf import DictConfig
 from memvec.cli import main
 from memvec.config.values import one_of
 from memvec.errors import ConfigError
-from memvec.run.build import build_datamodule, build_model, build_trainer, build_writer, run_folder
+from memvec.quiet import ignore_lightning_warnings
+from memvec.run.build import build_datamodule, build_model, build_writer, run_folder
+from memvec.run.computation import TrainerComputation
 from memvec.run.dry_run import DryRun, plan_run
 from memvec.run.stage import Stage, run_stage
 from memvec.run.summary import RunSummary
-from memvec.trainer.logs import ignore_known_warnings
+from memvec.trainer.build import build_trainer
 from memvec.trainer.metrics import Stopwatch
 from memvec.writer.finalize import Finalizer
 
@@ -45,7 +47,7 @@ def predict(cfg: DictConfig) -> RunSummary:
 
 def vector_stage(cfg: DictConfig) -> Stage:
     """Returns the parts of the flow, connected: texts -> data module -> module -> writer -> results."""
-    ignore_known_warnings()
+    ignore_lightning_warnings()
     stopwatch = Stopwatch()
     folder = run_folder(cfg)
     with stopwatch.stage("build"):
@@ -56,9 +58,9 @@ def vector_stage(cfg: DictConfig) -> Stage:
     return Stage(
         cfg=cfg,
         folder=folder,
-        module=module,
-        datamodule=datamodule,
-        trainer=trainer,
+        rows=datamodule,
+        computation=TrainerComputation(trainer, module, datamodule),
+        writer=writer,
         results=lambda: Finalizer(folder, keep_text=writer.keep_text),
         stopwatch=stopwatch,
     )

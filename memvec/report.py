@@ -18,7 +18,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from memvec.errors import MemvecError, one_line
+from memvec.errors import MemvecError, on_one_line
 from memvec.files import atomic_file
 from memvec.page.contents import Json
 from memvec.page.render import render_page
@@ -40,7 +40,7 @@ def write_report(folder: Path) -> list[str]:
         RunFolderError: There is no finished run in it.
     """
     run = RunFolder(folder)
-    if run.is_finished or run.journal.is_dir() or run.manifest.exists():
+    if run.manifest.exists() or run.journal.is_dir():
         return [f"report     {_write_page(run, run_page(run))}"]
     lines = [*write_table(folder), *failed_lines(folder)]
     return [*lines, f"report     {_write_page(run, sweep_page(folder))}"]
@@ -58,6 +58,10 @@ def _write_page(folder: RunFolder, contents: Json) -> Path:
     return folder.page
 
 
+def _say(lines: list[str]) -> None:
+    sys.stdout.write("".join(f"{on_one_line(line)}\n" for line in lines))
+
+
 class SweepTable(Callback):
     """Prints the table when a sweep ends; Hydra calls it (conf/predict.yaml, `hydra.callbacks`)."""
 
@@ -72,7 +76,7 @@ class SweepTable(Callback):
             lines = write_report(folder)
         except MemvecError as error:  # no job has finished; each has said why
             lines = [str(error), *failed_lines(folder)]
-        sys.stdout.write("\n".join([*lines, f"sweep      {folder.absolute()}"]) + "\n")
+        _say([*lines, f"sweep      {folder.absolute()}"])
         if failed := failed_jobs(folder):
             sys.exit(max(failed.values()))
 
@@ -83,13 +87,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="the folder of a run, or of a sweep")
     folder: Path = parser.parse_args().folder
     try:
-        sys.stdout.write("\n".join(write_report(folder)) + "\n")
+        _say(write_report(folder))
     except MemvecError as error:
         sys.stderr.write(f"memvec: error: {error}\n")
         sys.exit(error.exit_code)
-    except OSError as error:
-        sys.stderr.write(f"memvec: error: {folder}: the report cannot be written: {one_line(error)}\n")
-        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -11,42 +11,25 @@ The search reads every vector for every query, exactly, up to a million rows, an
 
 from __future__ import annotations
 
-import json
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
-from memvec.api import load
 from memvec.cli import main
-from memvec.config.prompts import prompt_config
-from memvec.config.values import at_least, one_of
-from memvec.errors import ConfigError, on_one_line
-from memvec.retrieval.approximate import ApproximateIndex
-from memvec.retrieval.encoder import QueryEncoder, query_encoder
-from memvec.retrieval.exact import ExactIndex, mapped_vectors
-from memvec.retrieval.queries import Id, read_queries
-from memvec.run.folder import RunFolder
-from memvec.schema import ID, TEXT
+from memvec.config.values import one_of
+from memvec.errors import ConfigError, json_on_one_line
+from memvec.layout import RunLayout
+from memvec.retrieval.encoder import query_options
+from memvec.retrieval.queries import read_queries
+from memvec.retrieval.searcher import EXACT_ROWS, Hit, Searcher
 from memvec.table import aligned
 
-EXACT_ROWS = 1_000_000
-
-
-@dataclass(frozen=True)
-class Hit:
-    """A memory that was found.
-
-    Args:
-        score: Cosine similarity with the query, -1 to 1.
-        id: The memory's id.
-        text: Its text; None where the run kept none.
-    """
-
-    score: float
-    id: Id
-    text: str | None
+_kept: list[tuple[tuple[Any, ...], Searcher]] = []
+_kept_lock = threading.Lock()
 
 
 def search(
@@ -61,7 +44,7 @@ def search(
     trust_remote_code: bool = False,
     use_safetensors: bool = True,
 ) -> list[list[Hit]]:
-    """Finds the memories nearest to each query by cosine similarity.
+    """Finds the memories nearest to each query, by a `Searcher` that is kept for the next call with the same settings.
 
     Args:
         output_dir: The folder of a finished run.
@@ -78,33 +61,32 @@ def search(
         Q lists of at most k hits, the nearest first.
 
     Raises:
+        ConfigError: An option does not make sense.
         ExtraError: An index is needed, and FAISS is not installed.
         InputError: A query cannot be used.
         ModelError: The run's model is gone.
-        RunFolderError: There is no finished run.
+        RunFolderError: There is no finished run, or a file of it is missing or damaged.
     """
-    group = None if prompt is None else prompt_config(prompt)
-    encoder = QueryEncoder(group, accelerator, trust_remote_code, use_safetensors)
-    return _search(RunFolder(output_dir), queries, encoder, k=k, center=center, exact_rows=exact_rows)
+    options: dict[str, Any] = {
+        "center": center,
+        "prompt": prompt,
+        "accelerator": accelerator,
+        "exact_rows": exact_rows,
+        "trust_remote_code": trust_remote_code,
+        "use_safetensors": use_safetensors,
+    }
+    settings = (*_state(RunLayout(output_dir)), *options.items())
+    with _kept_lock:
+        if not _kept or _kept[0][0] != settings:
+            _kept[:] = [(settings, Searcher(output_dir, **options))]
+        searcher = _kept[0][1]
+    return searcher.search(queries, k=k)
 
 
-def _search(
-    folder: RunFolder, queries: Sequence[str], encoder: QueryEncoder, *, k: int, center: bool, exact_rows: int
-) -> list[list[Hit]]:
-    at_least("k", k, 1)
-    at_least("exact_rows", exact_rows, 0)
-    one_of("center", center, (True, False))
-    dataset = load(folder.root)
-    if len(dataset) > exact_rows:
-        index: ApproximateIndex | ExactIndex = ApproximateIndex(folder, dataset, center=center)
-    else:
-        index = ExactIndex(mapped_vectors(dataset), center=center)
-    neighbours = index.nearest(encoder.encode(folder, queries).numpy(), k)
-    texts = dataset.with_format(None).select_columns([name for name in (ID, TEXT) if name in dataset.column_names])
-    return [
-        [Hit(score, row[ID], row.get(TEXT)) for score, row in zip(scores.tolist(), texts.select(rows), strict=True)]
-        for scores, rows in neighbours
-    ]
+def _state(folder: RunLayout) -> tuple[Any, ...]:
+    """Returns what is another where another run lies in a folder."""
+    found = folder.manifest.stat() if folder.manifest.exists() else None
+    return (folder.root, None if found is None else (found.st_ino, found.st_size, found.st_mtime_ns))
 
 
 @dataclass(frozen=True)
@@ -126,16 +108,16 @@ class SearchResult:
         answers = zip(self.queries, self.hits, strict=True)
         if self.as_json:
             return [
-                json.dumps({"query": query, "rank": rank, **hit.__dict__}, ensure_ascii=False)
+                json_on_one_line({"query": query, "rank": rank, **asdict(hit)})
                 for query, hits in answers
                 for rank, hit in enumerate(hits, start=1)
             ]
         return [line for query, hits in answers for line in self._table(query, hits)]
 
     def _table(self, query: str, hits: list[Hit]) -> list[str]:
-        rows = [(f"{hit.score:.4f}", on_one_line(str(hit.id)), on_one_line(hit.text or "")) for hit in hits]
+        rows = [(f"{hit.score:.4f}", str(hit.id), hit.text or "") for hit in hits]
         table = aligned([("score", "id", "text"), *rows], left=(1, 2))
-        return table if len(self.queries) == 1 else [f"query: {on_one_line(query)}", *table, ""]
+        return table if len(self.queries) == 1 else [f"query: {query}", *table, ""]
 
 
 def search_for_config(cfg: DictConfig) -> SearchResult:
@@ -145,15 +127,17 @@ def search_for_config(cfg: DictConfig) -> SearchResult:
         found = "neither query nor queries is set" if cfg.query is None else "both query and queries are set"
         raise ConfigError(f"{found}; allowed: one text as query=, or a file of them as queries=")
     queries = [str(cfg.query)] if cfg.queries is None else [query.text for query in read_queries(str(cfg.queries))]
-    hits = _search(
-        RunFolder(str(cfg.output_dir)),
-        queries,
-        query_encoder(cfg),
-        k=cfg.k,
+    options = query_options(cfg)
+    searcher = Searcher(
+        str(cfg.output_dir),
         center=cfg.center,
+        prompt=options.prompt,
+        accelerator=options.accelerator,
         exact_rows=cfg.exact_rows,
+        trust_remote_code=options.trust_remote_code,
+        use_safetensors=options.use_safetensors,
     )
-    return SearchResult(queries, hits, as_json)
+    return SearchResult(queries, searcher.search(queries, k=cfg.k), as_json)
 
 
 if __name__ == "__main__":

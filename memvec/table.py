@@ -8,6 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from memvec.errors import on_one_line
+from memvec.files import atomic_file
+
+# What a spreadsheet takes for the beginning of a formula, which may fetch an address or run a program.
+FORMULA = tuple("=+-@＝＋－＠")
+
 
 def aligned(rows: Sequence[Sequence[str]], *, left: Sequence[int] = ()) -> list[str]:
     """Returns rows as lines, their cells aligned on the right.
@@ -16,6 +22,7 @@ def aligned(rows: Sequence[Sequence[str]], *, left: Sequence[int] = ()) -> list[
         rows: The header first, all of the same number of cells.
         left: Which columns are aligned on the left.
     """
+    rows = [[on_one_line(cell) for cell in row] for row in rows]
     columns = range(len(rows[0]))
     widths = [max(_width(row[column]) for row in rows) for column in columns]
     lines = []
@@ -27,11 +34,18 @@ def aligned(rows: Sequence[Sequence[str]], *, left: Sequence[int] = ()) -> list[
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows with equal keys, which are the header."""
-    with path.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    """Writes rows with equal keys, which are the header; a text that a spreadsheet would compute is quoted for it."""
+    with atomic_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow([_as_cell(name) for name in rows[0]])
+        writer.writerows([_as_cell(value) for value in row.values()] for row in rows)
+
+
+def _as_cell(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    text = on_one_line(value)
+    return f"'{text}" if text.lstrip().startswith(FORMULA) else text
 
 
 def _width(text: str) -> int:

@@ -77,8 +77,7 @@ def test_memories_nothing_and_failures_are_counted_apart_and_shown(run: Any) -> 
     assert lines[1].startswith(
         f"windows    20: {found[0]} with memories, 4 with nothing to remember, {found[2]} not und"
     )
-    assert lines[2] == "ids        column 'id'"
-    assert lines[3] == f"rejected   2 conversations (why: {cfg.output_dir}/rejected.jsonl)"
+    assert f"rejected   2 conversations (why: {cfg.output_dir}/rejected.jsonl)" in lines
     assert lines[-1] == f"file       {cfg.output_dir}/memories.parquet"
 
 
@@ -178,7 +177,7 @@ def test_a_trainer_that_shares_weights_out_is_refused_before_anything_is_written
     trainer: str, write_conversations: Write, tiny_generation: Configure
 ) -> None:
     cfg = tiny_generation(write_conversations(), f"trainer={trainer}", "trainer.devices=2")
-    with pytest.raises(ConfigError, match="generating shares no weights out over devices; allowed: trainer=default, "):
+    with pytest.raises(ConfigError, match="generation does not shard weights; allowed: trainer=default, "):
         memvec.generate(cfg)
     assert not Path(cfg.output_dir).exists()
 

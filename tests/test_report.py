@@ -12,12 +12,13 @@ from omegaconf import DictConfig
 
 import memvec
 from memvec.errors import ExtraError, RunFolderError
-from memvec.files import write_json
+from memvec.files import read_json, write_json
 from memvec.page.sweep import sweep_page
 from memvec.report import main, write_report
+from memvec.retrieval.comparison import evaluation_rows, shown_evaluation
 from memvec.retrieval.measures import MEASURES
 from memvec.sweep.jobs import FAILED, failed_jobs
-from memvec.sweep.table import COLUMNS, job_labels, shown_table, sweep_rows
+from memvec.sweep.table import MEASURED, SETTINGS, finished_jobs, job_labels, shown_table, sweep_rows
 from tests.helpers.runs import random_vectors, write_run
 
 
@@ -35,7 +36,7 @@ def test_every_finished_job_is_a_row_in_the_order_of_the_jobs(sweep: Path) -> No
     rows = sweep_rows(sweep)
     assert [row["job"] for row in rows] == ["0", "2", "10"]
     assert [row["batch_size"] for row in rows] == [4, 1, 8]
-    assert all(tuple(row) == tuple(COLUMNS) for row in rows)
+    assert all(tuple(row) == (*SETTINGS, *MEASURED) for row in rows)
     assert all(row["entries_per_second"] > 0 for row in rows)
 
 
@@ -71,6 +72,68 @@ def test_settings_that_few_sweeps_vary_are_shown_where_they_differ(sweep: Path) 
     assert [line[header.index("layer")] for line in lines] == ["-1", "3", "-1"]
     assert job_labels(rows) == ["batch size 4, layer -1", "batch size 1, layer 3", "batch size 8, layer -1"]
     assert job_labels(rows[:1]) == ["job 0"]
+
+
+def swept(root: Path, *jobs: list[str]) -> Path:
+    for number, overrides in enumerate(jobs):
+        write_run(root / "sweep" / str(number), random_vectors(5), overrides=overrides)
+    return root / "sweep"
+
+
+def test_every_override_that_was_swept_has_a_column(tmp_path: Path) -> None:
+    folder = swept(
+        tmp_path,
+        ["data.max_length=20", "model.tune=off", "data.path=[a.jsonl,b.jsonl]", "prompt=raw"],
+        ["data.max_length=40", "model.tune=auto", "data.path=a.jsonl", "prompt=one_word_en"],
+    )
+    header, *lines = shown_table(sweep_rows(folder))
+    columns = {name: [line[place] for line in lines] for place, name in enumerate(header)}
+    assert columns["data.max_length"] == ["20", "40"]
+    assert columns["model.tune"] == ["off", "auto"]
+    assert columns["data.path"] == ["['a.jsonl', 'b.jsonl']", "a.jsonl"]
+    assert columns["prompt"] == ["raw", "one_word_en"]
+    assert not {"prompt.template", "prompt._target_", "output_dir", "data.limit"} & set(columns)
+    write_report(folder)
+    with (folder / "sweep.csv").open(encoding="utf-8", newline="") as stream:
+        assert [row["data.max_length"] for row in csv.DictReader(stream)] == ["20", "40"]
+    assert job_labels(sweep_rows(folder))[0].startswith("prompt raw, ")
+
+
+def test_an_option_that_only_some_jobs_have_is_a_column(tmp_path: Path) -> None:
+    folder = swept(tmp_path, ["+trainer.inference_mode=true"], [])
+    assert [row["trainer.inference_mode"] for row in sweep_rows(folder)] == [True, None]
+
+
+def test_an_evaluation_has_a_column_for_what_was_swept(tmp_path: Path) -> None:
+    folder = swept(tmp_path, ["data.max_length=20"], ["data.max_length=40"])
+    for job in finished_jobs(folder):
+        write_json(job.evaluation, {"measures": dict.fromkeys(MEASURES, 0.5)})
+    header, *lines = shown_evaluation(evaluation_rows(finished_jobs(folder)))
+    assert header == ["job", "prompt", "layer", "data.max_length", *MEASURES]
+    assert [line[3] for line in lines] == ["20", "40"]
+
+
+def test_no_name_from_a_jobs_files_steers_terminal_or_csv(tmp_path: Path) -> None:
+    folder = swept(tmp_path, [], [])
+    manifest = read_json(folder / "1" / "manifest.json")
+    manifest["config"]["data"]["a\x1b[2J"] = "=cmd()\nmemvec: all good\u202e"
+    manifest["config"]["model"]["name_or_path"] = "=1+1"
+    write_json(folder / "1" / "manifest.json", manifest)
+    lines = write_report(folder)
+    assert all(line.isprintable() for line in lines)
+    assert any("=cmd()\\nmemvec: all good\\u202e" in line for line in lines)
+    with (folder / "sweep.csv").open(encoding="utf-8", newline="") as stream:
+        row = list(csv.DictReader(stream))[1]
+    assert row["model.name_or_path"] == "'=1+1"
+    assert row["data.a\\x1b[2J"].startswith("'=cmd()\\n")
+    assert "\x1b" not in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_damaged_job_is_named(tmp_path: Path) -> None:
+    folder = swept(tmp_path, [], [])
+    (folder / "1" / "manifest.json").write_text("{")
+    with pytest.raises(RunFolderError, match=r"1/manifest\.json: damaged"):
+        write_report(folder)
 
 
 def test_a_sweeps_page_shows_its_table_and_its_evaluation(sweep: Path) -> None:

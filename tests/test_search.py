@@ -82,7 +82,7 @@ def test_what_cannot_be_searched_is_said(run: RunFolder, tmp_path: Path) -> None
     (tmp_path / "journal").mkdir()
     with pytest.raises(RunFolderError, match="an unfinished run; run the same command again"):
         memvec.search(tmp_path, ["tea"])
-    with pytest.raises(InputError, match=r"queries\[1\]: 'text' is blank"):
+    with pytest.raises(InputError, match=r"queries\[1\]: is blank"):
         memvec.search(run.root, ["tea", " "])
     with pytest.raises(InputError, match="queries: found one string"):
         memvec.search(run.root, "tea")
@@ -103,6 +103,16 @@ def test_json_lines_hold_a_hit_each(run: RunFolder, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in configured(run, f"queries={queries}", "format=jsonl")]
     assert [(line["query"], line["rank"]) for line in lines] == [(text, n) for text in TEXTS[:2] for n in (1, 2)]
     assert lines[0] == {"query": TEXTS[0], "rank": 1, "score": lines[0]["score"], "id": "m/0", "text": TEXTS[0]}
+
+
+def test_json_lines_steer_no_terminal(run: RunFolder, tmp_path: Path) -> None:
+    queries = tmp_path / "queries.jsonl"
+    hostile = "a\x9b2Jb\u202ec\x1b[2J\u2028memvec: all good\x7f"
+    queries.write_text(json.dumps({"query": hostile}), encoding="utf-8")
+    lines = configured(run, f"queries={queries}", "format=jsonl")
+    assert all(line.isprintable() for line in lines)
+    assert json.loads(lines[0])["query"] == hostile
+    assert r"\u009b" in lines[0]
 
 
 def test_a_prompt_of_the_queries_own_can_be_configured(run: RunFolder) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import unicodedata
+from pathlib import Path
+
+import pytest
 
 from memvec.errors import on_one_line
-from memvec.table import aligned
+from memvec.table import aligned, write_csv
 
 
 def columns_of(line: str) -> int:
@@ -22,3 +26,19 @@ def test_a_text_takes_one_line_and_steers_no_terminal() -> None:
     shown = on_one_line("a\nb\x1b[2Jc\u2028d\u202ee\u200bf 喝茶 😺")
     assert shown == "a\\nb\\x1b[2Jc\\u2028d\\u202ee\\u200bf 喝茶 😺"
     assert shown.isprintable()
+
+
+def test_a_cell_steers_no_terminal_and_keeps_its_width() -> None:
+    lines = aligned([("id", "text"), ("a\x1b[2J", "b\nmemvec: all good"), ("cc", "d")], left=(0, 1))
+    assert lines == ["id        text", "a\\x1b[2J  b\\nmemvec: all good", "cc        d"]
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", " =1", "\t=1", "\r=1", "＝1", "a\n=1"])
+def test_no_text_of_a_csv_file_is_a_formula(text: str, tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", [{text: text, "number": -1, "none": None}])
+    with (tmp_path / "a.csv").open(encoding="utf-8", newline="") as stream:
+        header, cells = csv.reader(stream)
+    for cell in (header[0], cells[0]):
+        assert not cell.lstrip().startswith(tuple("=+-@＝\t\r"))
+        assert cell.isprintable()
+    assert cells[1:] == ["-1", ""]

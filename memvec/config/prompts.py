@@ -12,6 +12,25 @@ from memvec.config.compose import compose, conf_folder
 from memvec.errors import ConfigError
 
 
+def named_prompt(prompt: str) -> tuple[str, bool]:
+    """Returns the template of a prompt, and whether it is a chat's.
+
+    Args:
+        prompt: A name from conf/prompt, or a template, which contains `{text}` and is taken as it stands.
+
+    Raises:
+        ConfigError: There is no such prompt.
+    """
+    if "{text}" in prompt:
+        return prompt, False
+    path = conf_folder() / "prompt" / f"{prompt}.yaml"
+    if not path.is_file():
+        allowed = ", ".join(sorted(path.stem for path in path.parent.glob("*.yaml")))
+        raise ConfigError(f"prompt={prompt}: no such prompt; allowed: {allowed}, a template with {{text}}")
+    group = cast(DictConfig, OmegaConf.load(path))
+    return str(group.template), bool(group.chat)
+
+
 def prompt_config(prompt: str) -> DictConfig:
     """Returns the `prompt` group for a name from conf/prompt, or for a template, which contains `{text}`.
 

@@ -33,6 +33,19 @@ def at_least_or_none(name: str, value: Any, minimum: int) -> int | None:
     return None if value is None else at_least(name, value, minimum)
 
 
+def number(name: str, value: Any, *, least: float, most: float | None = None) -> float:
+    """Returns a number within limits.
+
+    Raises:
+        ConfigError: It is none, or outside of them.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not value >= least or (most is not None and value > most):
+        allowed = f"a number of at least {least}" if most is None else f"a number from {least} to {most}"
+        raise ConfigError(f"{name}={value}: allowed: {allowed}")
+    return float(value)
+
+
 def one_of(name: str, value: Value, allowed: Sequence[Value]) -> Value:
     """Returns `value` where it is one of `allowed`.
 

@@ -2,25 +2,29 @@
 
 In: row numbers. Out: `{"index" [B], "input_ids" [B, T], "length" [B], "prefix_length"}`.
 
-How: `PromptRows` fetches the rows of a batch in one Arrow read, and the collator scatters their tokens into a padded
-tensor with one masked assignment; there is no Python loop over rows or tokens. Why right padding and no attention mask
-for vectors: in a causal model no token sees what stands right of it, so padding cannot change a vector, and without a
-mask the attention kernels take their fast causal path. Generating goes on at the end of every row, so there the padding
-stands on the left, behind the shared prefix.
+How: `PromptRows` fetches the rows of a batch in one Arrow read (`PromptArrays` from memory), and the collator scatters
+their tokens into a padded tensor with one masked assignment; there is no Python loop over rows or tokens. Why right
+padding and no attention mask for vectors: in a causal model no token sees what stands right of it, so padding cannot
+change a vector, and without a mask the attention kernels take their fast causal path. Generation decodes at the end of
+every row, so there the padding stands on the left, behind the shared prefix.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import TYPE_CHECKING, Literal, Protocol, TypedDict
 
 import numpy as np
-import pyarrow as pa
 import torch
-from datasets import Dataset
 from numpy.typing import NDArray
 
 from memvec.schema import INPUT_IDS
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# Every vocabulary has it. A tokenizer's own padding token may lie beyond the model's embeddings: one that was added.
+PADDING = 0
 
 
 class Batch(TypedDict):
@@ -39,23 +43,32 @@ class Batch(TypedDict):
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The rows of one batch as they come from the dataset.
+class TokenRows:
+    """The rows of one batch, not padded yet.
 
     Args:
         index: `[B]`, their numbers.
-        table: Their tokens.
+        input_ids: Their tokens, one row after the other, int32.
+        length: `[B]` int64, tokens of each row.
     """
 
     index: NDArray[np.int64]
-    table: pa.Table
+    input_ids: NDArray[np.int32]
+    length: NDArray[np.int64]
 
 
-class PromptRows(torch.utils.data.Dataset[Rows]):
-    """The tokenised dataset, read a batch at a time.
+class TokenSource(Protocol):
+    """Where tokenised prompts lie."""
+
+    def __getitems__(self, indices: NDArray[np.int64]) -> TokenRows:
+        """Returns rows by their numbers; the DataLoader calls this instead of one `__getitem__` a row."""
+
+
+class PromptRows(torch.utils.data.Dataset[TokenRows]):
+    """The tokenised dataset, memory-mapped, read a batch at a time.
 
     Args:
-        dataset: With columns of `memvec.schema.PROMPT_FEATURES`.
+        dataset: With columns of `memvec.features.PROMPT_FEATURES`.
     """
 
     def __init__(self, dataset: Dataset) -> None:
@@ -64,16 +77,39 @@ class PromptRows(torch.utils.data.Dataset[Rows]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitems__(self, indices: NDArray[np.int64]) -> Rows:
-        """Returns the rows of a batch; the DataLoader calls this instead of one `__getitem__` a row."""
-        return Rows(np.asarray(indices), self.dataset[indices])
+    def __getitems__(self, indices: NDArray[np.int64]) -> TokenRows:
+        """Returns the rows of a batch in one Arrow read."""
+        column = self.dataset[indices].column(INPUT_IDS).combine_chunks()
+        offsets = column.offsets.to_numpy()
+        flat = column.values.to_numpy()[offsets[0] : offsets[-1]]
+        return TokenRows(np.asarray(indices), flat, np.diff(offsets).astype(np.int64))
+
+
+class PromptArrays:
+    """Tokenised prompts in memory.
+
+    Args:
+        input_ids: All tokens, one prompt after the other, int32.
+        offsets: `[N + 1]`, where each begins and the last ends.
+    """
+
+    def __init__(self, input_ids: NDArray[np.int32], offsets: NDArray[np.int64]) -> None:
+        self.input_ids = input_ids
+        self.offsets = offsets
+
+    def __getitems__(self, indices: NDArray[np.int64]) -> TokenRows:
+        """Returns the rows of a batch."""
+        starts, length = self.offsets[indices], self.offsets[indices + 1] - self.offsets[indices]
+        ends = length.cumsum()
+        # Position i of the result is i tokens behind the first row's start, less what was gone through before its row.
+        at = np.arange(ends[-1]) + np.repeat(starts - (ends - length), length)
+        return TokenRows(np.asarray(indices), self.input_ids[at], length)
 
 
 class PaddingCollator:
     """Pads the rows of a batch to the longest.
 
     Args:
-        pad_token_id: What padding is filled with; any valid token, since nothing looks at it.
         prefix_rows: `[N]` bool over the whole dataset, whether a row begins with the shared prefix.
         prefix_length: Tokens of that prefix.
         padding_side: Where the padding stands; on the left it stands behind the shared prefix.
@@ -82,28 +118,23 @@ class PaddingCollator:
     def __init__(
         self,
         *,
-        pad_token_id: int,
         prefix_rows: NDArray[np.bool_] | None = None,
         prefix_length: int = 0,
         padding_side: Literal["right", "left"] = "right",
     ) -> None:
-        self.pad_token_id = pad_token_id
         self.padding_side = padding_side
         self.prefix_rows = prefix_rows
         self.prefix_length = prefix_length
 
-    def __call__(self, rows: Rows) -> Batch:
+    def __call__(self, rows: TokenRows) -> Batch:
         """Returns the batch of `rows`."""
-        column = rows.table.column(INPUT_IDS).combine_chunks()
-        offsets = column.offsets.to_numpy()
-        flat = column.values.to_numpy()[offsets[0] : offsets[-1]]
-        length = np.diff(offsets).astype(np.int64)  # [B]
+        length = rows.length  # [B]
         shares = self.prefix_rows is not None and bool(self.prefix_rows[rows.index].all())
         prefix_length = self.prefix_length if shares else 0
-        input_ids = torch.full((len(length), int(length.max())), self.pad_token_id)
+        input_ids = torch.full((len(length), int(length.max())), PADDING)
         side = prefix_length if self.padding_side == "left" else None
         mask = real_tokens(torch.from_numpy(length), width=input_ids.shape[1], left_behind=side)
-        input_ids.masked_scatter_(mask, torch.from_numpy(flat.astype(np.int64)))  # [sum of lengths] -> [B, T]
+        input_ids.masked_scatter_(mask, torch.from_numpy(rows.input_ids.astype(np.int64)))  # [sum of lengths] -> [B, T]
         return Batch(
             index=torch.from_numpy(rows.index.copy()),
             input_ids=input_ids,

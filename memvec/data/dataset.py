@@ -23,8 +23,9 @@ from memvec.data.formats.fields import MISSING, Record
 from memvec.data.validation import Rejection, reject_reason
 from memvec.digest import as_pairs, digest, first_occurrence
 from memvec.errors import InputError
-from memvec.files import atomic_file
-from memvec.schema import ENTRY_FEATURES, FILE, ID, ROW, TEXT
+from memvec.features import ENTRY_FEATURES
+from memvec.files import atomic_file, writing
+from memvec.schema import FILE, ID, ROW, TEXT
 
 ROWS_PER_BATCH = 10_000
 CHARACTERS_PER_BATCH = 32_000_000
@@ -109,7 +110,8 @@ def write_entries(
         rejected_file.open("w", encoding="utf-8") as rejected,
     ):
         reader = _EntryReader(sources, text_column, id_column, _RejectedRows(rejected, fail=on_error == "fail"), limit)
-        write_stream(unchecked, reader.batches(), schema=ENTRY_FEATURES.arrow_schema)
+        with writing(entries_path):
+            write_stream(unchecked, reader.batches(), schema=ENTRY_FEATURES.arrow_schema)
         first = first_occurrence(as_pairs(reader.id_digests))
         kept = np.flatnonzero(first == np.arange(len(first)))
         if len(kept) < len(first):

@@ -22,8 +22,9 @@ from memvec.data.formats.columnar import columns_with, dataset_tables
 from memvec.data.formats.fields import Record
 from memvec.data.formats.files import COMPRESSIONS, SUFFIXES, TextFormat, check_regular, file_format
 from memvec.data.reader import read_dataset, read_file
+from memvec.data.runs import outside_runs
 from memvec.errors import InputError, one_line
-from memvec.hub import hub_warns_once
+from memvec.quiet import hub_warns_once
 
 # What the Hub accepts as a dataset's name: https://huggingface.co/docs/hub/repositories-getting-started
 HUB_NAME = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
@@ -118,16 +119,18 @@ def _sources_of(name: str, split: str | None, revision: str | None, text_format:
     if path.is_dir():
         if (path / "dataset_dict.json").exists() or all((path / marker).exists() for marker in SAVED_DATASET):
             return [Source(str(path), _one_split(_saved_dataset(path), str(path), split))]
-        files, root = files_of_folder(path), path
+        root, files = path, outside_runs(files_of_folder(path), root=path, name=name)
     elif path.exists():
         check_regular(path)
         if file_format(path) is None:
             raise InputError(f"{path}: unknown format {path.suffix or '(no suffix)'!r}; allowed: {ALLOWED}")
-        files, root = [path], path.parent.parent if is_split_folder(path.parent) else path.parent
+        root = path.parent.parent if is_split_folder(path.parent) else path.parent
+        files = [path]
     elif path.is_symlink():
         raise broken_link(path)
     elif glob.has_magic(name):
-        files, root = files_of_glob(str(path)), glob_root(str(path))
+        root = glob_root(str(path))
+        files = outside_runs(files_of_glob(str(path)), root=root, name=name)
     elif HUB_NAME.fullmatch(name) and file_format(path) is None:
         return [_hub_source(name, split, revision)]
     else:

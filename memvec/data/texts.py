@@ -18,6 +18,33 @@ ALLOWED = "a list, tuple, numpy array, pandas Series, datasets Column or pyarrow
 TO_LIST = ("to_pylist", "to_list", "tolist")
 
 
+def as_values(value: Any, *, name: str) -> list[Any]:
+    """Returns the values of a list or column; each of them may still be no text.
+
+    Args:
+        value: What a caller gave.
+        name: What the caller calls it, for messages.
+
+    Raises:
+        InputError: It is no list or column.
+    """
+    if problem := _problem(value):
+        raise InputError(f"{name}: found {problem}")
+    to_list = next((method for method in TO_LIST if hasattr(value, method)), None)
+    if to_list is None and not isinstance(value, Sequence):
+        raise InputError(f"{name}: found {_kind(value)}; allowed: {ALLOWED}")
+    values = getattr(value, to_list)() if to_list else list(value)
+    if not isinstance(values, list):
+        raise InputError(f"{name}: found one value of type {_kind(value)}; allowed: {ALLOWED}")
+    return values
+
+
+def why_unusable(text: Any) -> str | None:
+    """Says why a value is no text that can be embedded, or None where it is one."""
+    reason = reject_reason(None, text, has_ids=False, text_column="text")
+    return None if reason is None else reason.removeprefix(repr("text")).strip()
+
+
 def as_texts(value: Any, *, name: str) -> list[str]:
     """Returns texts as a list of plain strings.
 
@@ -28,18 +55,11 @@ def as_texts(value: Any, *, name: str) -> list[str]:
     Raises:
         InputError: It is no list or column of texts, it is empty, or one of the texts cannot be used.
     """
-    if problem := _problem(value):
-        raise InputError(f"{name}: found {problem}")
-    to_list = next((method for method in TO_LIST if hasattr(value, method)), None)
-    if to_list is None and not isinstance(value, Sequence):
-        raise InputError(f"{name}: found {_kind(value)}; allowed: {ALLOWED}")
-    texts = getattr(value, to_list)() if to_list else list(value)
-    if not isinstance(texts, list):
-        raise InputError(f"{name}: found one value of type {_kind(value)}; allowed: {ALLOWED}")
+    texts = as_values(value, name=name)
     if not texts:
         raise InputError(f"{name}: found none; allowed: {ALLOWED}")
     for position, text in enumerate(texts):
-        if reason := reject_reason(None, text, has_ids=False):
+        if reason := why_unusable(text):
             raise InputError(f"{name}[{position}]: {reason}")
     return [str.__str__(text) for text in texts]  # numpy's and other subclasses' values, as tokenizers take them
 

@@ -1,33 +1,35 @@
 """Tokenises the entries into a second memory-mapped `Dataset`, row by row the same.
 
-In: `entries.arrow` and a `PromptEncoder`. Out: `prompts.arrow` with the columns of `memvec.schema.PROMPT_FEATURES`.
+In: `entries.arrow` and a `PromptEncoder`. Out: `prompts.arrow` with the columns of `memvec.features.PROMPT_FEATURES`.
 
-How: `Dataset.map` on Arrow tables, thousands of rows at a time, so that the Rust tokenizer works on all cores and
-writing to disk costs no Python object a row.
+How: thousands of rows at a time, as Arrow tables, so that the Rust tokenizer works on all cores and writing to disk
+costs no Python object a row. Not `Dataset.map`, which leaves its file to the operating system to bring to disk.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset
+from datasets.utils import tqdm
 from numpy.typing import NDArray
 
+from memvec.data.dataset import write_stream
+from memvec.features import PROMPT_FEATURES
+from memvec.files import atomic_file
 from memvec.prompt.encoder import PromptEncoder
-from memvec.schema import DIGEST, INPUT_IDS, LENGTH, PROMPT_FEATURES, SHARED, TEXT, TRUNCATED
+from memvec.schema import DIGEST, INPUT_IDS, LENGTH, SHARED, TEXT, TRUNCATED
 
-ROWS_PER_MAP = 4096
+ROWS_PER_BATCH = 4096
 # Tokenising so few takes a second or two, and a bar says no more than the silence.
 ROWS_WITHOUT_BAR = 50_000
 
 
-def tokenise(entries_path: Path, prompts_path: Path, encoder: PromptEncoder) -> Dataset:
-    """Writes the tokenised prompts of all entries, or takes those that are there.
+def tokenise(entries_path: Path, prompts_path: Path, encoder: PromptEncoder) -> None:
+    """Writes the tokenised prompts of all entries.
 
     Args:
         entries_path: What `memvec.data.dataset.write_entries` wrote.
@@ -37,8 +39,17 @@ def tokenise(entries_path: Path, prompts_path: Path, encoder: PromptEncoder) -> 
     Raises:
         InputError: Not one token is left of a prompt.
     """
+    entries = Dataset.from_file(str(entries_path)).select_columns([TEXT]).with_format("arrow")
+    with (
+        atomic_file(prompts_path) as partial,
+        tqdm(total=len(entries), desc="tokenise", disable=len(entries) <= ROWS_WITHOUT_BAR) as bar,
+    ):
+        write_stream(partial, _prompts(entries, encoder, bar), schema=PROMPT_FEATURES.arrow_schema)
 
-    def encode_table(table: pa.Table) -> pa.Table:
+
+def _prompts(entries: Dataset, encoder: PromptEncoder, bar: tqdm) -> Iterator[pa.RecordBatch]:
+    """Yields the prompts of all entries in order, and says so to a progress bar."""
+    for table in entries.iter(ROWS_PER_BATCH):
         encoded = encoder.encode(table.column(TEXT).to_pylist())
         columns = {
             INPUT_IDS: pa.ListArray.from_arrays(encoded.offsets.astype(np.int32), encoded.input_ids),
@@ -47,32 +58,8 @@ def tokenise(entries_path: Path, prompts_path: Path, encoder: PromptEncoder) -> 
             TRUNCATED: encoded.truncated,
             DIGEST: pa.FixedSizeListArray.from_arrays(encoded.digests.reshape(-1), 2),
         }
-        return pa.table(columns, schema=PROMPT_FEATURES.arrow_schema)
-
-    entries = Dataset.from_file(str(entries_path)).select_columns([TEXT])
-    with nullcontext() if len(entries) > ROWS_WITHOUT_BAR else without_progress_bars():
-        return entries.with_format("arrow").map(
-            encode_table,
-            batched=True,
-            batch_size=ROWS_PER_MAP,
-            features=PROMPT_FEATURES,
-            cache_file_name=str(prompts_path),
-            # Given, since the library's own misses changes in what the function calls; the run's fingerprint has them.
-            new_fingerprint=prompts_path.stem,
-            desc="tokenise",
-        )
-
-
-@contextmanager
-def without_progress_bars() -> Iterator[None]:
-    """Keeps `datasets` from drawing progress bars."""
-    enabled = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if enabled:
-            datasets.enable_progress_bars()
+        yield pa.record_batch(columns, schema=PROMPT_FEATURES.arrow_schema)
+        bar.update(table.num_rows)
 
 
 def prompt_digests(prompts: Dataset) -> NDArray[np.uint64]:

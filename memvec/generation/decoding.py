@@ -28,6 +28,7 @@ from transformers.cache_utils import Cache
 from memvec.generation.cache import RoomyLayer, has_room, lengthen, of_rows, put
 from memvec.generation.sampling import Sampling
 from memvec.model.prefix import cache_argument
+from memvec.prompt.template import fill_chat_template
 
 # Short enough that few steps are run for rows that have ended, long enough that leaving costs little.
 TOKENS_IN_A_STRETCH = 24
@@ -210,6 +211,6 @@ def turn_end_ids(tokenizer: PreTrainedTokenizerFast) -> set[int]:
     ends = set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
     answer = "memvec"
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
-    behind = str(tokenizer.apply_chat_template(chat, tokenize=False)).rpartition(answer)[2]
+    behind = fill_chat_template(tokenizer, chat, keeps=answer, add_generation_prompt=False).rpartition(answer)[2]
     ids = tokenizer(behind.lstrip(), add_special_tokens=False)["input_ids"]
     return ends | ({ids[0]} & set(tokenizer.all_special_ids) if ids else set())

@@ -22,14 +22,16 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from memvec.errors import WriterError, one_line
-from memvec.files import atomic_file, read_json
+from memvec.data.prepared import read_signature
+from memvec.errors import WriterError
+from memvec.features import memory_features
+from memvec.files import atomic_file, read_json, writing
 from memvec.generation.echoes import Instructions, letters
 from memvec.generation.outputs import Output, read_outputs
 from memvec.generation.parser import Outcome, Parsed, parse
-from memvec.generation.writer import prompt_content
+from memvec.generation.rows import prompt_content
 from memvec.layout import RunLayout
-from memvec.schema import CONVERSATION_ID, DATE, ID, MESSAGE_END, MESSAGE_START, TEXT, TRUNCATED, memory_features
+from memvec.schema import CONVERSATION_ID, DATE, ID, MESSAGE_END, MESSAGE_START, TEXT, TRUNCATED
 
 PROVENANCE = (CONVERSATION_ID, MESSAGE_START, MESSAGE_END, DATE)
 ROWS_PER_GROUP = 10_000
@@ -83,7 +85,7 @@ class MemoryFinalizer:
         self.summary = read_json(folder.input_summary)
         self.windows = Dataset.from_file(str(folder.entries))
         self.first: NDArray[np.int64] = np.load(folder.first_rows)
-        self.outputs = read_outputs(folder.journal, rows=len(self.first))
+        self.outputs = read_outputs(folder.journal, rows=len(self.first), signature=read_signature(folder))
         missing = int((~self.outputs.is_done(0)[self.first]).sum())
         if missing:
             raise WriterError(
@@ -95,12 +97,14 @@ class MemoryFinalizer:
     @property
     def counts(self) -> GenerationCounts:
         """What became of conversations and windows; `write_results` has run."""
-        truncated = Dataset.from_file(str(self.folder.prompts)).data.column(TRUNCATED).to_numpy()
+        truncated = 0
+        if self.folder.prompts.exists():  # a server tokenises itself, and refuses what is too long
+            truncated = Dataset.from_file(str(self.folder.prompts)).data.column(TRUNCATED).to_numpy().sum()
         return GenerationCounts(
             conversations=self.summary["rows"] - self.summary["rejected"],
             rejected=self.summary["rejected"],
             windows=len(self.first),
-            truncated=int(truncated.sum()),
+            truncated=int(truncated),
             **self._counts,
         )
 
@@ -112,18 +116,16 @@ class MemoryFinalizer:
         """
         if rank > 0:
             return
-        try:
-            with ExitStack() as files:
-                schema = memory_features(integer_ids=self.summary["integer_ids"]).arrow_schema
-                parquet = files.enter_context(atomic_file(self.folder.memories))
-                table = files.enter_context(pq.ParquetWriter(parquet, schema, compression="zstd"))
-                lines, raw, failed = (
-                    files.enter_context(files.enter_context(atomic_file(path)).open("w", encoding="utf-8"))
-                    for path in (self.folder.memory_lines, self.folder.raw, self.folder.failed)
-                )
+        with ExitStack() as files:
+            schema = memory_features(integer_ids=self.summary["integer_ids"]).arrow_schema
+            parquet = files.enter_context(atomic_file(self.folder.memories))
+            table = files.enter_context(pq.ParquetWriter(parquet, schema, compression="zstd"))
+            lines, raw, failed = (
+                files.enter_context(files.enter_context(atomic_file(path)).open("w", encoding="utf-8"))
+                for path in (self.folder.memory_lines, self.folder.raw, self.folder.failed)
+            )
+            with writing(self.folder.root):  # whichever of them
                 self._write(table, lines, raw, failed)
-        except OSError as error:
-            raise WriterError(f"{self.folder.root}: cannot be written: {one_line(error)}") from error
 
     def write_rejected(self) -> None:
         """Writes `rejected.jsonl`: the conversations that could not be used."""

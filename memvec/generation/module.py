@@ -2,42 +2,40 @@
 
 In: a left-padded `Batch` (`memvec.data.collator`). Out: `[B, G]` int64, the tokens written, -1 behind a row's end.
 
-How: transformers' `generate` on the whole model, whose decoder is the same that `HiddenStateModule` computes vectors
-with; so loading, the shared prefix, the choice of kernels and the probe before the fast path is trusted are that
-class's. What is compared here is the scores of the next tokens. With padding on the left the shared prefix stands
-before the padding; positions are counted without it, so attention over whole keys and values cannot tell. Sliding
-windows can, since they count places, so a model with any runs without the shared prefix.
+How: weights are loaded in `configure_model`, as those of `memvec.model.module` are; the data module calls `warm_up`
+when it knows the rows; from then on a `Generator` computes.
 """
 
 from __future__ import annotations
 
-import logging
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any, Literal
 
+import lightning.pytorch as pl
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
-from memvec.config.values import at_least, one_of
-from memvec.data.collator import Batch, real_tokens
-from memvec.errors import ConfigError
-from memvec.generation.cache import roomy_cache
-from memvec.generation.decoding import Prompts, turn_end_ids, write_answers
+from memvec.config.values import at_least, number, one_of
+from memvec.data.batches import PromptTable
+from memvec.data.collator import Batch
+from memvec.data.datamodule import datamodule_of
+from memvec.data.plan import BatchPlan, Ranks
+from memvec.data.rules import BatchRules
+from memvec.generation.decoding import turn_end_ids
+from memvec.generation.generator import Decoding, Generator
 from memvec.generation.outputs import ATTEMPTS
 from memvec.generation.prompt import MemoryPrompt
-from memvec.generation.sampling import Sampling, row_seed
-from memvec.model.backbone import Backbone
-from memvec.model.memory import compute_in_parts
-from memvec.model.module import DTYPES, HiddenStateModule
-from memvec.model.parity import Path
-
-# Tokens written while kernels are timed: their steps then take about as long as the prompts before them.
-TOKENS_TO_MEASURE = 8
-
-log = logging.getLogger(__name__)
+from memvec.generation.sampling import Sampling
+from memvec.model.casting import LoadedModel
+from memvec.model.checkpoint import Checkpoint, locate_model
+from memvec.model.extractor import Speedups
+from memvec.model.lockstep import WeightGroup
+from memvec.model.module import computing_dtype, model_fingerprint, weights_dtype
+from memvec.model.warm_up import warm_up, warm_up_notes
+from memvec.model.widening import widen_where_emulated
 
 
-class GenerationModule(HiddenStateModule):
+class GenerationModule(pl.LightningModule):
     """Writes an answer to each prompt.
 
     Args:
@@ -51,7 +49,7 @@ class GenerationModule(HiddenStateModule):
         retry_temperature: The temperature of that second time, where it is higher than that of the first.
         seed: What is drawn depends on this, the row and the attempt, never on the batch.
         revision: Of a Hub model; None is its main branch.
-        prefix_cache: As for `HiddenStateModule`, and so are the others.
+        prefix_cache: As for `memvec.model.module.HiddenStateModule`, and so are the others.
         attn_implementation: transformers' name; None is the model's default.
         tune: Whether kernels are chosen by measuring.
         compile: Whether norms and feed-forward blocks are compiled.
@@ -85,36 +83,50 @@ class GenerationModule(HiddenStateModule):
         trust_remote_code: bool = False,
         use_safetensors: bool = True,
     ) -> None:
-        super().__init__(
-            name_or_path,
+        super().__init__()
+        self.checkpoint = Checkpoint(
+            locate_model(name_or_path),
             revision=revision,
-            prefix_cache=prefix_cache,
             attn_implementation=attn_implementation,
-            tune=tune,
-            compile=compile,
-            probe=probe,
             trust_remote_code=trust_remote_code,
             use_safetensors=use_safetensors,
         )
+        self.speedups = Speedups(prefix_cache, tune, compile, probe, attention_is_free=attn_implementation is None)
         self.prompt = prompt
         self.max_new_tokens = at_least("generation.max_new_tokens", max_new_tokens, 1)
         self.sampling = Sampling(
-            temperature=_number("generation.temperature", temperature, least=0.0),
-            top_p=_number("generation.top_p", top_p, least=0.0, most=1.0),
-            repetition_penalty=_number("generation.repetition_penalty", repetition_penalty, least=0.1),
+            temperature=number("generation.temperature", temperature, least=0.0),
+            top_p=number("generation.top_p", top_p, least=0.0, most=1.0),
+            repetition_penalty=number("generation.repetition_penalty", repetition_penalty, least=0.1),
         )
         self.attempts = one_of("generation.attempts", attempts, range(1, ATTEMPTS + 1))
-        self.retry_temperature = _number("generation.retry_temperature", retry_temperature, least=0.01)
+        self.retry_temperature = number("generation.retry_temperature", retry_temperature, least=0.01)
         self.seed = at_least("generation.seed", seed, 0)
-        self.language_model: PreTrainedModel | None = None
+        self.loaded: LoadedModel | None = None
+        self.generator: Generator | None = None
         self.end_token_ids: list[int] = []
+
+    @property
+    def decoder(self) -> PreTrainedModel:
+        """What every batch goes through, without the language-model head."""
+        return self.engine.decoder
+
+    @property
+    def engine(self) -> Generator:
+        """What computes; `warm_up` has run."""
+        if self.generator is None:
+            raise RuntimeError("warm_up has not run: use this module with a Lightning Trainer and memvec's data module")
+        return self.generator
+
+    @property
+    def group(self) -> WeightGroup:
+        """Each process holds its own weights."""
+        return WeightGroup()
 
     def fingerprint(self, *, precision: str) -> dict[str, Any]:
         """Returns what decides the answers to given tokens, for the run's fingerprint."""
-        described = super().fingerprint(precision=precision)
-        del described["layer"]  # all of them
         return {
-            **described,
+            **model_fingerprint(self.checkpoint, precision=precision),
             "max_new_tokens": self.max_new_tokens,
             **asdict(self.sampling),
             "attempts": self.attempts,
@@ -124,138 +136,41 @@ class GenerationModule(HiddenStateModule):
 
     def configure_model(self) -> None:
         """Loads the weights, in the dtype that `trainer.precision` stands for."""
-        if self.language_model is not None:
+        if self.loaded is not None:
             return
-        dtype = DTYPES.get(str(self.trainer.precision), torch.float32)
+        dtype = weights_dtype(str(self.trainer.precision))
         model: Any = self.checkpoint.load_language_model(dtype)
         known: Any = model.generation_config.eos_token_id if model.generation_config is not None else None
         ends = set(known) if isinstance(known, list) else {known} - {None}
         self.end_token_ids = sorted(ends | turn_end_ids(self.checkpoint.load_tokenizer()))
         model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call] # its own temperature and penalties are not what was asked for
-        # In this order: the backbone puts right what casting the whole model does to its float32 buffers.
-        self.language_model = model
-        self.backbone = Backbone(model.get_decoder()).eval()
+        self.loaded = LoadedModel(model, dtype).eval()
 
-    def share_prefix(self, input_ids: torch.Tensor) -> int:
-        """Computes the prefix that prompts share, where that is wanted and valid; returns its tokens, or 0."""
-        shared = super().share_prefix(input_ids)
-        if self.prefix is not None and any(getattr(layer, "is_sliding", False) for layer in self.prefix.cache.layers):
-            log.info("generating runs without it: sliding windows would count the padding behind it")
-            self.prefix, self.path = None, Path.BATCHED
-            return 0
-        return shared
+    def warm_up(self, table: PromptTable, rules: BatchRules, ranks: Ranks) -> BatchPlan:
+        """Makes the generator ready for the rows of a table, and plans this rank's batches."""
+        if self.loaded is None:
+            raise RuntimeError("configure_model has not run: use this module with a Lightning Trainer")
+        if self.speedups.tune == "auto":
+            widen_where_emulated(self.loaded.model, processes=self.trainer.num_devices)
+        self.generator = Generator(
+            self.loaded.model,
+            decoding=Decoding(self.sampling, self.end_token_ids, self.max_new_tokens, self.seed),
+            speedups=self.speedups,
+            computed_in=computing_dtype(str(self.trainer.precision), self.loaded.model.dtype),
+            context=self.trainer.precision_plugin.predict_step_context,
+        )
+        return warm_up(self.generator, table, rules, ranks=ranks)
 
-    def cache_bytes_per_token(self) -> int:
-        """Returns the bytes of one token's keys and values, for attention over whole keys and values in all layers."""
-        config: Any = self._language_model().config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return int(2 * config.num_hidden_layers * heads * size * self._language_model().dtype.itemsize)
+    def has_own_batches_in_step(self) -> bool:
+        """No process waits for another."""
+        return False
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> torch.Tensor:
-        """Returns what is written to each row, `[B, max_new_tokens]` int64 with -1 behind its end.
+        """Returns what is written to each row, `[B, max_new_tokens]` int64 with -1 behind its end."""
+        attempt = datamodule_of(self.trainer).attempt
+        retry = max(self.sampling.temperature, self.retry_temperature) if attempt else None
+        return self.engine(batch, attempt=attempt, temperature=retry)
 
-        A row that does not fit into memory even alone has written nothing at all, and `rejections` says so.
-        """
-
-        def compute(part: slice) -> torch.Tensor:
-            return self._write(self.path, batch, part)
-
-        rows = len(batch["input_ids"])
-        most = 1 if self.path is Path.ONE_BY_ONE else rows
-        written, too_large = compute_in_parts(compute, rows=rows, most=most, dimension=self.max_new_tokens, missing=-1)
-        for row in too_large:
-            tokens = int(batch["length"][row])
-            reason = f"out of memory: {tokens} tokens and {self.max_new_tokens} new ones do not fit even alone"
-            self.rejections[int(batch["index"][row])] = reason
-        return written
-
-    def _write(self, path: Path, batch: Batch, part: slice) -> torch.Tensor:
-        """Generates for some rows of a batch, `[b, max_new_tokens]`."""
-        attempt: int = self.trainer.datamodule.attempt  # type: ignore[attr-defined]
-        temperature = max(self.sampling.temperature, self.retry_temperature) if attempt else self.sampling.temperature
-        rows = batch["index"][part].tolist()
-        return write_answers(
-            self._language_model(),
-            self._prompts(path, batch, part, room=self.max_new_tokens),
-            sampling=replace(self.sampling, temperature=temperature),
-            seeds=[row_seed(self.seed, attempt=attempt, row=row) for row in rows],
-            end_token_ids=self.end_token_ids,
-            max_new_tokens=self.max_new_tokens,
-        )
-
-    def _vectors_along(self, path: Path, batch: Batch) -> tuple[torch.Tensor, list[int]]:
-        """Returns the scores of the next two tokens, `[B, 2V]`: what the probe judges by."""
-        return self._scores(path, batch, tokens=2), []
-
-    def _measured(self, batch: Batch) -> torch.Tensor:
-        """Returns the scores of some more tokens: a run spends about as long on its steps as on its prompts."""
-        with self.trainer.precision_plugin.predict_step_context():
-            return self._scores(self.path, batch, tokens=min(TOKENS_TO_MEASURE, self.max_new_tokens))
-
-    def _scores(self, path: Path, batch: Batch, *, tokens: int) -> torch.Tensor:
-        """Returns the scores of the next tokens, `[B, tokens * V]`, whichever were the likeliest."""
-        rows = len(batch["input_ids"])
-        most = 1 if path is Path.ONE_BY_ONE else rows
-        token = int(batch["input_ids"][0, -1])  # taken for each of them, along all paths
-        config = GenerationConfig(  # type: ignore[no-untyped-call]
-            max_new_tokens=tokens, do_sample=False, return_dict_in_generate=True, output_logits=True
-        )
-
-        def scores(part: slice) -> torch.Tensor:
-            prompts = self._prompts(path, batch, part, room=tokens)
-            forced = LogitsProcessorList([_ForcedToken(token)])
-            output = prompts.generate(self._language_model(), config, logits_processor=forced)
-            return torch.cat(output.logits, dim=1).float()
-
-        return torch.cat([scores(slice(start, min(start + most, rows))) for start in range(0, rows, most)])
-
-    def _attentions_to_try(self) -> list[str]:
-        """Returns the present one alone: a few rows do not tell what is fastest for many."""
-        return [self.decoder.config._attn_implementation]
-
-    def _model_to_tune(self) -> PreTrainedModel:
-        return self._language_model()  # with its head, which each new token goes through
-
-    def _prompts(self, path: Path, batch: Batch, part: slice, *, room: int) -> Prompts:
-        """Returns some rows of a batch without the padding that none of them needs, with room for so many tokens."""
-        prefix_length, length = batch["prefix_length"], batch["length"][part]
-        width = int(length.max())
-        padded = batch["input_ids"][part]
-        input_ids = torch.cat([padded[:, :prefix_length], padded[:, padded.shape[1] - width + prefix_length :]], dim=1)
-        mask = real_tokens(length, width=width, left_behind=prefix_length)
-        shares = prefix_length > 0 and self.prefix is not None and path is Path.SHARED_PREFIX
-        prefix = self.prefix.expand(len(length)) if shares and self.prefix is not None else None
-        cache = roomy_cache(self._language_model().config, room=width + room, prefix=prefix)
-        return Prompts(input_ids, mask.long(), cache)
-
-    def _language_model(self) -> PreTrainedModel:
-        if self.language_model is None:
-            raise RuntimeError("configure_model has not run: use this module with a Lightning Trainer")
-        return self.language_model
-
-
-class _ForcedToken(LogitsProcessor):
-    """Makes one token the next, whatever the scores are."""
-
-    def __init__(self, token: int) -> None:
-        self.token = token
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Returns scores `[B, V]` of which the token's is the largest."""
-        forced: Any = torch.full_like(scores, -1.0)
-        forced[:, self.token] = 1.0
-        return forced  # type: ignore[no-any-return]
-
-
-def _number(name: str, value: Any, *, least: float, most: float | None = None) -> float:
-    """Returns a number within limits.
-
-    Raises:
-        ConfigError: It is none, or outside of them.
-    """
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not value >= least or (most is not None and value > most):
-        allowed = f"a number of at least {least}" if most is None else f"a number from {least} to {most}"
-        raise ConfigError(f"{name}={value}: allowed: {allowed}")
-    return float(value)
+    def notes(self) -> dict[str, Any]:
+        """Returns what was found out while running, for the manifest."""
+        return warm_up_notes(self.generator)

@@ -16,9 +16,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from memvec.data.prepared import Signature, read_signature
 from memvec.generation.parser import Outcome
-from memvec.schema import INDEX, NUM_TOKENS, TEXT
-from memvec.writer.journal import REASON, journal_files, read_frames
+from memvec.layout import RunLayout
+from memvec.schema import INDEX, NUM_TOKENS, REASON, TEXT
+from memvec.writer.frames import Frame, journal_files, read_frames, report_damage
 
 ATTEMPTS = 2  # a window whose output could not be understood is tried once more
 ATTEMPT = "attempt"
@@ -111,12 +113,21 @@ class OutputIndex:
             return str(stream.read(int(self.length[attempt, row])), "utf-8")
 
 
-def read_outputs(folder: Path, *, rows: int) -> OutputIndex:
+def has_outputs(folder: RunLayout, rows: int, attempt: int) -> NDArray[np.bool_]:
+    """Returns for which rows of a run nothing is left to compute in an attempt, `[N]` bool."""
+    return read_outputs(folder.journal, rows=rows, signature=read_signature(folder)).is_done(attempt)
+
+
+def read_outputs(folder: Path, *, rows: int, signature: Signature) -> OutputIndex:
     """Reads every frame of every journal file in `folder`.
 
     Args:
         folder: The journal's folder; without files the index is empty.
         rows: N, how many windows the run has.
+        signature: Of these windows; what is signed otherwise does not count.
+
+    Raises:
+        RunFolderError: Outputs were written in this run for other windows than it has now.
     """
     shape = (ATTEMPTS, rows)
     index = OutputIndex(
@@ -128,23 +139,38 @@ def read_outputs(folder: Path, *, rows: int) -> OutputIndex:
         is_cut=np.zeros(shape, dtype=bool),
         outcome=np.zeros(shape, dtype=np.int8),
     )
-    for number, batch, address in read_frames(index.files, rows=rows, damaged=index.damaged):
-        _enter(index, batch, number, address)
+    for frame in read_frames(
+        index.files, rows=rows, signature=signature, is_expected=_has_outputs, damaged=index.damaged
+    ):
+        _enter(index, frame)
+    report_damage(index.damaged)
     return index
 
 
-def _enter(index: OutputIndex, batch: pa.RecordBatch, number: int, address: int) -> None:
-    """Enters a frame's rows; `address` is where its file is mapped."""
+def _has_outputs(batch: pa.RecordBatch) -> bool:
+    """Whether a record batch has the columns of outputs, and each row a text or a reason why there is none."""
+    if batch.schema != OUTPUT_SCHEMA:
+        return False
+    text, reason = (batch.column(name).is_valid().to_numpy(zero_copy_only=False) for name in (TEXT, REASON))
+    numbers = (batch.column(name) for name in (ATTEMPT, NUM_TOKENS, IS_CUT, OUTCOME))
+    if not (text ^ reason).all() or any(column.null_count for column in numbers):
+        return False
+    allowed = ((ATTEMPT, range(ATTEMPTS)), (OUTCOME, [outcome.value for outcome in Outcome]))
+    return all(np.isin(batch.column(name).to_numpy(), list(values)).all() for name, values in allowed)
+
+
+def _enter(index: OutputIndex, frame: Frame) -> None:
+    batch = frame.batch
     rows = batch.column(INDEX).to_numpy()
     texts, reasons = batch.column(TEXT), batch.column(REASON).to_pylist()
     _, offsets, values = texts.buffers()
     places = np.frombuffer(offsets, dtype=np.int32, count=len(rows) + 1)
     has_characters = values is not None and values.size > 0  # where all texts are empty, the buffer lies nowhere
-    first = values.address - address if has_characters else 0
+    first = values.address - frame.address if has_characters else 0
     has_text = np.asarray([reason is None for reason in reasons])
     index.reasons.update({int(row): reason for row, reason in zip(rows, reasons, strict=True) if reason is not None})
     at = (batch.column(ATTEMPT).to_numpy()[has_text], rows[has_text])
-    index.file[at] = number
+    index.file[at] = frame.file
     index.start[at] = (first + places[:-1].astype(np.int64))[has_text]
     index.length[at] = np.diff(places)[has_text]
     index.num_tokens[at] = batch.column(NUM_TOKENS).to_numpy()[has_text]

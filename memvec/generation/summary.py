@@ -15,19 +15,20 @@ class GenerationSummary(RunSummary):
     @property
     def generation(self) -> GenerationCounts:
         """What became of conversations and windows."""
-        return GenerationCounts(**self.manifest["counts"])
+        return self.counts_as(GenerationCounts)
 
     def lines(self) -> list[str]:
         """Returns the closing summary."""
-        counts = self.generation
+        counts, numbers = self.generation, self.numbers
         found = f"{counts.with_memories:,} with memories, {counts.nothing:,} with nothing to remember"
         failed = f"{counts.failed:,} not understood" + (f" (why: {self.folder.failed})" if counts.failed else "")
         why = f" (why: {self.folder.rejected})" if counts.rejected else ""
         # Nothing was counted where an earlier attempt had written everything.
-        tokens, windows = self.metrics.get("output_tokens_per_second", 0.0), self.metrics["entries_per_second"]
-        speed = f"{tokens:,.0f} tokens/s ({windows:,.2f} windows/s; {self.manifest['notes']['path']})"
-        if self.metrics["computed_entries"] < counts.windows + counts.retried:
-            speed += f", over the {self.metrics['computed_entries']:,} written since the run went on"
+        tokens = numbers.take_or("output_tokens_per_second", float) or 0.0
+        windows = numbers.take("entries_per_second", float)
+        speed = f"{tokens:,.0f} tokens/s ({windows:,.2f} windows/s; {self.computed})"
+        if (computed := numbers.take("computed_entries", int)) < counts.windows + counts.retried:
+            speed += f", over the {computed:,} written since the run went on"
         return [
             f"memories   {counts.memories:,} of {counts.conversations:,} conversations",
             f"windows    {counts.windows:,}: {found}, {failed}",

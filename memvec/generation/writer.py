@@ -18,12 +18,10 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
-from memvec.generation.datamodule import ConversationDataModule
-from memvec.generation.echoes import Instructions, PromptContent
+from memvec.data.datamodule import datamodule_of
 from memvec.generation.module import GenerationModule
 from memvec.generation.outputs import OUTPUT_SCHEMA
-from memvec.generation.parser import Outcome, parse
-from memvec.schema import SPEAKERS, TEXT
+from memvec.generation.rows import OutputRows
 from memvec.writer.prediction_writer import JournalCallback
 
 
@@ -44,18 +42,18 @@ class OutputWriter(JournalCallback):
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Opens this process's journal file."""
-        datamodule: ConversationDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        datamodule = datamodule_of(trainer)
         self._module = cast(GenerationModule, pl_module)
         self._tokenizer = self._module.checkpoint.load_tokenizer()
-        self._instructions = self._module.prompt.instructions
-        self._windows = Dataset.from_file(str(datamodule.folder.entries))
-        self._attempt = datamodule.attempt
+        windows = Dataset.from_file(str(datamodule.prepared.folder.entries))
+        self._rows = OutputRows(windows, self._module.prompt.instructions, attempt=datamodule.attempt)
         self._output_tokens = 0
         super().on_predict_start(trainer, pl_module)
 
     def to_rows(self, index: NDArray[np.int64], predictions: NDArray[np.int64]) -> pa.RecordBatch:
         """Returns what was written as rows of the journal; `predictions` is `[B, G]` with -1 behind a row's end."""
-        rows = [self._to_row(row, tokens[tokens >= 0].tolist()) for row, tokens in zip(index, predictions, strict=True)]
+        outputs = zip(index.tolist(), predictions, strict=True)
+        rows = [self._to_row(row, tokens[tokens >= 0].tolist()) for row, tokens in outputs]
         return pa.RecordBatch.from_pylist(rows, schema=OUTPUT_SCHEMA)
 
     def counters(self) -> dict[str, int]:
@@ -65,18 +63,9 @@ class OutputWriter(JournalCallback):
     def _to_row(self, row: int, tokens: list[int]) -> dict[str, Any]:
         if self._module is None or self._tokenizer is None:
             raise RuntimeError("predicting has not started")
-        said = {"index": row, "attempt": self._attempt, "num_tokens": len(tokens), "is_cut": False}
         if not tokens:  # even a model that has nothing to say writes its end
-            reason = self._module.rejections.get(int(row), "the model wrote nothing")
-            return {**said, "outcome": Outcome.UNPARSEABLE.value, "reason": reason}
+            return self._rows.without_output(row, self._module.engine.rejections.get(row, "the model wrote nothing"))
         self._output_tokens += len(tokens)
         text = str(self._tokenizer.decode(tokens, skip_special_tokens=True))
         is_cut = tokens[-1] not in self._module.end_token_ids
-        prompt = prompt_content(self._windows[int(row)], self._instructions)
-        outcome = parse(text, is_cut=is_cut, prompt=prompt).outcome
-        return {**said, "is_cut": is_cut, "text": text, "outcome": outcome.value}
-
-
-def prompt_content(window: dict[str, Any], instructions: Instructions) -> PromptContent:
-    """Returns what the model was given to read about a window."""
-    return PromptContent(instructions, window[TEXT], tuple(window[SPEAKERS]))
+        return self._rows.of(row, text, num_tokens=len(tokens), is_cut=is_cut)

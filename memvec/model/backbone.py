@@ -1,25 +1,29 @@
 """The part of a causal language model that makes hidden states.
 
-In: a decoder (`memvec.model.checkpoint` loads it), and which layer. Out: a `Backbone` that maps `input_ids` to the
-hidden states of that layer.
+In: a decoder (`memvec.model.checkpoint` loads it, or a program lends it), and which layers. Out: a `Backbone` that maps
+`input_ids` to the hidden states of those layers, the very numbers of the full model's `hidden_states[layer]`.
 
-How: no tuple of all layers' states, no cache unless asked. `layer=-1` is `last_hidden_state`, after the final norm; a
-lower layer k is the output of the k-th decoder layer, before any norm, as `hidden_states[k]` has it, and the layers
-above k are removed.
+How: the decoder itself says where its states pass. Its first forward pass is one over two tokens with all of its hidden
+states, and what each module is given and returns is compared with them (`memvec.model.tracing`). From then on hooks at
+those places, which exist only during a call, take the states; behind the last of them the forward pass is stopped, so
+that no layer above it runs. Why no layer is removed and no config changed: what a decoder makes of its config differs
+by architecture, and a decoder that is lent has to be given back as it was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 
-from memvec.errors import ConfigError, ModelError
+from memvec.errors import ConfigError
+from memvec.model.casting import DtypeKeeper
 from memvec.model.prefix import cache_argument
+from memvec.model.tracing import Place, all_hidden_states, find_places, take_states
 
 
 def layer_position(config: PreTrainedConfig, layer: int) -> int:
@@ -41,64 +45,40 @@ def decoder_layers(decoder: PreTrainedModel) -> nn.ModuleList | None:
     return next(lists, None)  # modules() yields outer modules first
 
 
-class Backbone(nn.Module):
-    """A decoder that returns one layer's hidden states.
+class Backbone(DtypeKeeper):
+    """A decoder that returns some layers' hidden states.
 
     Args:
         decoder: The decoder, without a language-model head.
-        layer: Which state: -1 is after the final norm, 0 the embeddings, k after k decoder layers; negative numbers
-            count as in `hidden_states[layer]`.
+        layers: Which states, in the order they are returned in: -1 is `hidden_states[-1]`, after the final norm in most
+            models; 0 the embeddings; k after k decoder layers. A layer may come twice.
 
     Raises:
         ConfigError: The decoder has no such layer.
-        ModelError: A lower layer was asked for and this architecture's layers cannot be told.
     """
 
-    def __init__(self, decoder: PreTrainedModel, *, layer: int = -1) -> None:
+    def __init__(self, decoder: PreTrainedModel, *, layers: Sequence[int] = (-1,)) -> None:
         super().__init__()
+        for layer in layers:
+            layer_position(decoder.config, layer)
         self.decoder = decoder
-        self._cache_argument = cache_argument(decoder)
+        self.layers = tuple(layers)
         self.dimension: int = decoder.config.get_text_config().hidden_size
-        depth: int = decoder.config.get_text_config().num_hidden_layers
-        self._tapped: torch.Tensor | None = None
-        position = layer_position(decoder.config, layer)
-        if position < depth:
-            self._tap(position, depth)
-        # Lightning casts a half-precision module's buffers too, and rotary frequencies in bfloat16 are wrong positions.
-        self._float32_buffers = {n: b for n, b in decoder.named_buffers() if b.dtype == torch.float32}
+        self._cache_argument = cache_argument(decoder)
+        self._places: tuple[Place | None, ...] | None = None
+        self.keep_dtypes(decoder.dtype)
 
-    def _tap(self, position: int, depth: int) -> None:
-        """Removes the layers above `position` and keeps the state there, before the final norm gets it."""
-        layers = decoder_layers(self.decoder)
-        if layers is None:
-            raise ModelError(f"{type(self.decoder).__name__}: its layers cannot be told; only model.layer=-1 works")
-        del layers[max(position, 1) :]
-        text_config = self.decoder.config.get_text_config()
-        text_config.num_hidden_layers = len(layers)
-        if getattr(text_config, "layer_types", None):
-            text_config.layer_types = text_config.layer_types[: len(layers)]
-        if position == 0:  # the state before the first layer, which stays since a decoder needs one
-            layers[0].register_forward_pre_hook(self._keep_input, with_kwargs=True)
-        else:
-            layers[-1].register_forward_hook(self._keep_output)
+    def trace(self) -> None:
+        """Finds out where the states pass; the first forward pass does it, where it was not done before.
 
-    def _keep_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._tapped = args[0] if args else kwargs["hidden_states"]
+        Raises:
+            ConfigError: The decoder returns fewer hidden states than its config says.
+            ModelError: It returns none, or one that is not a vector for each token.
+        """
+        if self._places is None:
+            self._places, self.dimension = find_places(self.decoder, self.layers)
 
-    def _keep_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._tapped = output[0] if isinstance(output, tuple) else output
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Backbone:
-        """Moves and casts like any module, but leaves float32 buffers float32."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, original in self._float32_buffers.items():
-            parent, _, leaf = name.rpartition(".")
-            moved = self.decoder.get_buffer(name)
-            if moved.dtype != torch.float32:
-                setattr(self.decoder.get_submodule(parent), leaf, original.to(moved.device))
-        return self
-
-    def forward(self, input_ids: torch.Tensor, *, cache: Cache | None = None) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, *, cache: Cache | None = None) -> tuple[torch.Tensor, ...]:
         """Returns hidden states.
 
         Args:
@@ -106,13 +86,19 @@ class Backbone(nn.Module):
             cache: Keys and values of the tokens that come before `input_ids`, or None.
 
         Returns:
-            `[B, T, D]`, of the model's dtype.
+            `[B, T, D]` for each of `layers`, of the model's dtype.
+
+        Raises:
+            ModelError: The decoder does not return such states.
         """
-        if cache is None:
-            output = self.decoder(input_ids=input_ids, use_cache=False)
-        else:
-            output = self.decoder(input_ids=input_ids, use_cache=True, **{self._cache_argument: cache})
-        if self._tapped is None:
-            return output.last_hidden_state  # type: ignore[no-any-return]
-        hidden, self._tapped = self._tapped, None
-        return hidden
+        self.trace()
+        assert self._places is not None
+        cached = {"use_cache": False} if cache is None else {"use_cache": True, self._cache_argument: cache}
+        inputs = {"input_ids": input_ids, **cached}
+        places = [place for place in self._places if place is not None]
+        if len(places) < len(self._places):  # a state that passes from no module to another: the decoder alone has it
+            every = all_hidden_states(self.decoder, inputs)
+            return tuple(every[layer] for layer in self.layers)
+        # With weights sharded by FSDP, leaving a forward pass half way would leave layers gathered.
+        states = take_states(self.decoder, inputs, set(places), stop=not isinstance(self.decoder, FSDPModule))
+        return tuple(states[place] for place in places)

@@ -10,7 +10,6 @@ that there is no language-model head, and of a vision-language model the text pa
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +18,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import transformers
-from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -34,9 +31,21 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from memvec.errors import ModelError, one_line
-from memvec.hub import hub_warns_once
+from memvec.errors import MemvecError, ModelError
 from memvec.model.gguf import convert_gguf, find_gguf, is_gguf
+from memvec.model.refusals import (
+    refuse_adapter,
+    refuse_kind,
+    refuse_missing_tokenizer,
+    refuse_missing_weights,
+    refuse_numbers,
+    refuse_tokenizer,
+)
+from memvec.model.transformers_internals import commit_of
+from memvec.quiet import hub_warns_once, without_loading_report
+
+# Of a library's message: some list every architecture there is.
+MOST_CHARACTERS = 300
 
 
 @dataclass(frozen=True)
@@ -62,12 +71,19 @@ class Checkpoint:
         """The whole model's configuration.
 
         Raises:
-            ModelError: There is no such model.
+            ModelError: There is no such model, or one that memvec cannot use.
         """
+        named, folder = f"model.name_or_path={self.location}", Path(self.location)
         with _model_errors(self.location):
+            refuse_adapter(self.location, revision=self.revision)
+            content, _ = PreTrainedConfig.get_config_dict(self.location, revision=self.revision)
+            refuse_numbers(content, self.location)
             config: PreTrainedConfig = AutoConfig.from_pretrained(
                 self.location, revision=self.revision, trust_remote_code=self.trust_remote_code
             )
+            refuse_kind(config, named)
+        if folder.is_dir():
+            refuse_missing_weights(folder, use_safetensors=self.use_safetensors)
         return config
 
     @property
@@ -75,20 +91,25 @@ class Checkpoint:
         """What identifies the weights: a Hub model's commit, or a digest of a folder's files."""
         folder = Path(self.location)
         if not folder.is_dir():
-            return str(getattr(self.config, "_commit_hash", None))
+            return str(commit_of(self.config))
         return folder_digest(folder, ("*.safetensors", "*.bin", "config.json"))
 
     def load_tokenizer(self) -> PreTrainedTokenizerFast:
         """Returns the model's tokenizer.
 
         Raises:
-            ModelError: There is no such model, or it has no tokenizer.
+            ModelError: There is no such model, or it has no tokenizer of its own.
         """
+        config, folder = self.config, Path(self.location)
+        if folder.is_dir():
+            refuse_missing_tokenizer(folder)
         with _model_errors(self.location):
-            tokenizer = AutoTokenizer.from_pretrained(
+            loaded = AutoTokenizer.from_pretrained(
                 self.location, revision=self.revision, trust_remote_code=self.trust_remote_code
             )
-        return cast(PreTrainedTokenizerFast, tokenizer)  # `PromptEncoder` refuses one that is not
+            tokenizer = cast(PreTrainedTokenizerFast, loaded)  # `PromptEncoder` refuses one that is not
+            refuse_tokenizer(tokenizer, config, f"model.name_or_path={self.location}")
+        return tokenizer
 
     def load_decoder(self, dtype: torch.dtype) -> PreTrainedModel:
         """Loads the weights without a language-model head, in evaluation mode.
@@ -97,7 +118,7 @@ class Checkpoint:
             dtype: Of the weights.
 
         Raises:
-            ModelError: There is no such model, or it has no causal decoder.
+            ModelError: There is no such model, or not all of its weights.
         """
         model: Any = self._load(AutoModel, dtype)
         decoder: PreTrainedModel = model.get_decoder()  # of a vision-language model the text path; else the model
@@ -112,7 +133,8 @@ class Checkpoint:
     def _load(self, auto: Any, dtype: torch.dtype) -> PreTrainedModel:
         """Loads a model as one of the Auto classes has it, and refuses one whose weights are not all there."""
         named = f"model.name_or_path={self.location}"
-        with _model_errors(self.location), _quiet_loading():
+        _ = self.config  # which says of a model that cannot be used what it is
+        with _model_errors(self.location), without_loading_report():
             model, found = auto.from_pretrained(
                 self.location,
                 revision=self.revision,
@@ -129,8 +151,6 @@ class Checkpoint:
         if found["missing_keys"]:  # transformers would fill them with random numbers and go on
             missing = sorted(found["missing_keys"])
             raise ModelError(f"{named}: {len(missing)} weights are missing, the first {missing[0]!r}")
-        if model.config.is_encoder_decoder:
-            raise ModelError(f"{named}: an encoder-decoder model; memvec needs a causal decoder")
         loaded: PreTrainedModel = model.requires_grad_(False).eval()
         return loaded
 
@@ -161,6 +181,31 @@ def prompt_limit(config: PreTrainedConfig) -> int | None:
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
+def vocabulary_size(config: PreTrainedConfig) -> int:
+    """Returns how many tokens a model has embeddings for."""
+    size: int = config.get_text_config().vocab_size
+    return size
+
+
+def length_boundaries(config: PreTrainedConfig) -> tuple[int, ...]:
+    """Returns the lengths behind which a model computes in another way, the tokens before included; rising.
+
+    LongRoPE has one set of frequencies for sequences up to the length it was pretrained with and another for longer
+    ones, and transformers chooses by the longest sequence of a batch, padding included. (Dynamic NTK, which changes
+    with every token, begins at `max_position_embeddings`, where prompts end.)
+    """
+    text = config.get_text_config()
+    ropes = getattr(text, "rope_parameters", None) or {}
+    # Of some models each kind of layer has its own.
+    each = [ropes, *(own for own in ropes.values() if isinstance(own, dict))]
+    lengths = {
+        rope.get("original_max_position_embeddings", getattr(text, "original_max_position_embeddings", None))
+        for rope in each
+        if rope.get("rope_type", rope.get("type")) in ("longrope", "su")
+    }
+    return tuple(sorted(length for length in lengths if isinstance(length, int)))
+
+
 def folder_digest(folder: Path, patterns: tuple[str, ...]) -> str:
     """Returns a hex SHA-256 over names and content of the files that match."""
     state = hashlib.sha256()
@@ -176,23 +221,20 @@ def _model_errors(name_or_path: str) -> Iterator[None]:
     try:
         with hub_warns_once():
             yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except MemvecError:
+        raise
+    except Exception as error:  # a stranger's files can make the libraries raise whatever they have
         if "trust_remote_code" in str(error):
             reason = "it comes with code of its own; model.trust_remote_code=true lets that run"
         elif Path(name_or_path).is_dir():
-            reason = f"the folder cannot be loaded: {one_line(error)}"
+            reason = f"the folder cannot be loaded: {_reason(error)}"
         else:
-            reason = f"no such folder, and the Hub gives no such model: {one_line(error)}"
+            reason = f"no such folder, and the Hub gives no such model: {_reason(error)}"
         raise ModelError(f"model.name_or_path={name_or_path}: {reason}") from error
 
 
-@contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Silences the report that the head's weights are not used, which is what is wanted here."""
-    before = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity(logging.ERROR)
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(before)
+def _reason(error: Exception) -> str:
+    """Returns an error's message, of which the libraries often put the essence into a second line."""
+    message = " ".join(str(error).split())
+    cut = message if len(message) <= MOST_CHARACTERS else f"{message[:MOST_CHARACTERS]}…"
+    return f"{type(error).__name__}: {cut}" if isinstance(error, LookupError) or not cut else cut

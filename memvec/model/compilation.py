@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from memvec.errors import one_line
 from memvec.model.packing import PackedGatedBlock
+from memvec.model.torch_internals import forget_compiled
 
 FEED_FORWARD = ("mlp", "feed_forward")
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ def compile_regions(decoder: PreTrainedModel, compute: Callable[[], object]) -> 
         compute()
     except Exception as error:  # the compiler, the linker and their environment fail in ways of their own
         for region in regions:
-            region._compiled_call_impl = None
+            forget_compiled(region)
         log.warning("model.compile: the compiler cannot be used (%s); going on without it", one_line(error))
         return None
     seconds = time.perf_counter() - start

@@ -10,7 +10,7 @@ let go of before the next try: its traceback holds the very tensors that are too
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -32,37 +32,35 @@ def is_out_of_memory(error: BaseException) -> bool:
 def compute_in_parts(
     compute: Callable[[slice], torch.Tensor],
     *,
-    rows: int,
-    most: int,
-    dimension: int,
+    parts: Sequence[slice],
+    shape: tuple[int, ...],
     may_halve: bool = True,
     missing: float = torch.nan,
 ) -> tuple[torch.Tensor, list[int]]:
     """Computes all rows of a batch in as few parts as memory allows.
 
     Args:
-        compute: Returns `[b, D]` for a slice of b rows.
-        rows: B, at least 1.
-        most: Most rows in a part.
-        dimension: D.
+        compute: Returns `[b, …]` for a slice of b rows.
+        parts: Slices that cover all B rows, in order.
+        shape: Of one row's result.
         may_halve: Whether a part that does not fit may be tried as two; false where other processes compute along.
         missing: What stands in the place of a row that does not fit.
 
     Returns:
-        `[B, D]`, and the positions of rows that do not fit even alone, which are filled with `missing`.
+        `[B, …]`, and the positions of rows that do not fit even alone, which are filled with `missing`.
 
     Raises:
         ModelError: A part does not fit, and it may not be halved.
         RuntimeError: Whatever `compute` raises but out of memory.
     """
-    parts: dict[int, torch.Tensor] = {}
+    computed: dict[int, torch.Tensor] = {}
     too_large: list[int] = []
-    waiting = [slice(start, min(start + most, rows)) for start in range(0, rows, most)]
+    waiting = list(reversed(parts))
     while waiting:
         part = waiting.pop()
         size = part.stop - part.start
         try:
-            parts[part.start] = compute(part)
+            computed[part.start] = compute(part)
             continue
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -81,7 +79,7 @@ def compute_in_parts(
         log.warning("out of memory with a batch of %d entries: trying two halves", size)
         middle = part.start + size // 2
         waiting += [slice(middle, part.stop), slice(part.start, middle)]
-    device = next(iter(parts.values())).device if parts else None
+    device = next(iter(computed.values())).device if computed else None
     for row in too_large:
-        parts[row] = torch.full((1, dimension), missing, device=device)
-    return torch.cat([parts[start] for start in sorted(parts)]), sorted(too_large)
+        computed[row] = torch.full((1, *shape), missing, device=device)
+    return torch.cat([computed[start] for start in sorted(computed)]), sorted(too_large)

@@ -1,15 +1,14 @@
-"""Keeps the weights of linear layers in the layout that oneDNN multiplies in.
+"""Pre-packs Linear weights into oneDNN's blocked layout and fuses gated MLP activations.
 
 In: a decoder on a CPU. Out: the same decoder, every plain `nn.Linear` packed once, and the activation and the gating
-product of gated feed-forward blocks done inside the matrix products.
+product of gated feed-forward blocks done inside the matmuls.
 
-Why: torch's own products bring a weight into oneDNN's blocks anew in every call (5 % of a batch of 1,024 tokens, 20 %
+Why: torch's own matmuls bring a weight into oneDNN's blocks anew in every call (5 % of a batch of 1,024 tokens, 20 %
 of one of 256), and a gated block passes twice more over its widest activations than it needs to. It is also float32 to
 the last bit where oneDNN is fast and MKL is not: torch's `fp32_precision`, another way to oneDNN, allows bfloat16
-matmuls, which are other vectors on a processor with bfloat16 tiles (AMX). These are the operators that torch.compile's
-freezing emits (torch/_inductor/fx_passes/mkldnn_fusion.py); they are used directly, since freezing a whole model with
-dynamic shapes takes minutes. The packed weight replaces the plain one, so memory does not double, and `unpack` gives
-exactly the weights that were there.
+matmuls, which are other vectors on a processor with bfloat16 tiles (AMX). The operators are used directly
+(`memvec.model.torch_internals`), since freezing a whole model with dynamic shapes takes minutes. The packed weight
+replaces the plain one, so memory does not double, and `unpack` gives exactly the weights that were there.
 """
 
 from __future__ import annotations
@@ -19,10 +18,15 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from memvec.model.widening import multiplies
+from memvec.model.torch_internals import (
+    has_hooks,
+    has_matmul,
+    has_packed_matmul,
+    pack_weight,
+    packed_linear,
+    packed_linear_times,
+)
 
-# What a product may be packed for when its batch is not known; any number of rows works.
-TYPICAL_ROWS = 1024
 # Activations that oneDNN computes with the product: its name, and its variant.
 FUSED_ACTIVATIONS = {"SiLU": ("swish", ""), "SiLUActivation": ("swish", ""), "GELUTanh": ("gelu", "tanh")}
 GATED_BLOCK = {"gate_proj", "up_proj", "down_proj"}
@@ -40,20 +44,19 @@ class PackedLinear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = linear.bias
         # Not a buffer: an opaque tensor can be neither cast nor copied as the rest of a module is.
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), TYPICAL_ROWS)
+        self.packed = pack_weight(linear.weight.detach())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps `[..., in_features]` to `[..., out_features]`."""
-        return cast(torch.Tensor, torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], ""))
+        return packed_linear(x, self.packed, self.bias)
 
     def activated(self, x: torch.Tensor, activation: tuple[str, str]) -> torch.Tensor:
         """Maps `[..., in_features]` to `[..., out_features]`, an activation applied."""
-        name, variant = activation
-        return cast(torch.Tensor, torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, name, [], variant))
+        return packed_linear(x, self.packed, self.bias, activation=activation)
 
     def times(self, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
         """Maps `[..., in_features]` to `[..., out_features]`, multiplied by `factor` of that shape."""
-        return cast(torch.Tensor, torch.ops.mkldnn._linear_pointwise.binary(x, factor, self.packed, self.bias, "mul"))
+        return packed_linear_times(x, self.packed, self.bias, factor)
 
     def unpacked(self) -> nn.Linear:
         """Returns the plain layer, bit for bit as it was."""
@@ -84,9 +87,9 @@ class PackedGatedBlock(nn.Module):
 
 def can_pack(decoder: nn.Module, *, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether this processor multiplies packed weights of a dtype, and the decoder has layers to pack."""
-    if device.type != "cpu" or not torch.backends.mkldnn.enabled or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if device.type != "cpu" or not has_packed_matmul():
         return False
-    if dtype != torch.float32 and not (dtype == torch.bfloat16 and multiplies(dtype)):
+    if dtype != torch.float32 and not (dtype == torch.bfloat16 and has_matmul(dtype)):
         return False
     return any(_is_packable(module) for module in decoder.modules())
 
@@ -122,7 +125,7 @@ def _children(decoder: nn.Module) -> list[tuple[nn.Module, str, Any]]:
 
 
 def _is_packable(module: nn.Module) -> bool:
-    return type(module) is nn.Linear and type(module.weight.data) is torch.Tensor and not _has_hooks(module)
+    return type(module) is nn.Linear and type(module.weight.data) is torch.Tensor and not has_hooks(module)
 
 
 def _is_gated_block(module: nn.Module) -> bool:
@@ -132,9 +135,5 @@ def _is_gated_block(module: nn.Module) -> bool:
         set(children) == {*GATED_BLOCK, "act_fn"}
         and all(isinstance(children[name], PackedLinear) for name in GATED_BLOCK)
         and type(children["act_fn"]).__name__ in FUSED_ACTIVATIONS
-        and not _has_hooks(module)
+        and not has_hooks(module)
     )
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)

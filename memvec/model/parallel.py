@@ -1,4 +1,4 @@
-"""Shares one copy of a model's weights out over several devices, for a model that does not fit on one.
+"""Shards one copy of a model's weights over several devices, for a model that does not fit on one.
 
 In: a loaded backbone and the device mesh of Lightning's `ModelParallelStrategy`. Out: the same backbone, which holds
 this process's part of the weights.
@@ -18,14 +18,16 @@ all processes of a machine share one copy in the page cache, and only a process'
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
 from transformers import PreTrainedModel
-from transformers.distributed.tensor_parallel import apply_tensor_parallelism, get_kv_heads_per_rank
 
 from memvec.errors import ModelError
 from memvec.model.backbone import Backbone, decoder_layers
+from memvec.model.transformers_internals import cut_matrices
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 TENSOR_PARALLEL = "tensor_parallel"
 DATA_PARALLEL = "data_parallel"
@@ -56,7 +58,7 @@ def in_words(mesh: DeviceMesh | None) -> str:
     return "whole" if mesh is None or mesh.mesh_dim_names is None else f"{mesh.mesh_dim_names[0]} over {mesh.size()}"
 
 
-def share_weights(backbone: Backbone, mesh: DeviceMesh) -> None:
+def shard_weights(backbone: Backbone, mesh: DeviceMesh) -> None:
     """Cuts the backbone's weights in place.
 
     Args:
@@ -64,34 +66,38 @@ def share_weights(backbone: Backbone, mesh: DeviceMesh) -> None:
         mesh: What `weights_mesh` returned.
 
     Raises:
-        ModelError: This model cannot be shared out so.
+        ModelError: This model cannot be sharded so.
     """
     decoder = backbone.decoder
     if mesh.mesh_dim_names == (TENSOR_PARALLEL,):
         _cut_matrices(decoder, mesh)
     else:
+        backbone.trace()  # transformers knows no hidden states of the classes that FSDP2 makes of its own
         _cut_layers(decoder, mesh)
-    log.info("the weights are shared out: %s", in_words(mesh))
+    log.info("the weights are sharded: %s", in_words(mesh))
 
 
 def _cut_matrices(decoder: PreTrainedModel, mesh: DeviceMesh) -> None:
+    from transformers.distributed.tensor_parallel import get_kv_heads_per_rank  # slow to import, and rare
+
     name, plan, config = type(decoder).__name__, dict(decoder.tp_plan), decoder.config.get_text_config()
     if not plan:
-        raise ModelError(f"{name}: transformers has no tensor-parallel plan for it; trainer=fsdp shares any model out")
+        raise ModelError(f"{name}: transformers has no tensor-parallel plan for it; trainer=fsdp shards any model")
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     if get_kv_heads_per_rank(plan, heads, mesh.size()) is None:
         raise ModelError(
-            f"{name}: its {heads} key-value heads cannot be shared out over {mesh.size()} processes; name a "
+            f"{name}: its {heads} key-value heads cannot be divided over {mesh.size()} processes; name a "
             "tensor_parallel_size that divides them, or use trainer=fsdp"
         )
-    # The plan names layers by a wildcard; transformers writes it out, part by part, when it loads a model sharded.
-    apply_tensor_parallelism(decoder, mesh, decoder._expand_parallel_plan(plan))
+    cut_matrices(decoder, mesh, plan)
 
 
 def _cut_layers(decoder: PreTrainedModel, mesh: DeviceMesh) -> None:
+    from torch.distributed.fsdp import fully_shard
+
     layers = decoder_layers(decoder)
     if layers is None:
-        raise ModelError(f"{type(decoder).__name__}: its layers cannot be told, so its weights cannot be shared out")
+        raise ModelError(f"{type(decoder).__name__}: its layers cannot be told, so its weights cannot be sharded")
     for layer in layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(decoder, mesh=mesh)  # what stands outside the layers: embeddings and the final norm

@@ -1,10 +1,11 @@
-"""Decides how far the fast path can be trusted, on a few real rows.
+"""Decides how far the fast ways of computing can be trusted, on a few real rows.
 
-In: a function that computes the same rows along each path. Out: the fastest path that agrees with the plain one.
+In: a function that computes the same rows in each mode. Out: the fastest mode that agrees with the plain one.
 
-The paths, fastest first: batches that share the prefix's keys and values; padded batches that compute every token; one
-row at a time without padding, which is the plain path and right by definition. A model that is not causal, or a library
-whose cache has changed, differs on the first rows and falls back instead of filling a store with wrong vectors.
+The modes, fastest first: batches that share the prefix's keys and values; padded batches that compute every token;
+batches of rows of one length, which need no padding; one row at a time, which is the plain way and right by definition.
+A model that is not causal, whose positions depend on the width of a batch, or a library whose cache has changed differs
+on the first rows and falls back instead of filling a store with wrong vectors.
 """
 
 from __future__ import annotations
@@ -12,18 +13,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from enum import Enum
-from itertools import pairwise
+from itertools import accumulate, groupby, pairwise
 
 import torch
 
 log = logging.getLogger(__name__)
 
 
-class Path(Enum):
+class ExecutionMode(Enum):
     """How a batch is computed; the value is what logs and the manifest say."""
 
     SHARED_PREFIX = "batched, shared prefix computed once"
     BATCHED = "batched"
+    EQUAL_LENGTHS = "batches of equal length"
     ONE_BY_ONE = "one by one"
 
 
@@ -34,41 +36,60 @@ TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 0.05, torc
 
 
 def relative_error(vectors: torch.Tensor, reference: torch.Tensor) -> float:
-    """Returns the largest relative error of a row, both `[B, D]`; NaN counts as infinite unless both have it."""
+    """Returns the largest relative error of a row, both `[…, D]`; NaN counts as infinite unless both have it."""
+    vectors, reference = vectors.flatten(0, -2), reference.flatten(0, -2)
     both = torch.isfinite(vectors).all(dim=1) | torch.isfinite(reference).all(dim=1)  # [B]
     if not both.any():
-        return 0.0  # the model itself gives no numbers here, along either path; the writer deals with that
+        return 0.0  # the model itself gives no numbers here, either way; the writer deals with that
     error = (vectors[both] - reference[both]).norm(dim=1) / reference[both].norm(dim=1).clamp_min(1e-30)
     return float(error.nan_to_num(nan=torch.inf).max())
 
 
-def choose_path(
-    compute: Callable[[Path], torch.Tensor],
+def choose_mode(
+    compute: Callable[[ExecutionMode], torch.Tensor],
     *,
-    first: Path,
+    first: ExecutionMode,
     dtype: torch.dtype,
     agree: Callable[[float], float] = float,
-) -> tuple[Path, dict[str, float]]:
-    """Returns the fastest path that agrees with the plain one.
+) -> tuple[ExecutionMode, dict[str, float]]:
+    """Returns the fastest mode that agrees with the plain one.
 
     Args:
-        compute: Returns the probe rows' vectors along a path, `[B, D]`.
-        first: The fastest path there is.
+        compute: Returns the probe rows' vectors in a mode, `[B, D]`.
+        first: The fastest mode there is.
         dtype: Of the computation; decides the tolerance.
-        agree: Makes this process's error the one that all processes which must take the same path decide by.
+        agree: Makes this process's error the one that all processes which must take the same mode decide by.
 
     Returns:
-        The path, and the relative error of each path that was tried, by its name.
+        The mode, and the relative error of each mode that was tried, by its name.
     """
     errors: dict[str, float] = {}
-    reference = compute(Path.ONE_BY_ONE)
-    paths = list(Path)
-    for path, next_path in pairwise(paths[paths.index(first) :]):
-        error = errors[path.value] = agree(relative_error(compute(path), reference))
+    reference = compute(ExecutionMode.ONE_BY_ONE)
+    modes = list(ExecutionMode)
+    for mode, next_mode in pairwise(modes[modes.index(first) :]):
+        error = errors[mode.value] = agree(relative_error(compute(mode), reference))
         if error <= TOLERANCE[dtype]:
-            return path, errors
+            return mode, errors
         log.warning(
             "parity probe: computing %s differs from one by one by %.2g, more than %.2g allows; computing %s",
-            path.value, error, TOLERANCE[dtype], next_path.value,
+            mode.value, error, TOLERANCE[dtype], next_mode.value,
         )  # fmt: skip
-    return Path.ONE_BY_ONE, errors
+    return ExecutionMode.ONE_BY_ONE, errors
+
+
+def parts_of_batch(mode: ExecutionMode, length: torch.Tensor) -> list[slice]:
+    """Returns the rows of a batch that are computed together in a mode.
+
+    Args:
+        mode: How.
+        length: Tokens of each row, `[B]`, B at least 1; rows of one length stand together.
+
+    Returns:
+        Slices that cover all rows, in order.
+    """
+    if mode is ExecutionMode.ONE_BY_ONE:
+        return [slice(row, row + 1) for row in range(len(length))]
+    if mode is ExecutionMode.EQUAL_LENGTHS:
+        sizes = [len(list(rows)) for _, rows in groupby(length.tolist())]
+        return [slice(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
+    return [slice(0, len(length))]

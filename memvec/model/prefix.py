@@ -15,11 +15,14 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+
+log = logging.getLogger(__name__)
 
 # transformers' names for layers whose state is keys and values; and the classes that hold it: exactly these, since a
 # subclass may keep more.
@@ -49,6 +52,11 @@ class SharedPrefix:
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def has_sliding_layers(self) -> bool:
+        """Whether a layer keeps the keys and values of a window alone."""
+        return any(getattr(layer, "is_sliding", False) for layer in self.cache.layers)
 
     def expand(self, batch_size: int) -> Cache:
         """Returns a cache for a batch; what the model appends to it does not reach the shared one."""
@@ -83,3 +91,25 @@ def compute_prefix(decoder: PreTrainedModel, input_ids: torch.Tensor) -> SharedP
         if type(layer) not in SHAREABLE_LAYERS or layer.keys is None:
             return f"a layer keeps a state that is not keys and values per token ({type(layer).__name__})"
     return SharedPrefix(cache, input_ids)
+
+
+def share_prefix(
+    decoder: PreTrainedModel, input_ids: torch.Tensor, *, padded_behind: bool = False
+) -> SharedPrefix | None:
+    """Runs the prefix through the decoder where this model can share one, and says in the log whether it can.
+
+    Args:
+        decoder: A causal decoder without its language-model head.
+        input_ids: The prefix, `[P]`, on the decoder's device; may be empty.
+        padded_behind: Whether padding stands between the prefix and what follows, which sliding windows would count.
+    """
+    if len(input_ids) == 0:
+        return None
+    prefix = compute_prefix(decoder, input_ids)
+    if padded_behind and not isinstance(prefix, str) and prefix.has_sliding_layers:
+        prefix = "sliding windows would count the padding behind it"
+    if isinstance(prefix, str):
+        log.info("the prompts' shared prefix is computed anew in every batch: %s", prefix)
+        return None
+    log.info("the prompts share their first %d tokens, which are computed once", len(prefix))
+    return prefix

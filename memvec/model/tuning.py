@@ -32,6 +32,7 @@ from memvec.errors import one_line
 from memvec.model.attention import GROUPED
 from memvec.model.packing import can_pack, is_packed, pack, unpack
 from memvec.model.parity import relative_error
+from memvec.model.transformers_internals import attention_of
 
 CALLS = 3
 LONG_ENOUGH = 0.75  # seconds
@@ -121,7 +122,7 @@ def use_kernels(decoder: PreTrainedModel, kernels: Kernels) -> None:
 
 def use_attention(decoder: PreTrainedModel, attention: str) -> None:
     """Sets the decoder to an attention implementation."""
-    if decoder.config._attn_implementation != attention:
+    if attention_of(decoder) != attention:
         decoder.set_attn_implementation(attention)
 
 

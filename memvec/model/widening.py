@@ -1,9 +1,9 @@
-"""Computes half-precision weights in float32 on a processor that has no half-precision products.
+"""Upcasts bf16/fp16 weights to float32 on CPUs without native half-precision matmul.
 
 In: a model on a CPU whose weights are bfloat16 or float16. Out: the same model, its weights the same numbers held in
 float32; cast back, they are bit for bit what they were.
 
-Why: without instructions for a dtype torch emulates its products, at an eighth of the speed of float32 (measured on an
+Why: without instructions for a dtype torch emulates its matmuls, at an eighth of the speed of float32 (measured on an
 AVX2 processor: 18 against 140 GFLOP/s). The weights keep the rounding that was asked for, and everything behind them is
 computed more exactly, not less. It takes twice their memory, so it is done only where there is room. It is a rule, not
 one of the choices that `memvec.model.tuning` measures: a measurement that comes out differently on two ranks, or for a
@@ -19,24 +19,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from memvec.model.torch_internals import has_matmul
+
 log = logging.getLogger(__name__)
 
 # Of the memory that is free, what the wider weights may take.
 SHARE_OF_FREE_MEMORY = 0.5
-
-
-def multiplies(dtype: torch.dtype) -> bool:
-    """Whether this processor has products of a dtype; torch emulates those that it lacks.
-
-    Where torch was built without oneDNN, which knows, it is taken to have them.
-    """
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return True
-    if dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    if dtype == torch.float16:
-        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
-    return True
 
 
 def widen_where_emulated(model: PreTrainedModel, *, processes: int = 1) -> None:
@@ -46,14 +34,14 @@ def widen_where_emulated(model: PreTrainedModel, *, processes: int = 1) -> None:
         model: A model whose weights this process holds whole.
         processes: How many processes of this machine hold one each.
     """
-    if model.device.type != "cpu" or multiplies(model.dtype):
+    if model.device.type != "cpu" or has_matmul(model.dtype):
         return
     dtype = str(model.dtype).removeprefix("torch.")
     if has_room(model, processes=processes):
-        log.info("this processor has no %s products: the weights, rounded to it, are computed in float32", dtype)
+        log.info("this processor has no %s matmul: the weights, rounded to it, are computed in float32", dtype)
         widen(model)
     else:
-        log.info("this processor has no %s products, and no memory for the weights in float32: this is slow", dtype)
+        log.info("this processor has no %s matmul, and no memory for the weights in float32: this is slow", dtype)
 
 
 def has_room(model: nn.Module, *, processes: int = 1) -> bool:

@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memvec.files import read_json
+from memvec.fields import JsonObject
 from memvec.page.contents import Json, chart
 from memvec.run.summary import RunSummary
 
 BINS = 40
+TIMELINE = ("seconds", "entries", "tokens")
+LENGTHS = ("entries", "padding")
+SHORTEST_SLICE = 1e-6  # seconds
 
 
 def run_charts(summary: RunSummary, lengths: NDArray[np.integer]) -> list[Json]:
@@ -35,21 +38,24 @@ def run_charts(summary: RunSummary, lengths: NDArray[np.integer]) -> list[Json]:
             note=f"Shortest {shortest:,}, median {np.median(lengths):,.0f}, longest {longest:,} tokens.",
         )
     ]
-    if summary.folder.history.is_file():  # a run of an earlier version has none
-        history = read_json(summary.folder.history)
-        if sum(history["timeline"]["entries"]):  # nor one whose last attempt had nothing left to compute
-            charts += [_padding_chart(history["lengths"]), *_timeline_charts(history["timeline"])]
+    if summary.folder.history.exists():  # a run of an earlier version has none
+        history = JsonObject.read(summary.folder.history)
+        timeline = history.within("timeline").take_columns(TIMELINE, float)
+        padding = history.within("lengths").take_columns(LENGTHS, int)
+        if sum(timeline["entries"]):  # nor one whose last attempt had nothing left to compute
+            tokens_per_bin = max(1, history.take("lengths.tokens_per_bin", int))
+            charts += [_padding_chart(padding, tokens_per_bin), *_timeline_charts(timeline)]
     return charts
 
 
-def _padding_chart(history: Json) -> Json:
-    entries, padding = np.asarray(history["entries"]), np.asarray(history["padding"])
+def _padding_chart(history: dict[str, list[int]], tokens_per_bin: int) -> Json:
+    entries, padding = (np.asarray(history[name], dtype=np.float64) for name in LENGTHS)
     return _chart_by_length(
         "Padding by length",
         np.round(padding / np.maximum(entries, 1), 2),
-        history["tokens_per_bin"],
+        tokens_per_bin,
         unit="padding tokens an entry",
-        note=f"{padding.sum():,} tokens in all, over the {entries.sum():,} entries of the run's last attempt.",
+        note=f"{padding.sum():,.0f} tokens in all, over the {entries.sum():,.0f} entries of the run's last attempt.",
     )
 
 
@@ -62,9 +68,9 @@ def _chart_by_length(title: str, values: NDArray[Any], step: int, *, unit: str, 
     return chart(title, kind="bars", labels=labels, series=shown, axis="tokens in a prompt", unit=unit, note=note)
 
 
-def _timeline_charts(timeline: Json) -> list[Json]:
+def _timeline_charts(timeline: dict[str, list[float]]) -> list[Json]:
     seconds = timeline["seconds"]
-    slice_seconds = seconds[-1] / len(seconds)
+    slice_seconds = max(seconds[-1] / len(seconds), SHORTEST_SLICE)
     return [
         chart(
             f"Throughput over the run, {name} a second",

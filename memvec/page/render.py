@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from importlib import resources
 from string import Template
 
+from memvec.errors import json_on_one_line
 from memvec.page.contents import Json
 
 SCRIPTS = ("elements.js", "charts.js", "map.js", "page.js")
@@ -29,7 +29,7 @@ def render_page(contents: Json) -> str:
         "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
     )
     # A `<` could end the script element, or open a comment in it; JSON has it in strings only, which have an escape.
-    data = json.dumps(contents, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    data = json_on_one_line(contents).replace("<", "\\u003c")
     return Template(_asset("page.html")).substitute(policy=policy, style=style, script=script, data=data)
 
 

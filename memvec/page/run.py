@@ -9,18 +9,17 @@ entries stays a few megabytes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from itertools import islice
-from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from memvec.api import load
 from memvec.config.prompts import prompt_name
+from memvec.errors import on_one_line
+from memvec.fields import JsonObject
+from memvec.files import read_json_lines
 from memvec.page.charts import run_charts
 from memvec.page.contents import Json, packed, table
 from memvec.page.groups import Colouring, by_length, by_name, by_prefix
@@ -28,11 +27,14 @@ from memvec.page.neighbours import NEAREST, Neighbourhood, neighbourhood
 from memvec.page.projection import clusters, positions, principal_components
 from memvec.retrieval.exact import as_units, mean_vector
 from memvec.run.folder import RunFolder
+from memvec.run.manifest import Manifest, read_manifest, run_settings
+from memvec.run.result import load
 from memvec.run.summary import RunSummary, read_summary
 from memvec.schema import ID, NUM_TOKENS, TEXT, VECTOR
 
 MOST_POINTS = 20_000
-ROWS_OF_A_TABLE = 50
+MOST_ROWS = 50
+REJECTED = ("file", "row", "id", "reason")
 CHARACTERS_OF_ALL_TEXTS = 4_000_000
 CHARACTERS_OF_A_TEXT = (120, 2_000)  # never less, never more
 
@@ -51,7 +53,8 @@ def run_page(folder: RunFolder, *, most_points: int = MOST_POINTS) -> Json:
         RunFolderError: There is no finished run.
     """
     dataset = load(folder.root)
-    summary = read_summary(folder)
+    summary, manifest = read_summary(folder), read_manifest(folder)
+    finished = manifest.finished.replace("T", " ").replace("+00:00", " UTC")
     rows = _sample(len(dataset), most_points)
     sample = dataset.with_format("arrow")[rows]
     lengths = sample.column(NUM_TOKENS).to_numpy()
@@ -65,9 +68,9 @@ def run_page(folder: RunFolder, *, most_points: int = MOST_POINTS) -> Json:
     names = [f"near: {_short(texts[row] or ids[row])}" for row in central]
     colourings = [by_prefix(ids), by_name("cluster", [names[label] for label in labels]), by_length(lengths)]
     return {
-        "title": folder.root.name,
-        "subtitle": f"memvec run, finished {summary.manifest['finished'].replace('T', ' ').replace('+00:00', ' UTC')}",
-        "facts": _facts(summary),
+        "title": on_one_line(folder.root.name),
+        "subtitle": f"memvec run, finished {on_one_line(finished)}",
+        "facts": _facts(summary, manifest),
         "map": {
             "note": sampled,
             "ids": ids,
@@ -109,27 +112,29 @@ def _short(text: str) -> str:
     return text if len(text) <= 48 else f"{text[:47]}…"
 
 
-def _facts(summary: RunSummary) -> list[tuple[str, str]]:
-    counts, metrics, manifest = summary.counts, summary.metrics, summary.manifest
-    config = manifest["config"]
-    layer = config["model"]["layer"]
-    return [
+def _facts(summary: RunSummary, manifest: Manifest) -> list[tuple[str, str]]:
+    counts, numbers = summary.counts, summary.numbers
+    speeds = [f"{numbers.take(f'{unit}_per_second', float):,.1f} {unit}/s" for unit in ("entries", "tokens")]
+    seconds = numbers.within("seconds").take_all(float)
+    prompt = manifest.prompt
+    facts = [
         ("entries", f"{counts.entries:,} ({counts.unique:,} different)"),
         ("rejected", f"{counts.rejected:,}"),
         ("truncated", f"{counts.truncated:,}"),
         ("numbers in a vector", f"{counts.dimension:,}"),
-        ("input", str(config["data"]["path"])),
-        ("model", config["model"]["name_or_path"]),
-        ("layer", f"{layer} (after the final norm)" if layer == -1 else str(layer)),
-        ("prompt", f"{prompt_name(config['prompt'])}: {config['prompt']['template']}"),
-        ("precision", f"{config['trainer']['precision']} ({manifest['fingerprint']['dtype']})"),
-        ("computed", manifest["notes"]["path"]),
-        ("speed", f"{metrics['entries_per_second']:,.1f} entries/s, {metrics['tokens_per_second']:,.0f} tokens/s"),
-        ("padding", f"{metrics['padding_share']:.1%} of the tokens computed"),
-        ("seconds", ", ".join(f"{name} {seconds:,.1f}" for name, seconds in metrics["seconds"].items())),
-        ("most memory", f"{metrics['peak_memory_bytes'] / 2**30:.2f} GiB"),
-        ("versions", ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())),
+        ("input", str(run_settings(summary.folder).get("data.path"))),
+        ("model", manifest.name_or_path),
+        ("layer", f"{manifest.layer} (after the final norm)" if manifest.layer == -1 else str(manifest.layer)),
+        ("prompt", "" if prompt is None else f"{prompt_name(vars(prompt))}: {prompt.template}"),
+        ("precision", f"{manifest.precision} ({manifest.fingerprint.get('dtype')})"),
+        ("computed", manifest.computed),
+        ("speed", ", ".join(speeds)),
+        ("padding", f"{numbers.take('padding_share', float):.1%} of the tokens computed"),
+        ("seconds", ", ".join(f"{name} {spent:,.1f}" for name, spent in seconds.items())),
+        ("most memory", f"{numbers.take('peak_memory_bytes', int) / 2**30:.2f} GiB"),
+        ("versions", ", ".join(f"{name} {number}" for name, number in manifest.versions.items())),
     ]
+    return [(name, on_one_line(value)) for name, value in facts]
 
 
 def _colouring(colouring: Colouring) -> Json:
@@ -145,7 +150,7 @@ def _same_texts(dataset: Dataset, summary: RunSummary) -> list[Json]:
         return []
     counted = pc.value_counts(dataset.data.column(TEXT))
     repeated = counted.filter(pc.greater(counted.field("counts"), 1))
-    most = np.argsort(-repeated.field("counts").to_numpy(), kind="stable")[:ROWS_OF_A_TABLE]
+    most = np.argsort(-repeated.field("counts").to_numpy(), kind="stable")[:MOST_ROWS]
     shown = repeated.take(most).to_pylist()
     note = f"{len(repeated):,} texts stand there more than once; each was computed once."
     rows = [((f"{pair['counts']:,}", *_cut([pair["values"]])), ()) for pair in shown]
@@ -155,14 +160,14 @@ def _same_texts(dataset: Dataset, summary: RunSummary) -> list[Json]:
 def _near_duplicates(nearest: Neighbourhood, ids: list[str], texts: Texts, sampled: str) -> Json:
     rows = [
         ((f"{score:.3f}", ids[one], texts[one] or "", ids[other], texts[other] or ""), (one, other))
-        for score, one, other in nearest.pairs(texts, ROWS_OF_A_TABLE)
+        for score, one, other in nearest.pairs(texts, MOST_ROWS)
     ]
     note = f"The pairs of different texts whose vectors are most similar (cosine, mean subtracted). {sampled}"
     return table("Near-duplicates", ("similarity", "id", "text", "id", "text"), rows, note=note)
 
 
 def _outliers(nearest: Neighbourhood, ids: list[str], texts: Texts, sampled: str) -> Json:
-    found = nearest.outliers(ROWS_OF_A_TABLE)
+    found = nearest.outliers(MOST_ROWS)
     rows = [((f"{score:.3f}", ids[row], texts[row] or ""), (row,)) for score, row in found]
     note = f"The entries least similar on average to their {NEAREST} nearest (cosine, mean subtracted). {sampled}"
     return table("Outliers", ("similarity", "id", "text"), rows, note=note)
@@ -172,10 +177,9 @@ def _rejected(folder: RunFolder, summary: RunSummary) -> list[Json]:
     """Returns a table of the first rejected rows; none where no row was."""
     if not summary.counts.rejected:
         return []
-    with folder.rejected.open(encoding="utf-8") as stream:
-        found: list[dict[str, Any]] = [json.loads(line) for line in islice(stream, ROWS_OF_A_TABLE)]
-    rows = [((row["file"], str(row["row"]), str(row["id"]), row["reason"]), ()) for row in found]
-    note = (
-        f"The first of {summary.counts.rejected:,}; all are in rejected.jsonl." if len(found) == ROWS_OF_A_TABLE else ""
-    )
-    return [table("Rejected rows", ("file", "row", "id", "reason"), rows, note=note)]
+    found = [
+        JsonObject(folder.rejected, {}).as_object(line) for line in read_json_lines(folder.rejected, most=MOST_ROWS)
+    ]
+    rows = [(_cut([on_one_line(str(row.content.get(name))) for name in REJECTED]), ()) for row in found]
+    note = f"The first of {summary.counts.rejected:,}; all are in rejected.jsonl." if len(found) == MOST_ROWS else ""
+    return [table("Rejected rows", REJECTED, rows, note=note)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from memvec.errors import on_one_line
 from memvec.page.contents import Json, chart, table
 from memvec.retrieval.comparison import BEST_BY, best_line, by_layer, evaluation_rows, shown_evaluation
 from memvec.sweep.table import finished_jobs, job_labels, shown_table, sweep_rows
@@ -25,7 +26,7 @@ def sweep_page(folder: Path) -> Json:
         "Entries a second",
         kind="rows",
         labels=job_labels(rows),
-        series={"entries/s": [round(row["entries_per_second"], 1) for row in rows]},
+        series={"entries/s": [round(float(row["entries_per_second"] or 0), 1) for row in rows]},
         unit="entries/s",
     )
     charts, tables = [speed], [table("Jobs", header, [(line, ()) for line in cells])]
@@ -37,6 +38,6 @@ def sweep_page(folder: Path) -> Json:
             layers, series = by_layer(evaluated, measure)
             labels = [str(layer) for layer in layers]
             charts.append(chart(measure, kind="lines", labels=labels, series=dict(series), axis="layer", unit=measure))
-    facts = [("finished jobs", f"{len(rows):,}"), ("folder", str(folder.resolve()))]
-    title = folder.resolve().name
+    facts = [("finished jobs", f"{len(rows):,}"), ("folder", on_one_line(str(folder.resolve())))]
+    title = on_one_line(folder.resolve().name)
     return {"title": title, "subtitle": "memvec sweep", "facts": facts, "map": None, "charts": charts, "tables": tables}

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from memvec.config.values import at_least_or_none
 from memvec.digest import as_pairs, digest
 from memvec.errors import ConfigError, InputError, ModelError
 from memvec.prompt.literal import LiteralTokenizer
@@ -58,19 +59,29 @@ class PromptEncoder:
         tokenizer: A fast tokenizer. It is copied; only its truncation and padding are switched off.
         prompt: What the texts are put into.
         max_length: Most tokens in one prompt; None is no limit.
+        vocabulary: How many tokens the model has embeddings for; None is not known.
 
     Raises:
         ConfigError: The template alone does not fit into `max_length`.
-        ModelError: The tokenizer is not a fast one, or it cannot leave special tokens spelled out.
+        ModelError: The tokenizer is not a fast one, cannot leave special tokens spelled out, or makes tokens of the
+            template that the model lacks.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, prompt: Prompt, *, max_length: int | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        prompt: Prompt,
+        *,
+        max_length: int | None = None,
+        vocabulary: int | None = None,
+    ) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise ModelError(f"{tokenizer.name_or_path}: has no fast tokenizer (tokenizer.json), which memvec needs")
         self.head, self.tail = prompt.render(tokenizer).split(FIELD)
         self.add_special_tokens = not prompt.chat  # a chat template spells the tokenizer's own special tokens itself
         self.prompt = prompt
         self.max_length = max_length
+        self.vocabulary = vocabulary
         backend: Tokenizer = tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
@@ -85,6 +96,7 @@ class PromptEncoder:
                 f"data.max_length={max_length} leaves no room for a text: the prompt template alone takes "
                 f"{len(self._frame)} tokens; allowed: {len(self._frame) + 1} or more"
             )
+        self._check_vocabulary(self._literal.real_ids[self._frame])
         self.head_ids = self._literal.real_ids[self._ids(self._head)]  # [P]
 
     def encode(self, texts: Sequence[str]) -> EncodedPrompts:
@@ -92,6 +104,7 @@ class PromptEncoder:
 
         Raises:
             InputError: Not one token is left of a prompt.
+            ModelError: A prompt has a token that the model lacks.
         """
         limit = None if self.max_length is None else CHARACTERS_PER_TOKEN * self.max_length
         # A text of many megabytes would be tokenised whole only to be cut: it goes straight to `_encode_one`.
@@ -111,6 +124,7 @@ class PromptEncoder:
             )
         ids = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=int(lengths.sum()))
         flat = self._literal.real_ids[ids]
+        self._check_vocabulary(flat)
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         digests = b"".join(digest(flat[a:b].tobytes()) for a, b in pairwise(offsets.tolist()))
         return EncodedPrompts(flat, offsets, self._shared(flat, offsets), truncated, as_pairs(digests))
@@ -153,6 +167,16 @@ class PromptEncoder:
                     f"the template {self.head + FIELD + self.tail!r} gives other tokens with this tokenizer where a "
                     "text's special tokens are left spelled out; use a template without special tokens"
                 )
+
+    def _check_vocabulary(self, input_ids: NDArray[np.int32]) -> None:
+        """Refuses tokens without an embedding: a tokenizer may be that of another model, or have tokens added to it."""
+        largest = int(input_ids.max(initial=0))
+        if self.vocabulary is not None and largest >= self.vocabulary:
+            token = self._literal.backend.id_to_token(largest)
+            raise ModelError(
+                f"the tokenizer has a token that the model lacks: {token!r} is number {largest:,}, the model has "
+                f"{self.vocabulary:,}; use the tokenizer that the model was trained with, or another prompt"
+            )
 
     def _encode_one(self, text: str, max_length: int) -> tuple[list[int], bool]:
         """Tokenises one text within `max_length`; says whether it lost its end."""
@@ -206,3 +230,15 @@ class PromptEncoder:
         equal = (flat[at] == self.head_ids) & inside
         shared: NDArray[np.int32] = np.cumprod(equal, axis=1).sum(axis=1).astype(np.int32)
         return shared
+
+
+def text_limit(max_length: int | None, model_limit: int | None) -> int | None:
+    """Returns the most tokens of a prompt: what was asked for, or else the model's own limit.
+
+    Raises:
+        ConfigError: What was asked for is no length, or longer than the model takes.
+    """
+    at_least_or_none("data.max_length", max_length, 1)
+    if max_length is not None and model_limit is not None and max_length > model_limit:
+        raise ConfigError(f"data.max_length={max_length}: the model takes at most {model_limit} tokens")
+    return max_length or model_limit

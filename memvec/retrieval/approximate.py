@@ -18,10 +18,10 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from memvec.data.tokenise import without_progress_bars
 from memvec.errors import RunFolderError, one_line
 from memvec.extras import import_extra
-from memvec.files import atomic_file
+from memvec.files import atomic_file, make_folder
+from memvec.quiet import without_dataset_bars
 from memvec.retrieval.exact import Neighbours, Vectors, as_units, mapped_vectors, mean_vector, top_k
 from memvec.run.folder import RunFolder
 from memvec.schema import VECTOR
@@ -56,25 +56,33 @@ class ApproximateIndex:
         self.path, mean_path = folder.index / f"{stem}.faiss", folder.index / "mean.npy"
         self._dataset = dataset.with_format("numpy")
         try:
-            folder.index.mkdir(exist_ok=True)
+            make_folder(folder.index)
             if center and not mean_path.exists():
                 with atomic_file(mean_path) as partial, partial.open("wb") as stream:
                     np.save(stream, mean_vector(self.parts))
             self.mean: Vectors | None = np.load(mean_path) if center else None
+            if self.mean is not None and (self.mean.shape, self.mean.dtype) != (self.parts[0].shape[1:], np.float32):
+                raise ValueError(f"{mean_path.name} is not the mean of these vectors")
             if not self.path.exists():
                 self._build()
             else:
                 self._dataset.load_faiss_index(NAME, str(self.path))
+            found = self._dataset.get_index(NAME).faiss_index
+            if (found.ntotal, found.d) != (self.rows, self.parts[0].shape[1]):
+                raise ValueError(f"{self.path.name} is not of these vectors")
+            lists = self._faiss.extract_index_ivf(found)
         except (OSError, RuntimeError, ValueError) as error:  # FAISS raises RuntimeError for a file it cannot read
             raise RunFolderError(f"{folder.index}: the index cannot be used: {one_line(error)}") from error
-        lists = self._faiss.extract_index_ivf(self._dataset.get_index(NAME).faiss_index)
         lists.nprobe = max(min(LISTS_SEARCHED, lists.nlist), lists.nlist // LISTS_SEARCHED)
 
     def nearest(self, queries: Vectors, k: int) -> list[Neighbours]:
         """Finds the most similar rows, as `memvec.retrieval.exact.ExactIndex.nearest` does."""
         candidates = self._dataset.search_batch(NAME, queries, min(self.rows, CANDIDATES * k)).total_indices  # [Q, C]
         units = as_units(queries if self.mean is None else queries - self.mean)
-        return [self._rank(unit, rows[rows >= 0], k) for unit, rows in zip(units, candidates, strict=True)]
+        return [
+            self._rank(unit, rows[(rows >= 0) & (rows < self.rows)], k)
+            for unit, rows in zip(units, candidates, strict=True)
+        ]
 
     def _rank(self, unit: Vectors, rows: NDArray[np.int64], k: int) -> Neighbours:
         """Returns the k best of some candidate rows for one query of length 1, `[D]`."""
@@ -101,7 +109,7 @@ class ApproximateIndex:
             centering.this.disown()  # the index deletes it
             index.prepend_transform(centering)
         index.train(self._take(np.linspace(0, self.rows - 1, min(self.rows, ROWS_PER_LIST * lists), dtype=np.int64)))
-        with without_progress_bars():
+        with without_dataset_bars():
             self._dataset.add_faiss_index(VECTOR, NAME, custom_index=index)
         with atomic_file(self.path) as partial:
             self._dataset.save_faiss_index(NAME, str(partial))

@@ -9,31 +9,40 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from memvec.files import read_json
+from memvec.errors import on_one_line
+from memvec.fields import JsonObject
+from memvec.files import atomic_file
 from memvec.retrieval.measures import MEASURES
 from memvec.run.folder import RunFolder
-from memvec.sweep.table import settings
+from memvec.sweep.table import SETTINGS, settings
 from memvec.table import aligned, write_csv
 
 BEST_BY = "nDCG@10"
-SETTINGS = ("job", "prompt", "layer")
+SHOWN = ("job", "prompt", "layer")
 
 
 def evaluation_rows(jobs: list[RunFolder]) -> list[dict[str, Any]]:
-    """Returns a row for every run that has been evaluated."""
-    evaluated = [job for job in jobs if job.evaluation.is_file()]
-    return [_row(job) for job in evaluated]
+    """Returns a row for every run that has been evaluated, all with the same columns."""
+    evaluated = [job for job in jobs if job.evaluation.exists()]
+    return [
+        {**{name: row[name] for name in row if name in SHOWN or name not in SETTINGS}, **_measures(job)}
+        for row, job in zip(settings(evaluated), evaluated, strict=True)
+    ]
 
 
-def _row(job: RunFolder) -> dict[str, Any]:
-    found = settings(job)
-    return {**{name: found[name] for name in SETTINGS}, **read_json(job.evaluation)["measures"]}
+def _measures(job: RunFolder) -> dict[str, float]:
+    measures = JsonObject.read(job.evaluation).within("measures")
+    return {name: measures.take(name, float) for name in MEASURES}
 
 
 def shown_evaluation(rows: list[dict[str, Any]]) -> list[list[str]]:
     """Returns the rows as texts for people, the header first."""
-    header = [*SETTINGS, *MEASURES]
-    return [header, *([*(str(row[s]) for s in SETTINGS), *(f"{row[m]:.4f}" for m in MEASURES)] for row in rows)]
+    names = list(rows[0])
+    return [names, *([_shown(name, row[name]) for name in names] for row in rows)]
+
+
+def _shown(name: str, value: Any) -> str:
+    return f"{value:.4f}" if name in MEASURES else on_one_line(str(value))
 
 
 def best_line(rows: list[dict[str, Any]]) -> str:
@@ -81,4 +90,5 @@ def _plot(rows: list[dict[str, Any]], path: Path) -> None:
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, frameon=False)
-    figure.savefig(path, dpi=150)
+    with atomic_file(path) as partial:
+        figure.savefig(partial, dpi=150, format="png")

@@ -1,106 +1,121 @@
-"""Queries to vectors, with the model, layer, prompt and precision that a run's manifest names.
+"""The encoder of a finished run's queries: the model, layer, prompt and precision that its manifest names.
 
-In: a finished run and texts. Out: `[Q, D]`, comparable with the run's vectors.
+In: a finished run. Out: an `Encoder` whose vectors are comparable with the run's.
 
-How: the same flow as the run (`memvec.encoding`), without compiling, which pays only in long runs. A manifest is data
-that may come from somebody else: it says which weights and which numbers, but never that code may run. So classes come
-from conf/, and code or pickles of a model have to be allowed by whoever searches.
+How: a manifest is data that may come from somebody else. It says which weights and which numbers, in texts and numbers
+alone (`memvec.run.manifest`), but never that code may run: code or pickles of a model have to be allowed by whoever
+searches. What was computed is compared with the encoder by its fingerprint before anything is encoded.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig
 
-from memvec.config.compose import compose
-from memvec.config.prompts import plain
-from memvec.data.texts import as_texts
-from memvec.encoding import encode_texts
-from memvec.errors import ModelError
+from memvec.encoder import Encoder
+from memvec.encoding import device_of, precision_dtypes
+from memvec.errors import ConfigError, ModelError, RunFolderError
+from memvec.prompt.template import Prompt
 from memvec.run.folder import RunFolder
-from memvec.run.summary import read_summary
+from memvec.run.manifest import Manifest
 
-# Parts of the manifest's model group that stay conf/'s own: they let code run, fit one machine, or pay in long runs.
-NOT_FROM_MANIFEST = ("_target_", "trust_remote_code", "use_safetensors", "attn_implementation", "compile")
 COMMIT = re.compile(r"[0-9a-f]{40}")
+# What the fingerprint says of a prompt, which queries may have another of.
+OF_PROMPT = ("template", "chat", "tokenizer", "max_length")
 
 
 @dataclass(frozen=True)
-class QueryEncoder:
+class QueryOptions:
     """How queries are embedded where the run does not say it.
 
     Args:
-        prompt: A `prompt` group; None is the run's own.
+        prompt: What each query is put into; None is the run's own.
         accelerator: As `trainer.accelerator`.
         trust_remote_code: Whether code that comes with the model may run.
         use_safetensors: Whether pickled weights, which can run code, are refused.
     """
 
-    prompt: DictConfig | None = None
+    prompt: Prompt | None = None
     accelerator: str = "auto"
     trust_remote_code: bool = False
     use_safetensors: bool = True
 
-    def encode(self, folder: RunFolder, queries: Sequence[str]) -> torch.Tensor:
-        """Returns the queries' vectors, `[Q, D]` float32 on the CPU.
 
-        Args:
-            folder: A finished run.
-            queries: Q texts.
-
-        Raises:
-            InputError: A query cannot be used.
-            ModelError: The run's model is gone, or is another one now.
-        """
-        queries = as_texts(queries, name="queries")
-        manifest = read_summary(folder).manifest
-        try:
-            vectors, made = encode_texts(self.config(manifest), queries)
-        except ModelError as error:
-            raise ModelError(f"{folder.root}: the model it was made with cannot be used: {error}") from error
-        _refuse_other_model(folder, manifest, made)
-        return vectors
-
-    def config(self, manifest: dict[str, Any]) -> DictConfig:
-        """Returns the configuration that embeds queries for the run of a manifest."""
-        found = manifest["config"]
-        cfg = compose(["model=hub"])
-        for key in set(cfg.model) & set(found["model"]) - set(NOT_FROM_MANIFEST):
-            cfg.model[key] = found["model"][key]
-        if COMMIT.fullmatch(str(manifest["fingerprint"]["model"])):  # a Hub model as it was then, whatever main is now
-            cfg.model.revision = manifest["fingerprint"]["model"]
-        cfg.model.update(
-            name_or_path=plain(found["model"]["name_or_path"]),
-            trust_remote_code=self.trust_remote_code,
-            use_safetensors=self.use_safetensors,
-        )
-        if self.prompt is None:
-            cfg.prompt.update(template=plain(found["prompt"]["template"]), chat=found["prompt"]["chat"])
-        else:
-            cfg.prompt = self.prompt
-        cfg.data.max_length = found["data"]["max_length"]
-        cfg.trainer.update(accelerator=self.accelerator, devices=1, enable_progress_bar=False)
-        cfg.trainer.precision = found["trainer"]["precision"]
-        return cfg
+def query_options(cfg: DictConfig) -> QueryOptions:
+    """Returns what a configuration asks for (conf/search.yaml, conf/evaluate.yaml)."""
+    prompt = None if cfg.get("prompt") is None else Prompt(cfg.prompt.template, chat=cfg.prompt.chat)
+    return QueryOptions(prompt, str(cfg.accelerator), cfg.model.trust_remote_code, cfg.model.use_safetensors)
 
 
-def query_encoder(cfg: DictConfig) -> QueryEncoder:
-    """Returns the encoder that a configuration asks for (conf/search.yaml, conf/evaluate.yaml)."""
-    model = cfg.model
-    return QueryEncoder(cfg.get("prompt"), str(cfg.accelerator), model.trust_remote_code, model.use_safetensors)
+def query_encoder(folder: RunFolder, manifest: Manifest, options: QueryOptions) -> Encoder:
+    """Returns the encoder of a run's queries, loaded.
+
+    Args:
+        folder: A finished run.
+        manifest: What its manifest says.
+        options: What it does not.
+
+    Raises:
+        ConfigError: An option cannot be used.
+        ModelError: The run's model is gone, or is another one now.
+        RunFolderError: The run has no vectors, or no encoder can be made as its manifest says.
+    """
+    device = _device(options.accelerator)
+    prompt = options.prompt or manifest.prompt
+    if prompt is None:
+        raise RunFolderError(f"{folder.root}: holds memory texts and no vectors to search")
+    digest = str(manifest.fingerprint.get("model"))
+    try:
+        dtype, autocast = precision_dtypes(manifest.precision)
+        encoder = Encoder(
+            manifest.name_or_path,
+            prompt=prompt,
+            layer=manifest.layer,
+            dtype=dtype,
+            autocast=autocast,
+            device=device,
+            max_length=manifest.max_length,
+            # A Hub model as it was then, whatever its main branch is now.
+            revision=digest if COMMIT.fullmatch(digest) else manifest.revision,
+            prefix_cache=cast(Any, manifest.prefix_cache),
+            tune=cast(Any, manifest.tune),
+            probe=cast(Any, manifest.probe),
+            trust_remote_code=options.trust_remote_code,
+            use_safetensors=options.use_safetensors,
+        ).load()
+    except ConfigError as error:
+        raise RunFolderError(f"{folder.manifest}: queries cannot be encoded as it says: {error}") from error
+    except ModelError as error:
+        raise ModelError(f"{folder.root}: the model it was made with cannot be used: {error}") from error
+    _refuse_other_model(folder, manifest, encoder, has_own_prompt=options.prompt is not None)
+    return encoder
 
 
-def _refuse_other_model(folder: RunFolder, run: dict[str, Any], queries: dict[str, Any]) -> None:
+def _device(accelerator: str) -> str:
+    """Returns the device of an accelerator's name.
+
+    Raises:
+        ConfigError: There is no such device.
+    """
+    name = device_of(accelerator)
+    try:
+        if name != "auto":
+            torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"accelerator={accelerator}: this machine has none; allowed: auto, cpu, gpu") from error
+    return name
+
+
+def _refuse_other_model(folder: RunFolder, manifest: Manifest, encoder: Encoder, *, has_own_prompt: bool) -> None:
     """Refuses vectors of another model: their cosines with the run's would be numbers without a meaning."""
-    for name in ("model", "layer", "dtype"):
-        was, now = run["fingerprint"][name], queries["fingerprint"][name]
-        if was != now:
+    found = encoder.fingerprint
+    for name, was in manifest.fingerprint.items():
+        if was != found.get(name) and not (has_own_prompt and name in OF_PROMPT):
             raise ModelError(
-                f"{folder.root}: {run['config']['model']['name_or_path']} is no longer the model it was made with: "
-                f"{name} was {was!r}, is {now!r}"
+                f"{folder.root}: {manifest.name_or_path} is no longer the model it was made with: "
+                f"{name} was {was!r}, is {found.get(name)!r}"
             )

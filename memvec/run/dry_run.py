@@ -22,17 +22,21 @@ from typing import Any, cast
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.fabric.utilities.apply_func import move_data_to_device
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from memvec.config.compose import count_processes
-from memvec.data.datamodule import MemoryDataModule
-from memvec.data.sampler import RankPlan, balance
+from memvec.data.budget import TOKENS_ON_ACCELERATOR, TOKENS_ON_CPU
+from memvec.data.datamodule import plan_of
+from memvec.data.plan import plan_all_ranks
+from memvec.data.ranks import RankPlan, balance
 from memvec.files import read_json
+from memvec.model.checkpoint import length_boundaries
+from memvec.model.extractor import to_device
 from memvec.model.module import HiddenStateModule
-from memvec.run.build import build_datamodule, build_lone_trainer, build_model
+from memvec.quiet import ignore_lightning_warnings
+from memvec.run.build import build_datamodule, build_model
 from memvec.run.folder import RunFolder
-from memvec.trainer.logs import ignore_known_warnings
+from memvec.trainer.build import build_lone_trainer, shards_weights
 from memvec.trainer.metrics import Stopwatch
 
 BATCHES_TO_MEASURE = 8
@@ -115,7 +119,7 @@ def plan_run(cfg: DictConfig) -> DryRun:
     Raises:
         MemvecError: Something in the configuration, input or model is wrong; the message says what.
     """
-    ignore_known_warnings()
+    ignore_lightning_warnings()
     stopwatch = Stopwatch()
     speed = _Speed()
     with tempfile.TemporaryDirectory(prefix="memvec-plan-") as scratch:
@@ -125,35 +129,36 @@ def plan_run(cfg: DictConfig) -> DryRun:
         datamodule = build_datamodule(cfg, module, folder)
         with stopwatch.stage("read and tokenise"):
             datamodule.prepare_data()
-        if _shares_weights(cfg):
-            datamodule.setup("predict")
-            prefix_length = len(datamodule.common_tokens()) if module.prefix_cache == "auto" else 0
+        rules = datamodule.input.rules
+        if shards_weights(cfg):
+            table = datamodule.table()
+            prefix_length = len(table.common_tokens()) if module.speedups.prefix_cache == "auto" else 0
+            boundaries = length_boundaries(module.checkpoint.config)
+            groups = table.batches(prefix_length, rules, boundaries=boundaries).groups
             on_accelerator = cfg.trainer.accelerator != "cpu" and torch.accelerator.is_available()
+            default = TOKENS_ON_ACCELERATOR if on_accelerator else TOKENS_ON_CPU
+            max_tokens: int | None = rules.max_tokens if isinstance(rules.max_tokens, int) else default
         else:
             with stopwatch.stage("load and probe the model"), _cores_of_one_rank(cfg):
                 trainer = build_lone_trainer(cfg, folder, callback=speed)
                 trainer.predict(module, datamodule=datamodule, return_predictions=False)
             stopwatch.seconds["load and probe the model"] -= speed.seconds
-            prefix_length, on_accelerator = datamodule.prefix_length, trainer.strategy.root_device.type != "cpu"
+            plan = plan_of(trainer)
+            prefix_length, groups, max_tokens = plan.prefix_length, plan.batches.groups, plan.sampler.max_tokens
         found = read_json(folder.input_summary)
         return DryRun(
             entries=found["rows"] - found["rejected"],
             rejected=found["rejected"],
             prefix_length=prefix_length,
-            ranks=datamodule.plan_ranks(_count_ranks(cfg), prefix_length=prefix_length, on_accelerator=on_accelerator),
+            ranks=plan_all_ranks(groups, rules, max_tokens=max_tokens, world_size=_count_ranks(cfg)),
             seconds_to_start=stopwatch.seconds,
             tokens_per_second=speed.tokens_per_second,
         )
 
 
-def _shares_weights(cfg: DictConfig) -> bool:
-    """Whether the strategy is Lightning's `ModelParallelStrategy`."""
-    return OmegaConf.is_dict(cfg.trainer.strategy) and "tensor_parallel_size" in cfg.trainer.strategy
-
-
 def _count_ranks(cfg: DictConfig) -> int:
     """Returns how many ranks have rows of their own: all, or one in each tensor-parallel group."""
-    if not _shares_weights(cfg):
+    if not shards_weights(cfg):
         return count_processes(cfg.trainer.accelerator, cfg.trainer.devices, cfg.trainer.num_nodes)
     groups = cfg.trainer.strategy.data_parallel_size
     return int(cfg.trainer.num_nodes if groups == "auto" else groups)
@@ -186,15 +191,14 @@ class _Speed(pl.Callback):
 
     def on_predict_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *arguments: Any) -> None:
         """Measures."""
-        datamodule, module = cast(MemoryDataModule, cast(Any, trainer).datamodule), cast(HiddenStateModule, pl_module)
-        batches = datamodule.sampler.batches if datamodule.sampler is not None else []
+        plan, extractor = plan_of(trainer), cast(HiddenStateModule, pl_module).engine
+        batches = plan.sampler.batches
         for position in np.linspace(0, len(batches) - 1, num=min(BATCHES_TO_MEASURE, len(batches)), dtype=int):
             if self.seconds > SECONDS_TO_MEASURE:
                 break
-            batch = move_data_to_device(datamodule.batches.of(batches[position]), module.device)
+            batch = to_device(plan.batches.of(batches[position]), extractor.device)
             rows, width = batch["input_ids"].shape
             start = time.perf_counter()
-            with trainer.precision_plugin.predict_step_context():
-                module.predict_step(batch).cpu()  # waits for the device
+            extractor(batch).cpu()  # waits for the device
             self.seconds += time.perf_counter() - start
             self.tokens += rows * (width - batch["prefix_length"])

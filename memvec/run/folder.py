@@ -1,28 +1,36 @@
 """The claim on a run's folder: whose it is, and whether a run may go on in it (`memvec.layout`: what lies where).
 
-A run is identified by its fingerprint: everything that decides which vectors come out. A folder whose fingerprint
-differs, or that holds other things, is never written to.
+A run is identified by its fingerprint: everything that decides what is computed and written. A folder whose fingerprint
+differs, or that holds other things, is never written to. What lies there is read before the lock is taken, so that a
+stranger's folder gets no file of ours, and again under the lock, since another process may have finished in between.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
+from collections.abc import Iterable
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import filelock
 
+from memvec.data.prepared import is_prepared_for
 from memvec.errors import RunFolderError, one_line
-from memvec.files import read_json, write_json
+from memvec.files import create_file, make_folder, make_root, read_json, write_json
 from memvec.layout import MEMORIES, RunLayout
 
 log = logging.getLogger(__name__)
 
 # What Hydra or a shell may have put there before the first run of memvec.
 HARMLESS = frozenset({".hydra", "logs", ".DS_Store"})
+# Which journal a run has, in its fingerprint; a run of another version is not resumed.
+FORMAT = "journal_format"
+JOURNAL_FORMAT = 2
 # How the fingerprint names the content of files.
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -57,7 +65,7 @@ class RunFolder(RunLayout):
     @property
     def is_finished(self) -> bool:
         """Whether the run is complete."""
-        return self._read_manifest() is not None
+        return self.read_manifest() is not None
 
     def check_finished(self) -> None:
         """Refuses a folder whose vectors cannot be read yet.
@@ -97,83 +105,133 @@ class RunFolder(RunLayout):
             RunFolderError: Another process works there, another run or other files lie there, or it cannot be written.
         """
         try:
-            state = self._state()
-            if state is not RunState.NEW and not resume:
-                raise RunFolderError(
-                    f"{self.root}: holds {'a finished' if self.is_finished else 'an unfinished'} run and resume=false "
-                    "was given; name another output_dir or remove the folder"
-                )
-            if state is not RunState.NEW:
-                self._refuse_other_fingerprint(fingerprint)
-            if state is not RunState.FINISHED:
-                self._take_lock()
-                self._remove_partial_files()
-            if state is RunState.NEW:
-                write_json(self.fingerprint, fingerprint)
-            return state
+            if self.is_finished:
+                self._refuse_other_result(fingerprint, resume=resume)
+                return RunState.FINISHED
+            if not is_prepared_for(self, fingerprint):
+                self._refuse_other_files({MEMORIES} if RunFolder(self.root / MEMORIES).is_finished else set())
+            self._take_lock()
+            try:
+                return self._sign(fingerprint, resume=resume)
+            except BaseException:
+                self.release()
+                raise
         except OSError as error:
             raise RunFolderError(f"{self.root}: the run's folder cannot be used: {one_line(error)}") from error
 
     def release(self, *, remove_journal: bool = False) -> None:
-        """Gives the folder back; with `remove_journal`, what only an unfinished run needs goes."""
+        """Gives the folder back; with `remove_journal`, what only an unfinished run needs goes, before others come."""
+        if remove_journal:
+            shutil.rmtree(self.journal, ignore_errors=True)
         if self._lock is not None:
             self._lock.release()
             self._lock = None
         if remove_journal:
-            shutil.rmtree(self.journal, ignore_errors=True)
+            with suppress(OSError):  # NFS keeps a file that is open under another name until it is closed
+                self.journal.rmdir()
 
     def __getstate__(self) -> dict[str, Any]:
         """A spawned rank gets the paths, not the claim."""
         return {**self.__dict__, "_lock": None}
 
-    def _state(self) -> RunState:
-        if self.is_finished:
-            return RunState.FINISHED
-        if self.fingerprint.is_file():
-            return RunState.UNFINISHED
-        self._refuse_other_files({MEMORIES} if RunFolder(self.root / MEMORIES).is_finished else set())
-        return RunState.NEW
-
     def _refuse_other_files(self, before: set[str]) -> None:
+        """Refuses a stranger's folder; whether a run lies there is asked last, since one may begin or end meanwhile."""
         found = sorted(path.name for path in self.root.iterdir()) if self.root.is_dir() else []
         others = [name for name in found if name not in HARMLESS | before | {self.journal.name}]
-        if others or (self.journal.exists() and not self._journal_is_bare()):
+        if (others or (self.journal.exists() and not self._journal_is_bare())) and not self.holds_run:
             shown = ", ".join(others[:5]) or self.journal.name
             raise RunFolderError(f"{self.root}: holds other files ({shown}); name an empty or new output_dir")
-
-    def _read_manifest(self) -> dict[str, Any] | None:
-        """Returns the manifest, or None where there is none of memvec's."""
-        try:
-            content = read_json(self.manifest)
-        except (OSError, ValueError):
-            return None
-        return content if isinstance(content, dict) and isinstance(content.get("fingerprint"), dict) else None
 
     def _journal_is_bare(self) -> bool:
         """Whether a run was killed between making its journal folder and signing it."""
         return all(path.name == "lock" or path.name.endswith(".partial") for path in self.journal.iterdir())
 
-    def _refuse_other_fingerprint(self, fingerprint: dict[str, Any]) -> None:
-        manifest = self._read_manifest()
-        found = manifest["fingerprint"] if manifest is not None else read_json(self.fingerprint)
-        differing = [name for name in {**found, **fingerprint} if found.get(name) != fingerprint.get(name)]
+    def _sign(self, fingerprint: dict[str, Any], *, resume: bool) -> RunState:
+        """Returns what lies there now that nobody else may work there, and signs it as this run's."""
+        if self.is_finished:  # since it was looked at without the lock
+            self._refuse_other_result(fingerprint, resume=resume)
+            self.release(remove_journal=True)
+            return RunState.FINISHED
+        state = RunState.NEW
+        if self.fingerprint.is_file() or is_prepared_for(self, fingerprint):
+            self._refuse_other_run(fingerprint, resume=resume)
+            state = RunState.UNFINISHED
+        self._remove_partial_files()
+        if self._read_fingerprint() != fingerprint:  # there is none yet, or it is damaged
+            write_json(self.fingerprint, fingerprint)
+        return state
+
+    def _refuse_other_result(self, fingerprint: dict[str, Any], *, resume: bool) -> None:
+        """Refuses a finished run with other settings; what an earlier version did not note cannot be compared."""
+        self._refuse_resume("a finished", resume)
+        found = (self.read_manifest() or {})["fingerprint"]
+        names = {**found, **fingerprint}
+        if FORMAT in fingerprint and FORMAT not in found:
+            names = {name: None for name in found if name in fingerprint}
+        self._refuse_differing(names, found, fingerprint)
+
+    def _refuse_other_run(self, fingerprint: dict[str, Any], *, resume: bool) -> None:
+        """Refuses an unfinished run with other settings, or of a version whose journal is another."""
+        self._refuse_resume("an unfinished", resume)
+        if is_prepared_for(self, fingerprint):
+            return  # whatever became of the file with the fingerprint
+        found = self._read_fingerprint()
+        if found is None:
+            raise RunFolderError(
+                f"{self.fingerprint}: is damaged, and nothing else says whose run it was; name another output_dir"
+            )
+        if found.get(FORMAT) != fingerprint.get(FORMAT):
+            raise RunFolderError(
+                f"{self.root}: holds an unfinished run of another version of memvec, which this one cannot resume; "
+                "finish it with that version, or name another output_dir"
+            )
+        self._refuse_differing({**found, **fingerprint}, found, fingerprint)
+
+    def _refuse_resume(self, which: str, resume: bool) -> None:
+        if not resume:
+            raise RunFolderError(
+                f"{self.root}: holds {which} run and resume=false was given; "
+                "name another output_dir or remove the folder"
+            )
+
+    def _refuse_differing(self, names: Iterable[str], found: dict[str, Any], fingerprint: dict[str, Any]) -> None:
+        differing = [name for name in names if name != FORMAT and found.get(name) != fingerprint.get(name)]
         if differing:
             changes = "; ".join(_change(name, found.get(name), fingerprint.get(name)) for name in differing)
             raise RunFolderError(
                 f"{self.root}: holds a run of something else: {changes}; name another output_dir or the same settings"
             )
 
+    def _read_fingerprint(self) -> dict[str, Any] | None:
+        """Returns the fingerprint of the run that has begun there, or None where it cannot be read."""
+        try:
+            content = read_json(self.fingerprint)
+        except RunFolderError:
+            return None
+        return content if isinstance(content, dict) else None
+
     def _remove_partial_files(self) -> None:
         """Removes what a process that was killed had begun to write; nobody else writes here while this one may."""
         for folder in (self.root, self.vectors, self.journal):
-            for partial in folder.glob(".*.partial"):
+            for partial in folder.glob(".*.partial*"):
                 partial.unlink(missing_ok=True)
 
     def _take_lock(self) -> None:
-        self.journal.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(self.journal / "lock")
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout as error:
-            raise RunFolderError(f"{self.root}: another process is running in this folder") from error
-        self._lock = lock
+        """Takes the lock, on the file that has its name: one that a run has removed meanwhile keeps nobody out."""
+        path = self.journal / "lock"
+        while self._lock is None:
+            make_root(self.root)
+            make_folder(self.journal)
+            try:
+                os.close(create_file(path, 0))  # a planted link is not followed
+                before = path.stat()
+                lock = filelock.FileLock(path, mode=before.st_mode & 0o666)
+                lock.acquire(timeout=0)
+                if path.stat().st_ino == before.st_ino:
+                    self._lock = lock
+                else:
+                    lock.release()
+            except FileNotFoundError:
+                continue
+            except filelock.Timeout as error:
+                raise RunFolderError(f"{self.root}: another process is running in this folder") from error

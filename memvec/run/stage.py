@@ -2,38 +2,34 @@
 
 In: a `Stage`. Out: the folder, complete, and its summary.
 
-    claim the folder -> prepare the data -> trainer.predict -> journal -> results in order -> manifest
+    claim the folder -> prepare the data -> computation -> journal -> results in order -> manifest
 
 The process that leads (rank 0) claims the folder and prepares the data before any other process is started, so that
-what is wrong with the input, the model or the folder is said once. Lightning's strategy then runs the rest on every
-rank. A program may run one stage behind another (`memvec.extract`): then the ranks stay, and go on to the next.
+what is wrong with the input, the model or the folder is said once. The rest runs on every rank, where it is Lightning
+that computes (`memvec.run.computation`). A program may run one stage behind another (`memvec.extract`): then the ranks
+stay, and go on to the next.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import lightning.pytorch as pl
-from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from omegaconf import DictConfig
 
 from memvec.config.compose import to_container
-from memvec.data.datamodule import MemoryDataModule
-from memvec.errors import InputError, WriterError, one_line
-from memvec.files import read_json
-from memvec.model.module import HiddenStateModule
-from memvec.run.folder import RunFolder, RunState
+from memvec.errors import InputError, ServerError
+from memvec.files import atomic_file, make_folder, read_json
+from memvec.run.computation import Computation, Rows
+from memvec.run.folder import FORMAT, JOURNAL_FORMAT, RunFolder, RunState
 from memvec.run.summary import RunSummary, read_summary, write_summary
-from memvec.trainer.history import forget_histories, write_history
-from memvec.trainer.interrupt import signals_to_spawned_ranks
-from memvec.trainer.metrics import Stopwatch, combine_ranks, first_notes, forget_ranks, stage_table
-from memvec.trainer.ranks import process_rank, rank_errors, wait_for_started_ranks
-
-DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from memvec.trainer.history import history_files, write_history
+from memvec.trainer.metrics import Stopwatch, combine_ranks, first_notes, metrics_files, stage_table
+from memvec.trainer.ranks import process_rank, rank_errors
+from memvec.writer.frames import journal_files
+from memvec.writer.prediction_writer import JournalCallback
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +55,9 @@ class Stage:
     Args:
         cfg: The configuration they were built from.
         folder: The run's folder.
-        module: Computes.
-        datamodule: Reads, and says what is left to compute.
-        trainer: With the writer among its callbacks.
+        rows: What there is to compute, and what is left of it.
+        computation: Computes that, and puts it into the journal.
+        writer: Says how.
         results: Makes what writes the results; called when every row is in the journal.
         stopwatch: Has timed the building of the parts.
         what: What is computed, in words.
@@ -73,9 +69,9 @@ class Stage:
 
     cfg: DictConfig
     folder: RunFolder
-    module: HiddenStateModule
-    datamodule: MemoryDataModule
-    trainer: pl.Trainer
+    rows: Rows
+    computation: Computation
+    writer: JournalCallback
     results: Callable[[], Results]
     stopwatch: Stopwatch
     what: str = "vectors"
@@ -83,12 +79,6 @@ class Stage:
     keeps_history: bool = True
     summary: type[RunSummary] = RunSummary
     named: RunFolder | None = None
-
-    def follow(self, earlier: Stage) -> None:
-        """Takes over the processes that an earlier stage of this program has started."""
-        launcher, before = self.trainer.strategy.launcher, earlier.trainer.strategy.launcher
-        if isinstance(launcher, _SubprocessScriptLauncher) and isinstance(before, _SubprocessScriptLauncher):
-            launcher.procs = before.procs
 
 
 def run_stage(stage: Stage, *, is_last: bool = True) -> RunSummary:
@@ -104,33 +94,38 @@ def run_stage(stage: Stage, *, is_last: bool = True) -> RunSummary:
     Raises:
         MemvecError: Something in the configuration, input, model or folder is wrong; the message says what.
     """
-    folder, trainer, stopwatch = stage.folder, stage.trainer, stage.stopwatch
+    folder, computation, stopwatch = stage.folder, stage.computation, stage.stopwatch
     named = stage.named or folder
     try:
-        if trainer.is_global_zero:
+        if computation.leads:
             if _claim(stage) is RunState.FINISHED:
                 log.info("the run in %s is complete already; nothing to do", folder.root)
                 folder.release(remove_journal=True)  # killed between the manifest and the end
                 return read_summary(folder, stage.summary)
         elif folder.is_finished:
             return read_summary(folder, stage.summary)
-        trainer.strategy.barrier("the first rank has prepared the data")  # no matter before the ranks are started
+        computation.barrier("the first rank has prepared the data")  # no matter before the ranks are started
 
-        with stopwatch.stage("load and predict"), rank_errors(named), signals_to_spawned_ranks(trainer):
-            _compute(stage)
+        with stopwatch.stage("load and predict"), rank_errors(named):
+            try:
+                _compute(stage)
+            except ServerError:
+                if not journal_files(folder.journal):  # nothing was answered: the server put right may have the folder
+                    folder.release(remove_journal=True)
+                raise
 
         rank, world_size = process_rank()
         with stopwatch.stage("finalize"), rank_errors(named):
             results = stage.results()
             results.write_results(rank=rank, world_size=world_size)
-            trainer.strategy.barrier("every rank's share of the results is written")
+            computation.barrier("every rank's share of the results is written")
         if rank == 0:
             if is_last:
-                wait_for_started_ranks(trainer)
+                computation.wait_for_started()
             summary = _finish(stage, results)
         if is_last:
             return summary if rank == 0 else stage.summary(folder, {}, {})
-        trainer.strategy.barrier("the stage is complete")
+        computation.barrier("the stage is complete")
         return read_summary(folder, stage.summary)
     finally:
         folder.release()
@@ -138,43 +133,44 @@ def run_stage(stage: Stage, *, is_last: bool = True) -> RunSummary:
 
 def _claim(stage: Stage) -> RunState:
     """Takes the folder for this run and prepares the data, unless the run is complete; says which it was."""
-    folder, datamodule, precision = stage.folder, stage.datamodule, str(stage.trainer.precision)
-    fingerprint = {**datamodule.fingerprint(), **stage.module.fingerprint(precision=precision)}
+    folder, rows = stage.folder, stage.rows
+    fingerprint = {
+        FORMAT: JOURNAL_FORMAT,
+        **rows.fingerprint(),
+        **stage.computation.fingerprint(),
+        **stage.writer.fingerprint(),
+    }
     state = folder.claim(fingerprint, resume=stage.cfg.resume)
     if state is not RunState.FINISHED:
-        forget_histories(folder.journal)
-        forget_ranks(folder.journal)  # an attempt that was killed may have left its numbers
+        history_files(folder.journal).forget()
+        metrics_files(folder.journal).forget()  # an attempt that was killed may have left its numbers
         with stage.stopwatch.stage("prepare"):
             try:
-                datamodule.prepare_data()
+                rows.prepare_data()
             except InputError:
                 if state is RunState.NEW:  # nothing was computed: the input put right may have the folder
                     folder.release(remove_journal=True)
                 raise
-            except OSError as error:
-                if error.errno not in DISK_IS_FULL:
-                    raise
-                raise WriterError(f"{folder.root}: cannot be written: {one_line(error)}") from error
         if state is RunState.UNFINISHED:
-            log.info("going on in %s: %d %s are left to compute", folder.root, datamodule.count_remaining(), stage.what)
+            log.info("going on in %s: %d %s are left to compute", folder.root, rows.count_remaining(), stage.what)
     return state
 
 
 def _compute(stage: Stage) -> None:
     """Computes what is left, and again what failed; every rank goes through every attempt."""
-    trainer, datamodule = stage.trainer, stage.datamodule
+    computation, rows = stage.computation, stage.rows
     for attempt in range(stage.attempts):
-        datamodule.attempt = attempt
+        rows.attempt = attempt
         if attempt > 0:
-            if trainer.is_global_zero:
-                datamodule.find_remaining()
-            trainer.strategy.barrier("what is to be tried again is known")
-            if datamodule.count_remaining() == 0:
+            if computation.leads:
+                rows.find_remaining()
+            computation.barrier("what is to be tried again is known")
+            if rows.count_remaining() == 0:
                 return
-            if trainer.is_global_zero:
-                log.info("trying again: %d %s", datamodule.count_remaining(), stage.what)
-        trainer.predict(stage.module, datamodule=datamodule, return_predictions=False)
-        trainer.strategy.barrier("every rank's journal is complete")
+            if computation.leads:
+                log.info("trying again: %d %s", rows.count_remaining(), stage.what)
+        computation.run()
+        computation.barrier("every rank's journal is complete")
 
 
 def _finish(stage: Stage, results: Results) -> RunSummary:
@@ -188,12 +184,16 @@ def _finish(stage: Stage, results: Results) -> RunSummary:
         counts=results.counts,
         config=to_container(stage.cfg),
         metrics={**combine_ranks(folder.journal), "seconds": seconds},
-        notes={**(first_notes(folder.journal) or stage.module.notes()), "ids": read_json(folder.input_summary)["ids"]},
+        notes={
+            **(first_notes(folder.journal) or stage.computation.notes()),
+            "ids": read_json(folder.input_summary)["ids"],
+        },
         summary=stage.summary,
     )
     if stage.cfg.profile:
-        folder.profile.mkdir(exist_ok=True)  # there is none yet where no batch was left to compute
-        (folder.profile / "stages.txt").write_text(stage_table(seconds), encoding="utf-8")
+        make_folder(folder.profile)  # there is none yet where no batch was left to compute
+        with atomic_file(folder.profile / "stages.txt") as partial:
+            partial.write_text(stage_table(seconds), encoding="utf-8")
         log.info("where the time went: %s", folder.profile)
     folder.release(remove_journal=True)
     return summary

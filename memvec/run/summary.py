@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar, cast
 
+from memvec.fields import JsonObject
 from memvec.files import read_json, write_json
 from memvec.run.folder import RunFolder
+from memvec.run.manifest import Manifest, known_of, read_manifest
+from memvec.run.result import check_parts, part_rows
 from memvec.writer.finalize import Counts
 
 LIBRARIES = ("memvec", "torch", "lightning", "transformers", "tokenizers", "datasets", "pyarrow", "numpy")
+
+
+Numbers = TypeVar("Numbers")
 
 
 @dataclass(frozen=True)
@@ -30,9 +36,37 @@ class RunSummary:
     metrics: dict[str, Any] = field(repr=False)
 
     @property
+    def known(self) -> Manifest:
+        """What memvec reads of the manifest.
+
+        Raises:
+            RunFolderError: It is damaged.
+        """
+        return known_of(self._content)
+
+    @property
+    def numbers(self) -> JsonObject:
+        """The metrics, each taken by its name."""
+        return JsonObject(self.folder.metrics, self.metrics)
+
+    @property
     def counts(self) -> Counts:
         """What became of the rows."""
-        return Counts(**self.manifest["counts"])
+        return self.counts_as(Counts)
+
+    def counts_as(self, kind: type[Numbers]) -> Numbers:
+        """Returns the manifest's counts as a dataclass of integers."""
+        counts = self._content.within("counts")
+        return kind(**{one.name: counts.take(one.name, int) for one in fields(cast(Any, kind))})
+
+    @property
+    def computed(self) -> str:
+        """How batches were computed, in words."""
+        return self._content.take("notes.path", str)
+
+    @property
+    def _content(self) -> JsonObject:
+        return JsonObject(self.folder.manifest, self.manifest)
 
     def id_lines(self) -> list[str]:
         """Returns the line that says where ids come from; none of a run that did not record it."""
@@ -41,12 +75,12 @@ class RunSummary:
 
     def lines(self) -> list[str]:
         """Returns the closing summary."""
-        counts = self.counts
+        counts, numbers = self.counts, self.numbers
         rejected = f"{counts.rejected:,}" + (f" (why: {self.folder.rejected})" if counts.rejected else "")
-        tokens, entries = self.metrics["tokens_per_second"], self.metrics["entries_per_second"]
-        speed = f"{tokens:,.0f} ({entries:,.1f} entries/s; {self.manifest['notes']['path']})"
-        if self.metrics["computed_entries"] < counts.unique:
-            speed += f", over the {self.metrics['computed_entries']:,} computed since the run went on"
+        tokens, entries = (numbers.take(f"{name}_per_second", float) for name in ("tokens", "entries"))
+        speed = f"{tokens:,.0f} ({entries:,.1f} entries/s; {self.computed})"
+        if (computed := numbers.take("computed_entries", int)) < counts.unique:
+            speed += f", over the {computed:,} computed since the run went on"
         return [
             f"entries    {counts.entries:,} ({counts.unique:,} different) of {counts.dimension} numbers each",
             *self.id_lines(),
@@ -79,6 +113,7 @@ def write_summary(
     manifest = {
         "fingerprint": read_json(folder.fingerprint),
         "counts": asdict(counts),
+        "parts": part_rows(folder),
         "notes": notes,
         "config": config,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
@@ -90,5 +125,10 @@ def write_summary(
 
 
 def read_summary(folder: RunFolder, summary: type[RunSummary] = RunSummary) -> RunSummary:
-    """Reads what a finished run left, as the given class."""
-    return summary(folder, read_json(folder.manifest), read_json(folder.metrics))
+    """Reads what a finished run left, as the given class.
+
+    Raises:
+        RunFolderError: A file of it is missing or damaged.
+    """
+    check_parts(folder, read_manifest(folder))
+    return summary(folder, JsonObject.read(folder.manifest).content, JsonObject.read(folder.metrics).content)

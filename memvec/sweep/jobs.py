@@ -16,17 +16,17 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import FrameType
 
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from memvec.config.overrides import quoted
-from memvec.errors import Interrupted
+from memvec.fields import JsonObject
+from memvec.files import atomic_file, make_folder, read_json
+from memvec.trainer.interrupt import stop_on_signal
 
 FAILED = ".failed"
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def is_sweep() -> bool:
@@ -45,8 +45,9 @@ def run_job() -> None:
     code = _wait(subprocess.Popen(command, cwd=hydra.runtime.cwd))
     if code != 0:
         note = Path(hydra.runtime.cwd) / hydra.sweep.dir / FAILED / str(hydra.job.num)
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(str(code), encoding="utf-8")
+        make_folder(note.parent)
+        with atomic_file(note) as partial:
+            partial.write_text(str(code), encoding="utf-8")
 
 
 def _wait(job: subprocess.Popen[bytes]) -> int:
@@ -57,22 +58,14 @@ def _wait(job: subprocess.Popen[bytes]) -> int:
     Raises:
         Interrupted: There was a signal.
     """
-    received: list[int] = []
 
-    def remember(number: int, frame: FrameType | None) -> None:
-        received.append(number)
+    def pass_on(number: int) -> None:
         if number == signal.SIGTERM:
             job.terminate()
 
-    before = {number: signal.signal(number, remember) for number in SIGNALS}
-    try:
-        code = job.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if received:
-        raise Interrupted(received[0])
-    return code
+    with stop_on_signal(pass_on, kill=job.kill, said=""):  # the job itself says what it does
+        job.wait()
+    return int(job.returncode)
 
 
 def failed_jobs(sweep: Path) -> dict[str, int]:
@@ -81,8 +74,9 @@ def failed_jobs(sweep: Path) -> dict[str, int]:
     Args:
         sweep: The sweep's folder.
     """
-    notes = sorted((sweep / FAILED).glob("*"), key=lambda path: (len(path.name), path.name))
-    return {note.name: int(note.read_text(encoding="utf-8")) for note in notes}
+    notes = [path for path in (sweep / FAILED).glob("*") if path.name.isdecimal()]
+    notes.sort(key=lambda path: (len(path.name), path.name))
+    return {note.name: JsonObject(note, {"code": read_json(note)}).take("code", int) for note in notes}
 
 
 def job_command(hydra: HydraConf, folder: Path) -> list[str]:

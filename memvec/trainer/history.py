@@ -22,10 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memvec.data.collator import Batch
-from memvec.files import read_json, write_json
-from memvec.model.lockstep import is_first_with_its_batches
+from memvec.data.datamodule import plan_of
+from memvec.fields import JsonObject
+from memvec.files import write_json
+from memvec.model.engine import computing_module
+from memvec.trainer.rank_files import RankFiles
 
-RANK_FILES = "history-rank-*.json"
 MOMENTS = 256
 SLICES = 60
 BINS = 40
@@ -65,27 +67,26 @@ class RankHistory(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Notes when a batch was done; the plan tells how much it was, so no device is waited for."""
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if batch_idx < len(datamodule.sampler.batches):
-            rows = datamodule.sampler.batches[batch_idx]
-            self._timeline.add(time.perf_counter() - self._start, datamodule.lengths[rows])
+        plan = plan_of(trainer)
+        if not plan.sampler.is_dummy(batch_idx):
+            lengths = plan.lengths[plan.sampler.batches[batch_idx]]
+            self._timeline.add(time.perf_counter() - self._start, lengths)
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes this rank's file; what a tensor-parallel group computes together is counted once."""
-        if not is_first_with_its_batches(trainer):
+        if not computing_module(pl_module).group.is_first_with_its_batches:
             return
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        plan = plan_of(trainer)
         history = {
-            "timeline": self._timeline.to_json(),
-            "lengths": padding_by_length(datamodule.lengths, datamodule.sampler.batches),
+            "timeline": dict(zip(("seconds", *COUNTED), self._timeline.to_json(), strict=True)),
+            "lengths": padding_by_length(plan.lengths, plan.sampler.batches),
         }
-        write_json(self.journal / f"history-rank-{trainer.global_rank:05d}.json", history)
+        history_files(self.journal).write(trainer.global_rank, history)
 
 
-def forget_histories(journal: Path) -> None:
-    """Removes what an earlier attempt has left."""
-    for path in journal.glob(RANK_FILES):
-        path.unlink()
+def history_files(journal: Path) -> RankFiles:
+    """Returns the histories of the ranks in a journal's folder."""
+    return RankFiles(journal, "history")
 
 
 def write_history(journal: Path, path: Path) -> None:
@@ -95,9 +96,18 @@ def write_history(journal: Path, path: Path) -> None:
         journal: The journal's folder.
         path: `history.json`.
     """
-    ranks = [read_json(rank) for rank in sorted(journal.glob(RANK_FILES))]
-    timeline = combine_timelines([rank["timeline"] for rank in ranks])
-    write_json(path, {"timeline": timeline, "lengths": combine_lengths([rank["lengths"] for rank in ranks])})
+    ranks = history_files(journal).read_all()
+    timeline = combine_timelines([_timeline(rank) for rank in ranks])
+    write_json(path, {"timeline": timeline, "lengths": combine_lengths([_lengths(rank) for rank in ranks])})
+
+
+def _timeline(rank: JsonObject) -> list[list[float]]:
+    return list(rank.within("timeline").take_columns(("seconds", *COUNTED), float).values())
+
+
+def _lengths(rank: JsonObject) -> dict[str, Any]:
+    columns = rank.within("lengths").take_columns(("entries", "padding"), int)
+    return {"tokens_per_bin": rank.take("lengths.tokens_per_bin", int), **columns}
 
 
 class Timeline:

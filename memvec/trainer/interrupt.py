@@ -24,20 +24,26 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
 from memvec.errors import Interrupted
-from memvec.model import lockstep
+from memvec.model.engine import computing_module
+from memvec.trainer.lightning_internals import (
+    is_started_by_command,
+    keep_handler,
+    signal_spawned_ranks,
+    spawns_ranks,
+    started_processes,
+)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SECONDS_TO_FLUSH = 25
+HOW_TO_STOP = "finishing the batch in hand; a second signal stops at once"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 log = logging.getLogger(__name__)
@@ -56,24 +62,48 @@ def signals_to_spawned_ranks(trainer: pl.Trainer) -> Iterator[None]:
     Raises:
         Interrupted: There was a signal.
     """
-    launcher = trainer.strategy.launcher
-    if not isinstance(launcher, _MultiProcessingLauncher) or not _is_main_thread():
+    if not spawns_ranks(trainer):
+        yield
+        return
+    with stop_on_signal(
+        lambda number: signal_spawned_ranks(trainer, signal.SIGTERM),
+        kill=lambda: signal_spawned_ranks(trainer, signal.SIGKILL),
+    ):
+        yield
+
+
+@contextmanager
+def stop_on_signal(
+    stop: Callable[[int], None], *, kill: Callable[[], None] = lambda: None, said: str = HOW_TO_STOP
+) -> Iterator[None]:
+    """Has a signal stop what runs inside; a second one ends everything at once.
+
+    Args:
+        stop: Called with the first signal's number, in its handler.
+        kill: Called at the second, before this process ends.
+        said: What the terminal is told at the first; nothing where it is empty.
+
+    Raises:
+        Interrupted: There was a signal.
+    """
+    if not _is_main_thread():
         yield
         return
     received: list[int] = []
 
     def remember(number: int, frame: FrameType | None) -> None:
         if received:
-            launcher.kill(signal.SIGKILL)
+            kill()
             os._exit(128 + number)
         received.append(number)
-        _say_how_to_stop()
-        launcher.kill(signal.SIGTERM)
+        if said:
+            _say(said)
+        stop(number)
 
     before: dict[int, Any] = {number: signal.signal(number, remember) for number in SIGNALS}
     try:
         yield
-    except Exception as error:  # the ranks say that they were interrupted, with a traceback in words
+    except Exception as error:  # spawned ranks say that they were interrupted, with a traceback in words
         if received:
             raise Interrupted(received[0]) from error
         raise
@@ -98,13 +128,8 @@ class StopOnSignal(pl.Callback):
         """Puts the handlers in place; stops at once where Lightning has swallowed a signal meanwhile."""
         if not _is_main_thread():
             return
-        launcher = trainer.strategy.launcher
-        self._processes = getattr(launcher, "procs", [])
-        # Lightning's launcher does not tell who started this process: in a rank that it started by a command, it looks
-        # as if somebody else had. And a strategy of one device knows of no environment, though torchrun may be there.
-        environment = trainer._accelerator_connector.cluster_environment
-        is_by_lightning = isinstance(environment, LightningEnvironment)
-        is_by_command = is_by_lightning and not isinstance(launcher, _MultiProcessingLauncher)
+        self._processes = started_processes(trainer)
+        is_by_command = is_started_by_command(trainer)
         self._leads = is_by_command and trainer.local_rank == 0
         # Lightning watches the ranks it started by a command, and kills this process when one does not end with 0.
         self._must_end_with_0 = is_by_command and trainer.local_rank > 0
@@ -112,7 +137,7 @@ class StopOnSignal(pl.Callback):
         if trainer.received_sigterm:
             self._received = signal.SIGTERM
             self._pass_on(signal.SIGTERM)
-        self._stop_if_received(trainer, batches=0)
+        self._stop_if_received(pl_module, batches=0)
 
     def on_predict_batch_end(
         self,
@@ -124,7 +149,7 @@ class StopOnSignal(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Ends the run where a signal came during the batch."""
-        self._stop_if_received(trainer, batches=batch_idx + 1)
+        self._stop_if_received(pl_module, batches=batch_idx + 1)
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Puts the handlers back that were there before."""
@@ -146,7 +171,7 @@ class StopOnSignal(pl.Callback):
         # The signal may come again until this process has ended, so it is ignored from here on, even while Python shuts
         # down; and Lightning, which puts back the handlers that it has found, must not find any to put back.
         for number in self._before:
-            trainer._signal_connector._original_handlers.pop(number, None)
+            keep_handler(trainer, number)
             signal.signal(number, signal.SIG_IGN)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
@@ -155,7 +180,7 @@ class StopOnSignal(pl.Callback):
                 for process in self._processes:
                     process.kill()
                 os._exit(128 + number)
-            _say_how_to_stop()
+            _say(HOW_TO_STOP)
         self._received = self._received or number
         self._pass_on(number)
 
@@ -163,9 +188,9 @@ class StopOnSignal(pl.Callback):
         for process in self._processes:
             process.send_signal(number)
 
-    def _stop_if_received(self, trainer: pl.Trainer, *, batches: int) -> None:
-        # Where weights are shared out, a process that stopped alone would leave the others waiting for it.
-        received = int(lockstep.agreed_maximum(trainer, self._received or 0))
+    def _stop_if_received(self, module: pl.LightningModule, *, batches: int) -> None:
+        # Where weights are sharded, a process that stopped alone would leave the others waiting for it.
+        received = int(computing_module(module).group.maximum(self._received or 0))
         if not received:
             return
         self._agreed = received
@@ -184,8 +209,8 @@ def _is_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-def _say_how_to_stop() -> None:
-    os.write(2, b"\nmemvec: finishing the batch in hand; a second signal stops at once\n")
+def _say(line: str) -> None:
+    os.write(2, f"\nmemvec: {line}\n".encode())
 
 
 def _restore(handlers: dict[int, Any]) -> None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import sys
-import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+
+from memvec.errors import OneLineFormatter, on_one_line, one_line
+from memvec.files import create_file, make_folder, writing
+from memvec.quiet import ignore_lightning_warnings
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 # Whose levels a spawned rank takes over from the process that spawned it.
@@ -18,15 +25,33 @@ LOGGERS = ("memvec", "lightning.pytorch", "lightning.fabric")
 log = logging.getLogger(__name__)
 
 
-def ignore_known_warnings() -> None:
-    """Silences what Lightning warns of where it does not apply to a run that computes vectors."""
-    for message in (
-        ".*custom batch sampler .* for prediction.*",  # it returns every row, and finalising counts them
-        ".*does not have many workers.*",  # batches are built from flat arrays in less time than a worker costs
-        ".*Total length of `DataLoader` across ranks is zero.*",  # all was computed before; finalising is left
-        ".*isinstance\\(treespec, LeafSpec\\).*is deprecated.*",  # inside Lightning
-    ):
-        warnings.filterwarnings("ignore", message=message)
+@contextmanager
+def log_file(folder: Path) -> Iterator[None]:
+    """Writes memvec's log to `logs/rank-00000.log` in a process that is alone and has no Trainer.
+
+    Args:
+        folder: Where the file goes; it is made.
+    """
+    handler, logger = _open_log(folder, 0), logging.getLogger("memvec")
+    try:
+        yield
+    except BaseException as error:
+        logger.propagate = False  # the terminal is told elsewhere
+        logger.error("ended by %s: %s", type(error).__name__, error)
+        logger.propagate = True
+        raise
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def _open_log(folder: Path, rank: int) -> logging.Handler:
+    make_folder(folder)
+    with writing(folder):
+        handler = _PrivateFile(folder / f"rank-{rank:05d}.log", encoding="utf-8")
+    handler.setFormatter(OneLineFormatter(FORMAT))
+    logging.getLogger("memvec").addHandler(handler)
+    return handler
 
 
 class RankLog(pl.Callback):
@@ -42,11 +67,8 @@ class RankLog(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Opens the file, keeps other ranks than the first off the terminal, and says what the ranks are."""
-        self.folder.mkdir(exist_ok=True)
-        self._handler = logging.FileHandler(self.folder / f"rank-{trainer.global_rank:05d}.log", encoding="utf-8")
-        self._handler.setFormatter(logging.Formatter(FORMAT))
+        self._handler = _open_log(self.folder, trainer.global_rank)
         logger = logging.getLogger("memvec")
-        logger.addHandler(self._handler)
         logger.propagate = trainer.is_global_zero
         if trainer.world_size > 1:
             device, threads = trainer.strategy.root_device, torch.get_num_threads()
@@ -77,8 +99,10 @@ class RankLog(pl.Callback):
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
         if is_shown:
-            logging.basicConfig(stream=sys.stdout, format="%(message)s")  # nothing where there are handlers already
-        ignore_known_warnings()
+            handler = logging.StreamHandler(sys.stdout)
+            handler.setFormatter(OneLineFormatter("%(message)s"))
+            logging.basicConfig(handlers=[handler])  # nothing where there are handlers already
+        ignore_lightning_warnings()
 
     def _close(self) -> None:
         logger = logging.getLogger("memvec")
@@ -87,3 +111,22 @@ class RankLog(pl.Callback):
             logger.removeHandler(self._handler)
             self._handler.close()
             self._handler = None
+
+
+class _PrivateFile(logging.FileHandler):
+    """Appends to a file that memvec makes as it makes all others."""
+
+    def _open(self) -> io.TextIOWrapper:
+        return os.fdopen(create_file(Path(self.baseFilename), os.O_APPEND), "a", encoding=self.encoding)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - as logging calls it
+        """Says once that the log ends here; a disk that is full ends the run where it writes results."""
+        reason = one_line(sys.exc_info()[1] or OSError())
+        line = f"memvec: {self.baseFilename}: cannot be written: {reason}; this log ends here"
+        sys.stderr.write(f"{on_one_line(line)}\n")
+        self.setLevel(logging.CRITICAL + 1)
+
+    def close(self) -> None:
+        """Closes the file; what could not be written has been said."""
+        with suppress(OSError):
+            super().close()

@@ -14,16 +14,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 
-from memvec.files import read_json, write_json
-from memvec.model.lockstep import is_first_with_its_batches
-from memvec.model.module import HiddenStateModule
+from memvec.data.datamodule import plan_of
+from memvec.fields import JsonObject
+from memvec.model.engine import computing_module
+from memvec.trainer.rank_files import RankFiles
 
-RANK_FILE = "metrics-rank-{rank:05d}.json"
+
+def metrics_files(journal: Path) -> RankFiles:
+    """Returns the metrics of the ranks in a journal's folder."""
+    return RankFiles(journal, "metrics")
 
 
 class Stopwatch:
@@ -77,39 +81,31 @@ class RankMetrics(pl.Callback):
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stops the clock when the last vector is in the journal: this callback stands behind the writer."""
         seconds = time.perf_counter() - self._start
-        sampler = trainer.datamodule.sampler  # type: ignore[attr-defined]
-        counts = is_first_with_its_batches(trainer)  # what a tensor-parallel group computes together is counted once
-        path = self.journal / RANK_FILE.format(rank=trainer.global_rank)
+        plan, module = plan_of(trainer), computing_module(pl_module)
+        counts = module.group.is_first_with_its_batches  # what a tensor-parallel group computes is counted once
+        files = metrics_files(self.journal)
         numbers = {
             "seconds": seconds,
-            "entries": sampler.rows * counts,
-            "tokens": trainer.datamodule.count_tokens(sampler) * counts,  # type: ignore[attr-defined]
-            "computed_tokens": sampler.total_tokens * counts,
-            "padded_tokens": sampler.padded_tokens * counts,
+            "warm_up_seconds": plan.warm_up_seconds,
+            "entries": plan.sampler.rows * counts,
+            "tokens": plan.count_tokens() * counts,
+            "computed_tokens": plan.sampler.total_tokens * counts,
+            "padded_tokens": plan.sampler.padded_tokens * counts,
         }
-        earlier = read_json(path) if path.exists() else {}
+        earlier = files.read(trainer.global_rank) or JsonObject(self.journal, {"counted": {}})
         loop = {
-            "counted": _sum(self.counters(), earlier.get("counted", {})),
-            "max_tokens": sampler.max_tokens,
+            "counted": _sum(self.counters(), earlier.within("counted")),
+            "max_tokens": plan.sampler.max_tokens,
             "peak_memory_bytes": peak_memory_bytes(trainer.strategy.root_device),
-            "notes": cast(HiddenStateModule, pl_module).notes(),
+            "notes": module.notes(),
         }
-        write_json(path, {**_sum(numbers, earlier), **loop})
+        files.write(trainer.global_rank, {**_sum(numbers, earlier), **loop})
 
 
-def _sum(numbers: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
+def _sum(numbers: dict[str, Any], earlier: JsonObject) -> dict[str, Any]:
     """Adds the numbers of an earlier loop of this run."""
-    return {name: number + earlier.get(name, 0) for name, number in numbers.items()}
-
-
-def forget_ranks(journal: Path) -> None:
-    """Removes the numbers of an earlier attempt, so that a run's are those of the attempt that finished it.
-
-    Args:
-        journal: The journal's folder.
-    """
-    for path in _rank_files(journal):
-        path.unlink()
+    kinds = {name: float if isinstance(number, float) else int for name, number in numbers.items()}
+    return {name: number + (earlier.take_or(name, kinds[name]) or 0) for name, number in numbers.items()}
 
 
 def first_notes(journal: Path) -> dict[str, Any] | None:
@@ -118,8 +114,8 @@ def first_notes(journal: Path) -> dict[str, Any] | None:
     Args:
         journal: The journal's folder.
     """
-    path = journal / RANK_FILE.format(rank=0)
-    return read_json(path)["notes"] if path.exists() else None
+    first = metrics_files(journal).read(0)
+    return None if first is None else first.within("notes").content
 
 
 def combine_ranks(journal: Path) -> dict[str, Any]:
@@ -128,27 +124,24 @@ def combine_ranks(journal: Path) -> dict[str, Any]:
     Args:
         journal: The journal's folder.
     """
-    ranks = [read_json(path) for path in _rank_files(journal)]
+    ranks = metrics_files(journal).read_all()
 
     def total(name: str) -> int:
-        return sum(rank[name] for rank in ranks)
+        return sum(rank.take(name, int) for rank in ranks)
 
-    seconds = max((rank["seconds"] for rank in ranks), default=0.0)
-    counted = {name: sum(rank["counted"][name] for rank in ranks) for name in (ranks[0]["counted"] if ranks else ())}
+    seconds = max((rank.take("seconds", float) for rank in ranks), default=0.0)
+    counted = {name: total(f"counted.{name}") for name in (ranks[0].within("counted").content if ranks else ())}
     return {
         "entries_per_second": total("entries") / seconds if seconds else 0.0,
         "tokens_per_second": total("tokens") / seconds if seconds else 0.0,
         "padding_share": 1 - total("computed_tokens") / total("padded_tokens") if total("padded_tokens") else 0.0,
         "computed_entries": total("entries"),
         "computed_tokens": total("computed_tokens"),
-        "max_tokens": ranks[0]["max_tokens"] if ranks else None,
+        "max_tokens": ranks[0].take_or("max_tokens", int) if ranks else None,
         "ranks": len(ranks),
         **counted,
         **{f"{name}_per_second": number / seconds if seconds else 0.0 for name, number in counted.items()},
         "predict_seconds": seconds,
-        "peak_memory_bytes": max((rank["peak_memory_bytes"] for rank in ranks), default=0),
+        "warm_up_seconds": max((rank.take_or("warm_up_seconds", float) or 0.0 for rank in ranks), default=0.0),
+        "peak_memory_bytes": max((rank.take("peak_memory_bytes", int) for rank in ranks), default=0),
     }
-
-
-def _rank_files(journal: Path) -> list[Path]:
-    return sorted(journal.glob(RANK_FILE.replace("{rank:05d}", "*")))

@@ -16,6 +16,8 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from memvec.files import atomic_file, make_folder
+
 ROWS = 40
 
 
@@ -66,8 +68,10 @@ class BatchProfile(pl.Callback):
             return
         profile, self._profile = self._profile, None
         profile.stop()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         order = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         table = profile.key_averages().table(sort_by=order, row_limit=ROWS)
-        (self.folder / f"operations-rank-{rank:05d}.txt").write_text(table, encoding="utf-8")
-        profile.export_chrome_trace(str(self.folder / f"trace-rank-{rank:05d}.json"))
+        with atomic_file(self.folder / f"operations-rank-{rank:05d}.txt") as partial:
+            partial.write_text(table, encoding="utf-8")
+        with atomic_file(self.folder / f"trace-rank-{rank:05d}.json") as partial:
+            profile.export_chrome_trace(str(partial))

@@ -8,7 +8,7 @@ stand behind. It advances whenever the decoder is called, since a batch that is 
 from __future__ import annotations
 
 import sys
-from typing import Any, cast
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import TQDMProgressBar
@@ -17,7 +17,8 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from memvec.data.collator import Batch
-from memvec.model.module import HiddenStateModule
+from memvec.data.datamodule import plan_of
+from memvec.model.engine import computing_module
 
 
 class TokenProgressBar(TQDMProgressBar):
@@ -34,7 +35,7 @@ class TokenProgressBar(TQDMProgressBar):
         ranks = self.trainer.world_size
         return Tqdm(
             desc=self.predict_description if ranks == 1 else f"Rank 0 of {ranks}",
-            total=cast(Any, self.trainer).datamodule.sampler.padded_tokens,  # the plan of this rank's batches
+            total=plan_of(self.trainer).sampler.padded_tokens,
             disable=self.is_disabled,
             leave=True,
             dynamic_ncols=True,
@@ -50,12 +51,9 @@ class TokenProgressBar(TQDMProgressBar):
         if batch_idx == 0:
             self._entries = 0
             self.predict_progress_bar.reset()
-            decoder = cast(HiddenStateModule, pl_module).decoder
+            decoder = computing_module(pl_module).engine.decoder
             self._hook = decoder.register_forward_hook(self._advance_by_call, with_kwargs=True)
-        datamodule = cast(Any, trainer).datamodule
-        rows, width = batch["input_ids"].shape
-        is_planned = not datamodule.sampler.is_filler(batch_idx)
-        self._left_in_batch = rows * datamodule.row_tokens(width, batch["prefix_length"]) if is_planned else 0
+        self._left_in_batch = plan_of(trainer).batch_tokens(batch_idx, batch)
 
     def _advance_by_call(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         given = kwargs.get("input_ids")
@@ -77,7 +75,7 @@ class TokenProgressBar(TQDMProgressBar):
         dataloader_idx: int = 0,
     ) -> None:
         """Advances by what is left of the batch; no device is waited for."""
-        if cast(Any, trainer).datamodule.sampler.is_filler(batch_idx):
+        if plan_of(trainer).sampler.is_dummy(batch_idx):
             return
         self._entries += len(batch["input_ids"])
         bar = self.predict_progress_bar

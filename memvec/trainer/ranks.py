@@ -10,11 +10,11 @@ from contextlib import contextmanager
 import lightning.pytorch as pl
 import torch.distributed
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from torch.multiprocessing.spawn import ProcessException
 
-from memvec.errors import Interrupted, RankError, one_line
+from memvec.errors import Interrupted, RankError, ServerError, one_line
 from memvec.layout import RunLayout
+from memvec.trainer.lightning_internals import started_processes
 
 SECONDS_TO_END = 60
 # How the process group and the DataLoader say that another process is gone; both raise a plain RuntimeError.
@@ -45,7 +45,7 @@ def rank_errors(folder: RunLayout) -> Iterator[None]:
     """
     try:
         yield
-    except Interrupted as error:
+    except (Interrupted, ServerError) as error:
         error.args = (f"{error}; {_go_on(folder)}",)
         raise
     except ProcessException as error:  # a spawned rank's; its own error stands in the last line of a traceback in words
@@ -70,9 +70,7 @@ def wait_for_started_ranks(trainer: pl.Trainer) -> None:
     Raises:
         RankError: One of them did not end well.
     """
-    launcher = trainer.strategy.launcher
-    processes: list[subprocess.Popen[bytes]] = launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
-    for local_rank, process in enumerate(processes, start=1):
+    for local_rank, process in enumerate(started_processes(trainer), start=1):
         try:
             code = process.wait(timeout=SECONDS_TO_END)
         except subprocess.TimeoutExpired as error:

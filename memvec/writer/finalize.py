@@ -4,7 +4,7 @@ In: the journal, and the entries it was computed for. Out: `vectors/*.parquet`, 
 
 How: every row's vector is found through the journal's index and copied from the mapped file; rows with an equal prompt
 share one. The Parquet files are dealt to the ranks, each is written under another name and renamed, and one that is
-there already is left: finalising can be killed at any instruction and done again.
+there already and says that it holds the same rows is left: finalising can be killed at any instruction and done again.
 """
 
 from __future__ import annotations
@@ -19,14 +19,20 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from numpy.typing import NDArray
 
+from memvec.data.prepared import read_signature
 from memvec.data.validation import Rejection
-from memvec.errors import WriterError, one_line
-from memvec.files import atomic_file, read_json
+from memvec.digest import digest
+from memvec.errors import WriterError
+from memvec.features import vector_features
+from memvec.files import atomic_file, make_folder, read_json, writing
 from memvec.layout import RunLayout
-from memvec.schema import FILE, ID, LENGTH, NUM_TOKENS, ROW, TEXT, TRUNCATED, VECTOR, vector_features
-from memvec.writer.journal import JournalIndex, read_journal
+from memvec.schema import FILE, ID, LENGTH, NUM_TOKENS, ROW, TEXT, TRUNCATED, VECTOR
+from memvec.writer.vectors import read_journal
 
 BYTES_PER_FILE = 256 * 2**20
+PARTS = "part-*.parquet"
+# Where a part says in its footer which rows it holds.
+ROWS_KEY = b"memvec.rows"
 ROWS_PER_GROUP = 5_000
 
 
@@ -69,7 +75,8 @@ class Finalizer:
         self.lengths: NDArray[np.int32] = prompts.data.column(LENGTH).to_numpy()
         self.truncated: NDArray[np.bool_] = prompts.data.column(TRUNCATED).to_numpy()
         self.first: NDArray[np.int64] = np.load(folder.first_rows)
-        self.journal = read_journal(folder.journal, rows=len(self.first))
+        self.signature = read_signature(folder)
+        self.journal = read_journal(folder.journal, rows=len(self.first), signature=self.signature)
         missing = int((~self.journal.is_done[self.first]).sum())
         if missing:
             raise WriterError(
@@ -99,15 +106,14 @@ class Finalizer:
         """
         rows_per_file = max(1, BYTES_PER_FILE // (4 * self.journal.dimension + 128))
         parts = -(-len(self.kept) // rows_per_file)
-        vectors = _Vectors(self.journal)
-        try:
-            self.folder.vectors.mkdir(exist_ok=True)
-            for part in range(rank, parts, world_size):
-                path = self.folder.vectors / f"part-{part:05d}-of-{parts:05d}.parquet"
-                if not path.exists():
-                    self._write_part(path, self.kept[part * rows_per_file : (part + 1) * rows_per_file], vectors)
-        except OSError as error:
-            raise WriterError(f"{self.folder.vectors}: cannot be written: {one_line(error)}") from error
+        paths = [self.folder.vectors / f"part-{part:05d}-of-{parts:05d}.parquet" for part in range(parts)]
+        make_folder(self.folder.vectors)
+        with writing(self.folder.vectors):
+            if rank == 0:
+                for path in set(self.folder.vectors.glob(PARTS)).difference(paths):
+                    path.unlink()  # an earlier attempt's, which had other rows to write
+        for part in range(rank, parts, world_size):
+            self._write_part(paths[part], self.kept[part * rows_per_file : (part + 1) * rows_per_file])
 
     def write_rejected(self) -> None:
         """Writes `rejected.jsonl`: the rows rejected while reading, then those that could not be computed."""
@@ -121,11 +127,17 @@ class Finalizer:
                 rejection = Rejection(files[file], line, name, self.journal.reasons[int(self.first[row])])
                 stream.write(f"{rejection.to_json()}\n".encode())
 
-    def _write_part(self, path: Path, rows: NDArray[np.int64], vectors: _Vectors) -> None:
+    def _write_part(self, path: Path, rows: NDArray[np.int64]) -> None:
         features = vector_features(
             dimension=self.journal.dimension, integer_ids=self.summary["integer_ids"], keep_text=self.keep_text
         )
         schema = features.arrow_schema  # carries the features, so that `datasets` reads them back as they are
+        held = digest(
+            b"".join([*self.signature, str(schema).encode(), rows.tobytes(), self.first[rows].tobytes()])
+        ).hex()
+        if _held_rows(path) == held:
+            return
+        schema = schema.with_metadata({**schema.metadata, ROWS_KEY: held})
         text_columns = [name for name in (ID, TEXT) if name in schema.names]
         with (
             atomic_file(path) as partial,
@@ -135,44 +147,29 @@ class Finalizer:
                 # Vectors do not compress and have no repeated values; trying costs more time than writing them.
                 compression={name: "zstd" if name in text_columns else "none" for name in _leaves(schema)},
                 use_dictionary=False,
+                write_page_checksum=True,  # what a disk or a copy has damaged is noticed when it is read
             ) as writer,
         ):
             for start in range(0, len(rows), ROWS_PER_GROUP):
                 some = rows[start : start + ROWS_PER_GROUP]
                 entries = self.entries[some]
+                vectors = pa.array(self.journal.vectors(self.first[some]).reshape(-1))
                 columns = {
                     ID: entries.column(ID).cast(schema.field(ID).type),
                     TEXT: entries.column(TEXT),
-                    VECTOR: vectors.take(self.first[some]),
+                    VECTOR: pa.FixedSizeListArray.from_arrays(vectors, self.journal.dimension),
                     NUM_TOKENS: pa.array(self.lengths[some]),
                 }
                 writer.write_table(pa.table({name: columns[name] for name in schema.names}, schema=schema))
 
 
-class _Vectors:
-    """Random access to the vectors in the journal's mapped files."""
-
-    def __init__(self, journal: JournalIndex) -> None:
-        self.journal = journal
-        self._windows: dict[int, NDArray[np.float32]] = {}
-
-    def take(self, rows: NDArray[np.int64]) -> pa.FixedSizeListArray:
-        """Returns the vectors of `rows`, `[B, D]` as a list array."""
-        dimension = self.journal.dimension
-        values = np.empty((len(rows), dimension), dtype=np.float32)
-        files, starts = self.journal.file[rows], self.journal.start[rows]
-        for file in np.unique(files).tolist():
-            here = files == file
-            values[here] = self._window(file)[starts[here]]
-        return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), dimension)
-
-    def _window(self, file: int) -> NDArray[np.float32]:
-        """Views a file as the vectors that start at each of its numbers, `[positions, D]`, without copying."""
-        if file not in self._windows:
-            path = self.journal.files[file]
-            flat = np.memmap(path, dtype=np.float32, mode="r", shape=(path.stat().st_size // 4,))
-            self._windows[file] = np.lib.stride_tricks.sliding_window_view(flat, self.journal.dimension)
-        return self._windows[file]
+def _held_rows(path: Path) -> str | None:
+    """Returns what a part says of the rows it holds, or None where it is not there or not whole."""
+    try:
+        held: bytes = (pq.read_schema(path).metadata or {}).get(ROWS_KEY, b"")
+    except (OSError, pa.ArrowException):
+        return None
+    return held.decode("ascii", errors="replace")
 
 
 def _leaves(schema: pa.Schema) -> list[str]:

@@ -1,12 +1,10 @@
-"""The prediction writers: take what is predicted off the device and into the journal, beside the computation.
+"""The prediction writers: Lightning callbacks that take what is predicted off the device and into the journal.
 
 In: after each batch, its predictions on the device and its row numbers. Out: a journal frame every `flush_every`
 entries.
 
-How: the predictions are copied to the host without waiting, and a bounded queue hands them to a thread that waits for
-the copy, makes them rows of the journal, gathers `flush_every` of them and appends the frame. A full queue holds the
-computation up, so nothing grows; an error in the thread is raised in the predicting thread at the next batch, so it is
-never silent. The rows come from the batch itself: Lightning's own batch indices are not relied upon.
+How: on a background thread (`memvec.writer.thread`). The rows come from the batch itself: Lightning's own batch indices
+are not relied upon.
 
 What the rows of the journal are is a writer's own affair: `VectorWriter` here, `memvec.generation.writer` for texts. A
 vector that holds NaN or infinity never reaches the journal: its row waits until all batches are done.
@@ -17,11 +15,8 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import multiprocessing.util
-import queue
-import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
 import numpy as np
@@ -32,24 +27,19 @@ from numpy.typing import NDArray
 
 from memvec.config.values import at_least, one_of
 from memvec.data.collator import Batch
-from memvec.errors import WriterError, one_line
-from memvec.model import lockstep
+from memvec.data.datamodule import plan_of
+from memvec.data.prepared import read_signature
+from memvec.errors import WriterError
+from memvec.layout import RunLayout
+from memvec.model.engine import computing_module
 from memvec.model.module import HiddenStateModule
 from memvec.writer.journal import JournalWriter, vector_rows
+from memvec.writer.thread import FlushThread, copy_to_host
 
-QUEUED_BATCHES = 8
 # A run whose first vectors are all bad has a broken model, not bad rows.
 BAD_ROWS_TO_STOP = 100
 
 log = logging.getLogger(__name__)
-
-
-class _Copied(NamedTuple):
-    """Row numbers and predictions on their way from the device: there once `done`, where there is one, has happened."""
-
-    rows: torch.Tensor
-    predictions: torch.Tensor
-    done: torch.cuda.Event | None
 
 
 class JournalCallback(BasePredictionWriter):
@@ -66,7 +56,7 @@ class JournalCallback(BasePredictionWriter):
         self.journal = journal
         self.flush_every = at_least("writer.flush_every", flush_every, 1)
         self.fsync: Literal["flush", "close"] = one_of("writer.fsync", fsync, ("flush", "close"))
-        self._thread: _FlushThread | None = None
+        self._thread: FlushThread | None = None
 
     def to_rows(self, index: NDArray[np.int64], predictions: NDArray[Any]) -> pa.RecordBatch:
         """Returns a batch's rows of the journal; called in the writer's thread.
@@ -81,10 +71,14 @@ class JournalCallback(BasePredictionWriter):
         """Returns what this writer has counted since predicting started, for the metrics."""
         return {}
 
+    def fingerprint(self) -> dict[str, Any]:
+        """Returns what decides what is written, for the run's fingerprint."""
+        return {}
+
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Opens this process's journal file."""
         journal = self._open_journal(trainer.global_rank)
-        self._thread = _FlushThread(journal, flush_every=self.flush_every, to_rows=self.to_rows)
+        self._thread = FlushThread(journal, flush_every=self.flush_every, to_rows=self.to_rows)
         if multiprocessing.parent_process() is not None:
             # In a process that it spawned, Lightning calls no `on_exception`; this is called when the process ends.
             multiprocessing.util.Finalize(None, self._thread.salvage, exitpriority=0)
@@ -100,8 +94,10 @@ class JournalCallback(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Hands a batch's predictions `[B, …]` over, and raises what went wrong with earlier ones."""
-        if lockstep.is_to_be_written(trainer, batch_idx):
-            self._running().put(_copy_to_host(batch["index"], prediction))
+        # Not a dummy batch; and of a tensor-parallel group, whose ranks compute the same batch, only the first writes.
+        is_first = computing_module(pl_module).group.is_first_with_its_batches
+        if is_first and not plan_of(trainer).sampler.is_dummy(batch_idx):
+            self._running().put(copy_to_host(batch["index"], prediction))
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes what is left and closes the file."""
@@ -113,12 +109,10 @@ class JournalCallback(BasePredictionWriter):
             self._thread.salvage()
 
     def _open_journal(self, rank: int) -> JournalWriter:
-        try:
-            return JournalWriter(self.journal, rank=rank, fsync=self.fsync)
-        except OSError as error:
-            raise WriterError(f"{self.journal}: cannot be written: {one_line(error)}") from error
+        signature = read_signature(RunLayout(self.journal.parent))
+        return JournalWriter(self.journal, rank=rank, signature=signature, fsync=self.fsync)
 
-    def _running(self) -> _FlushThread:
+    def _running(self) -> FlushThread:
         if self._thread is None:
             raise RuntimeError("predicting has not started")
         return self._thread
@@ -147,6 +141,10 @@ class VectorWriter(JournalCallback):
         self._not_finite: list[int] = []
         self._seen = 0
 
+    def fingerprint(self) -> dict[str, Any]:
+        """Returns what decides what is written, for the run's fingerprint."""
+        return {"keep_text": self.keep_text}
+
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Opens this process's journal file."""
         self._not_finite, self._seen = [], 0
@@ -167,13 +165,13 @@ class VectorWriter(JournalCallback):
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes what is left, tries rows without a finite vector again alone in float32, and closes the file."""
         super().on_predict_end(trainer, pl_module)
-        module = cast(HiddenStateModule, pl_module)
+        extractor = cast(HiddenStateModule, pl_module).engine
         with self._open_journal(trainer.global_rank) as journal:
-            for row in lockstep.agreed_rows(trainer, self._not_finite):
-                reason = module.rejections.get(row)
+            for row in extractor.group.union(self._not_finite):
+                reason = extractor.rejections.get(row)
                 if reason is None:
-                    input_ids = cast(Any, trainer).datamodule.batches.input_ids(row)
-                    vector = module.recompute(input_ids)
+                    input_ids = plan_of(trainer).batches.input_ids(row)
+                    vector = extractor.recompute(input_ids)
                     if row not in self._not_finite:  # another process's, which this one helped to compute
                         continue
                     if vector.isfinite().all():
@@ -182,92 +180,4 @@ class VectorWriter(JournalCallback):
                     dtype = str(vector.dtype).removeprefix("torch.")
                     reason = f"the vector of its {len(input_ids)} tokens holds NaN or infinity, in {dtype} too"
                 log.warning("row %d is rejected: %s", row, reason)
-                journal.reject(row, reason, dimension=module.dimension)
-
-
-def _copy_to_host(index: torch.Tensor, predictions: torch.Tensor) -> _Copied:
-    """Starts the copy to the host; on a GPU through pinned memory, so that the device does not wait for it."""
-    if predictions.device.type != "cuda":
-        return _Copied(index.cpu(), predictions.cpu(), None)
-    host = torch.empty(predictions.shape, dtype=predictions.dtype, pin_memory=True)
-    host.copy_(predictions, non_blocking=True)
-    host_index = torch.empty(index.shape, dtype=index.dtype, pin_memory=True).copy_(index, non_blocking=True)
-    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    done.record()
-    return _Copied(host_index, host, done)
-
-
-class _FlushThread:
-    """A thread that turns batches into frames, and the queue before it.
-
-    Args:
-        journal: Where the frames go; closed when the thread ends.
-        flush_every: Entries in a frame.
-        to_rows: Makes row numbers and predictions the journal's rows.
-    """
-
-    def __init__(
-        self,
-        journal: JournalWriter,
-        *,
-        flush_every: int,
-        to_rows: Callable[[NDArray[np.int64], NDArray[Any]], pa.RecordBatch],
-    ) -> None:
-        self.journal = journal
-        self.flush_every = flush_every
-        self.to_rows = to_rows
-        self._error: BaseException | None = None
-        self._queue: queue.Queue[_Copied | None] = queue.Queue(maxsize=QUEUED_BATCHES)
-        self._waiting: pa.RecordBatch | None = None
-        self._thread = threading.Thread(target=self._run, name="memvec-writer", daemon=True)
-        self._thread.start()
-
-    def put(self, batch: _Copied) -> None:
-        """Hands a batch over; waits while the queue is full."""
-        self._raise_error()
-        self._queue.put(batch)
-
-    def finish(self) -> None:
-        """Writes all that was handed over, closes the journal and raises what went wrong."""
-        self.salvage()
-        self._raise_error()
-
-    def salvage(self) -> None:
-        """Writes all that was handed over and closes the journal; does nothing the second time."""
-        if self._thread.is_alive():
-            self._queue.put(None)
-            self._thread.join()
-
-    def _raise_error(self) -> None:
-        if isinstance(self._error, WriterError):
-            raise self._error
-        if self._error is not None:
-            raise WriterError(f"{self.journal.path}: cannot be written: {one_line(self._error)}") from self._error
-
-    def _run(self) -> None:
-        while (batch := self._queue.get()) is not None:
-            if self._error is None:
-                self._guard(lambda batch=batch: self._take(batch))  # type: ignore[misc]
-        if self._error is None:
-            self._guard(lambda: self._flush(1))
-        self._guard(self.journal.close)
-
-    def _guard(self, step: Callable[[], None]) -> None:
-        """Keeps the first error for the predicting thread; the queue is emptied on, so that nobody waits for ever."""
-        try:
-            step()
-        except BaseException as error:  # whatever it is, it ends the run
-            self._error = self._error or error
-
-    def _take(self, batch: _Copied) -> None:
-        if batch.done is not None:
-            batch.done.synchronize()
-        rows = self.to_rows(batch.rows.numpy(), batch.predictions.numpy())
-        self._waiting = rows if self._waiting is None else pa.concat_batches([self._waiting, rows])
-        self._flush(self.flush_every)
-
-    def _flush(self, smallest: int) -> None:
-        """Appends frames of `flush_every` rows, as long as at least `smallest` rows wait."""
-        while self._waiting is not None and self._waiting.num_rows >= smallest:
-            self.journal.append_rows(self._waiting.slice(0, self.flush_every))
-            self._waiting = self._waiting.slice(self.flush_every)
+                journal.reject(row, reason, dimension=extractor.dimension)

@@ -28,7 +28,7 @@ from memvec.config.compose import sample_path
 from memvec.model.checkpoint import locate_model
 from memvec.model.gguf import is_gguf
 from tests.benchmarks import limit, report
-from tests.benchmarks.contestants import CONTESTANTS, compete, truth
+from tests.benchmarks.contestants import ALL, CONTESTANTS, WITHOUT, compete, truth
 from tests.benchmarks.shapes import SHAPES, save_shape
 from tests.benchmarks.task import DTYPES, Task, evenly_spaced, measure_work, texts_that_fit
 from tests.benchmarks.turn import Turn
@@ -44,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ["HF_HUB_OFFLINE"] = "1"  # some libraries ask it about a folder too, and wait for a network
     with tempfile.TemporaryDirectory(prefix="memvec-benchmark-") as scratch:
         task = _task(options, Path(scratch))
-        names, skipped = available(options.contestants, task.device)
+        chosen = ["memvec", "memvec-compiled", *WITHOUT] if options.ablate else options.contestants
+        names, skipped = available(chosen, task.device)
         results = _compare(task, names, skipped, repeats=options.repeats)
     written = report.write(results, options.output)
     sys.stdout.write(f"{report.table(results)}\n\n{' '.join(map(str, written))}\n")
@@ -108,10 +109,11 @@ def available(names: Sequence[str], device: str) -> tuple[list[str], dict[str, s
     """Returns the contestants that can run here, and why the others cannot."""
     skipped = {}
     for name in names:
-        missing = [package for package in CONTESTANTS[name].packages if find_spec(package) is None]
+        contestant = ALL[name]
+        missing = [package for package in contestant.packages if find_spec(package) is None]
         if missing:
             skipped[name] = f"the package {missing[0]} is not installed (pip install 'memvec[benchmark]')"
-        elif device not in CONTESTANTS[name].devices:
+        elif device not in contestant.devices:
             skipped[name] = f"it does not run on {device}"
     for name, reason in skipped.items():
         _say(f"{name}: skipped, {reason}")
@@ -139,6 +141,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="how many texts the slow ones compute and vectors are compared on (default: %(default)s)",
     )  # fmt: skip
     add("--output", type=Path, default=Path("outputs/benchmark"), metavar="DIR", help="(default: %(default)s)")
+    add("--ablate", action="store_true", help="memvec with each of its choices switched off, in place of --contestants")
     add("--override", action="append", default=[], metavar="KEY=VALUE", help="of memvec's configuration; repeatable")
     return parser.parse_args(arguments)
 

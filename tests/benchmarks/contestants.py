@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, BatchEncoding, PreTrainedModel
 
 from memvec.model.pooling import last_token
 from memvec.trainer.metrics import peak_memory_bytes
+from tests.benchmarks.ablation import ABLATIONS
 from tests.benchmarks.openvino import openvino
 from tests.benchmarks.task import Task, quiet_libraries
 from tests.benchmarks.turn import Run, Turn, fastest, padding_share, timed
@@ -56,7 +57,7 @@ def compete(name: str, task: Task) -> Callable[[Sequence[int]], Turn]:
     """
     quiet_libraries()
     torch.set_num_threads(task.threads)
-    run = CONTESTANTS[name].build(task)
+    run = ALL[name].build(task)
     subset = set(task.subset)
 
     def turn(rows: Sequence[int]) -> Turn:
@@ -146,9 +147,8 @@ def sentence_transformers(task: Task, *, chat_template: bool) -> Run:
 
 
 def memvec(task: Task, *, name: str = "memvec", overrides: Sequence[str] = ()) -> Run:
-    """`memvec.predict` as a user runs it; the seconds are those of its predict stage, from its own metrics.json."""
-    from memvec import compose, predict
-    from memvec.encoding import read_vectors
+    """`memvec.predict` as a user runs it; the seconds are those of warm-up and predict stage, as its metrics say."""
+    from memvec import compose, load, predict
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # as conf/predict.yaml does for the command line
     folder, data = task.scratch / name, task.scratch / f"{name}.jsonl"
@@ -172,11 +172,19 @@ def memvec(task: Task, *, name: str = "memvec", overrides: Sequence[str] = ()) -
         gc.collect()  # the model of the run before, which the others load once for all runs
         summary = predict(compose(overrides))
         metrics, compile_seconds = summary.metrics, summary.manifest["notes"]["compile_seconds"]
-        vectors = read_vectors(folder).numpy()
+        vectors = load(folder)["vector"][:].numpy()
         details = {"metrics": metrics, "compile_seconds": compile_seconds, "overrides": list(task.overrides)}
-        return Turn(vectors, metrics["predict_seconds"], metrics["padding_share"], details)
+        seconds = metrics["warm_up_seconds"] + metrics["predict_seconds"]
+        return Turn(vectors, seconds, metrics["padding_share"], details)
 
     return run
+
+
+def without(task: Task, *, choice: str) -> Run:
+    """memvec with one choice switched off."""
+    ablation = ABLATIONS[choice]
+    ablation.replace()
+    return memvec(task, name=f"without-{choice.replace(' ', '-')}", overrides=ablation.overrides)
 
 
 CONTESTANTS = {
@@ -199,6 +207,11 @@ CONTESTANTS = {
     ),
     "memvec": Contestant("memvec", memvec),
 }
+WITHOUT = {
+    f"without {choice}": Contestant(f"memvec without {ablation.label}", partial(without, choice=choice))
+    for choice, ablation in ABLATIONS.items()
+}
+ALL = CONTESTANTS | WITHOUT
 
 
 def _full_model(task: Task, dtype: torch.dtype) -> PreTrainedModel:

@@ -1,22 +1,27 @@
-"""Generation in memvec against one conversation at a time.
+"""Generation in memvec against transformers' own `generate`, one conversation at a time and in batches, and a server.
 
     python -m tests.benchmarks.generation --data conversations.jsonl --limit 10 --repeats 3
+    transformers serve MODEL --port 8000 &
+    python -m tests.benchmarks.generation --base-url http://127.0.0.1:8000/v1 --served-model MODEL …
 
-In: conversations and a model. Out: a table of both, in seconds of generating alone, and whether the texts are the same.
+In: conversations and a model. Out: a table of tokens written a second, as a ratio to memvec's, and of the share of
+outputs that could be understood.
 
-How: both read the same windows with the same prompt, greedily and in float32, with the same penalty and the same rules
-of when to stop. The loop calls the library's `generate` on one prompt after the other, as the code does that memvec
-replaces; memvec runs as a user runs it, without the second attempt, and its predict stage counts, choosing kernels and
-probing included. The two take turns, so that a busy moment of the machine hits both.
+How: all read the same windows with the same prompt, greedily and in float32, with the same penalty; all but the server
+have the same rules of when to stop too. transformers' `generate` is called on batches of windows sorted by length,
+padded on the left; with one window a batch it is the loop that memvec replaces. memvec runs as a user runs it, without
+the second attempt, and its predict stage counts, choosing kernels and probing included. All take turns, so that a busy
+moment of the machine hits each of them.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,101 +33,179 @@ from transformers import GenerationConfig, StoppingCriteriaList
 
 import memvec
 from memvec.files import read_json
+from memvec.generation.build import build_conversations, build_generator
 from memvec.generation.decoding import CirclesStop, turn_end_ids
 from memvec.generation.module import GenerationModule
-from memvec.run.build import build_conversations, build_generator, run_folder
+from memvec.generation.parser import Outcome, parse
+from memvec.generation.rows import prompt_content
+from memvec.run.build import run_folder
+from tests.helpers.conversations import read_lines
 
 
-def configure(options: argparse.Namespace, output_dir: Path) -> DictConfig:
+@dataclass(frozen=True)
+class Written:
+    """What one turn of a contestant came to."""
+
+    texts: list[str]
+    tokens: int
+    seconds: float
+    understood: float
+
+
+def configure(options: argparse.Namespace, output_dir: Path, *overrides: str) -> DictConfig:
     """Returns the configuration of a run; `output_dir` is its folder."""
-    overrides = [f"data.path={options.data}", f"data.limit={options.limit}", f"output_dir={output_dir}"]
+    given = [f"data.path={options.data}", f"data.limit={options.limit}", f"output_dir={output_dir}"]
     quiet = ["trainer.enable_progress_bar=false", "trainer.accelerator=cpu", "trainer.devices=1"]
-    return memvec.compose([*overrides, *quiet, "generation.attempts=1", *options.overrides], config_name="generate")
+    return memvec.compose([*given, *quiet, "generation.attempts=1", *overrides], config_name="generate")
 
 
-class Loop:
-    """One conversation at a time.
+class Batches:
+    """transformers' `generate` on batches of windows sorted by length.
 
     Args:
         module: Says which model and how.
-        texts: Of the windows.
+        windows: What is written about.
+        model: The loaded model.
+        rows: Windows in a batch.
     """
 
-    def __init__(self, module: GenerationModule, texts: list[str]) -> None:
+    def __init__(self, module: GenerationModule, windows: list[dict[str, Any]], model: Any, *, rows: int) -> None:
         self.module = module
+        self.windows = windows
+        self.model = model
+        self.rows = rows
         self.tokenizer = module.checkpoint.load_tokenizer()
-        self.model: Any = module.checkpoint.load_language_model(torch.float32)
-        self.template = module.prompt.to_prompt().render(self.tokenizer)
-        self.texts = texts
-        self.tokens = 0
+        self.ends = sorted(turn_end_ids(self.tokenizer))
+        template = module.prompt.to_prompt().render(self.tokenizer)
+        prompts = [template.replace("{text}", window["text"]) for window in windows]
+        self.prompts: list[list[int]] = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
 
     @torch.inference_mode()
-    def run(self) -> tuple[list[str], float]:
-        """Returns what is written about each window, and the seconds it took."""
+    def run(self) -> Written:
+        """Writes about every window."""
         start = time.perf_counter()
-        self.tokens = 0
-        return [self._write(text) for text in self.texts], time.perf_counter() - start
+        answers: dict[int, list[int]] = {}
+        order = sorted(range(len(self.prompts)), key=lambda row: -len(self.prompts[row]))
+        for first in range(0, len(order), self.rows):
+            rows = order[first : first + self.rows]
+            answers |= dict(zip(rows, self._write(rows), strict=True))
+        seconds = time.perf_counter() - start
+        texts = [str(self.tokenizer.decode(answers[row], skip_special_tokens=True)) for row in range(len(answers))]
+        outcomes = [
+            parse(
+                text,
+                is_cut=answers[row][-1] not in self.ends,
+                prompt=prompt_content(self.windows[row], self.module.prompt.instructions),
+            ).outcome
+            for row, text in enumerate(texts)
+        ]
+        understood = sum(outcome is not Outcome.UNPARSEABLE for outcome in outcomes) / len(outcomes)
+        return Written(texts, sum(map(len, answers.values())), seconds, understood)
 
-    def _write(self, text: str) -> str:
-        prompt = self.tokenizer(self.template.replace("{text}", text), add_special_tokens=False, return_tensors="pt")
-        ends = sorted(turn_end_ids(self.tokenizer))
-        width = prompt["input_ids"].shape[1]
+    def _write(self, rows: list[int]) -> list[list[int]]:
+        width = max(len(self.prompts[row]) for row in rows)
+        input_ids = torch.full((len(rows), width), self.ends[0])
+        mask = torch.zeros_like(input_ids)
+        for place, row in enumerate(rows):
+            input_ids[place, width - len(self.prompts[row]) :] = torch.tensor(self.prompts[row])
+            mask[place, width - len(self.prompts[row]) :] = 1
+        circles = CirclesStop(width=width, rows=len(rows), device=torch.device("cpu"))
         output = self.model.generate(
-            **prompt,
+            input_ids=input_ids,
+            attention_mask=mask,
             generation_config=GenerationConfig(
-                max_new_tokens=self.module.max_new_tokens, do_sample=False, eos_token_id=ends, pad_token_id=ends[0]
+                max_new_tokens=self.module.max_new_tokens,
+                do_sample=False,
+                eos_token_id=self.ends,
+                pad_token_id=self.ends[0],
             ),
-            logits_processor=self.module.sampling.processors([0], width=width),
-            stopping_criteria=StoppingCriteriaList([CirclesStop(width=width, rows=1, device=torch.device("cpu"))]),
+            logits_processor=self.module.sampling.processors([0] * len(rows), width=width),
+            stopping_criteria=StoppingCriteriaList([circles]),
         )
-        self.tokens += output.shape[1] - width
-        return str(self.tokenizer.decode(output[0, width:], skip_special_tokens=True))
+        return [self._answer(tokens.tolist()) for tokens in output[:, width:]]
+
+    def _answer(self, tokens: list[int]) -> list[int]:
+        """Returns an answer up to its end, which belongs to it."""
+        end = next((place for place, token in enumerate(tokens) if token in self.ends), len(tokens))
+        return tokens[: end + 1]
 
 
-def windows(options: argparse.Namespace, folder: Path) -> tuple[GenerationModule, list[str]]:
-    """Returns the module, and the texts of the windows as memvec cuts them."""
-    cfg = configure(options, folder)
+def read_windows(options: argparse.Namespace, folder: Path) -> tuple[GenerationModule, list[dict[str, Any]]]:
+    """Returns the module, and the windows as memvec cuts them."""
+    cfg = configure(options, folder, *options.overrides)
     module = build_generator(cfg)
+    if not isinstance(module, GenerationModule):
+        raise SystemExit("a model of this machine is measured; name the server with --base-url")
     datamodule = build_conversations(cfg, module, run_folder(cfg))
-    datamodule.folder.journal.mkdir(parents=True)
+    datamodule.prepared.folder.journal.mkdir(parents=True)
     datamodule.prepare_data()
-    return module, list(Dataset.from_file(str(datamodule.folder.entries))["text"])
+    return module, list(Dataset.from_file(str(datamodule.prepared.folder.entries)))
 
 
-def run_memvec(options: argparse.Namespace, folder: Path) -> tuple[list[str], float]:
-    """Returns what memvec writes about each window, and the seconds of its predict stage."""
-    cfg = configure(options, folder)
-    memvec.generate(cfg)
-    raw = (folder / "raw.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)["text"] for line in raw], read_json(folder / "metrics.json")["predict_seconds"]
+def run_memvec(cfg: DictConfig) -> Written:
+    """Runs memvec as a user does, on a model here or a server."""
+    summary = memvec.generate(cfg)
+    folder = Path(cfg.output_dir)
+    raw = read_lines(folder / "raw.jsonl")
+    counts, metrics = summary.generation, read_json(folder / "metrics.json")
+    texts = [line["text"] for line in raw]
+    return Written(texts, metrics["output_tokens"], metrics["predict_seconds"], 1 - counts.failed / counts.windows)
+
+
+def asked(options: argparse.Namespace, folder: Path) -> DictConfig:
+    """Returns the configuration of a run that asks a server what the model is asked here."""
+    here = configure(options, folder, *options.overrides).generation
+    server = [
+        "generation=server",
+        f"generation.base_url={options.base_url}",
+        f"generation.model={options.served_model}",
+    ]
+    penalty = (
+        f"generation.extra_body={{frequency_penalty: {here.repetition_penalty - 1}}}"  # as `transformers serve` has it
+    )
+    same = [f"generation.max_new_tokens={here.max_new_tokens}", f"generation.tokenizer={here.name_or_path}", penalty]
+    cfg = configure(options, folder, *server, *same)
+    cfg.generation.prompt = here.prompt
+    return cfg
 
 
 def main() -> None:
-    """Runs both in turn and prints the table."""
+    """Runs all in turn and prints the table."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.generation", description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, default=Path(memvec.compose(config_name="generate").data.path))
     parser.add_argument("--limit", type=int, default=10, help="conversations")
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16], help="of transformers' generate")
+    parser.add_argument("--base-url", help="of a server that serves the same model")
+    parser.add_argument("--served-model", help="the name under which it does")
     parser.add_argument("overrides", nargs="*", help="of conf/generate.yaml, such as model=hub model.name_or_path=…")
-    options = parser.parse_args()
-    seconds: dict[str, list[float]] = {"one at a time": [], "memvec": []}
+    options = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory(prefix="memvec-") as scratch:
-        module, texts = windows(options, Path(scratch) / "windows")
-        loop = Loop(module, texts)
+        folders = (Path(scratch) / f"run-{number}" for number in range(10**6))
+        module, windows = read_windows(options, next(folders))
+        model = module.checkpoint.load_language_model(torch.float32)
+        contestants: dict[str, Callable[[], Written]] = {
+            "memvec": lambda: run_memvec(configure(options, next(folders), *options.overrides)),
+            **{
+                f"transformers, {rows} a batch": Batches(module, windows, model, rows=rows).run
+                for rows in options.batch_sizes
+            },
+        }
+        if options.base_url:
+            contestants["server"] = lambda: run_memvec(asked(options, next(folders)))
+        turns: dict[str, list[Written]] = {name: [] for name in contestants}
         for repeat in range(options.repeats):
-            expected, taken = loop.run()
-            seconds["one at a time"].append(taken)
-            found, taken = run_memvec(options, Path(scratch) / f"run-{repeat}")
-            seconds["memvec"].append(taken)
-            same = sum(a == b for a, b in zip(expected, found, strict=True))
-            sys.stdout.write(f"{repeat + 1}: {taken:.1f} s against {seconds['one at a time'][-1]:.1f} s, ")
-            sys.stdout.write(f"{same} of {len(texts)} texts are the same\n")
-    for name, times in seconds.items():
-        rate = loop.tokens / median(times)
-        sys.stdout.write(f"{name:<14} {median(times):8.1f} s {rate:8.1f} tokens/s written\n")
-    ratios = [one / other for one, other in zip(*seconds.values(), strict=True)]
-    threads = torch.get_num_threads()
-    sys.stdout.write(f"memvec is {median(ratios):.2f} x as fast ({loop.tokens} tokens, {threads} threads)\n")
+            for name, run in contestants.items():
+                turns[name].append(written := run())
+                same = sum(a == b for a, b in zip(turns["memvec"][0].texts, written.texts, strict=True))
+                said = f"{repeat + 1}: {name}: {written.tokens} tokens in {written.seconds:.1f} s"
+                sys.stdout.write(f"{said}, {same} texts as memvec's\n")
+                sys.stdout.flush()
+    sys.stdout.write(f"\n{len(windows)} windows, {torch.get_num_threads()} threads; tokens/s as a ratio to memvec's\n")
+    rates = {name: [turn.tokens / turn.seconds for turn in found] for name, found in turns.items()}
+    for name, found in turns.items():
+        ratio = median(rate / own for rate, own in zip(rates[name], rates["memvec"], strict=True))
+        sys.stdout.write(f"{name:<28}{ratio:8.2f}{found[0].understood:12.0%} understood\n")
 
 
 if __name__ == "__main__":

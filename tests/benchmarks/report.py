@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memvec.files import write_json
-from tests.benchmarks.contestants import CONTESTANTS
+from tests.benchmarks.contestants import ALL
 from tests.benchmarks.task import Task, Work
 from tests.benchmarks.turn import Turn
 
@@ -82,7 +82,7 @@ def _measured(
     vectors = turns[-1].vectors
     lengths = np.linalg.norm(vectors, axis=1), np.linalg.norm(truth, axis=1)
     return {
-        "title": CONTESTANTS[name].title,
+        "title": ALL[name].title,
         "entries": len(rows),
         "seconds": [turn.seconds for turn in turns],
         "entries_per_second": entries_per_second,
@@ -99,7 +99,7 @@ def _measured(
 
 def rows_of(name: str, task: Task) -> Sequence[int]:
     """Returns the rows a contestant computes."""
-    return task.subset if CONTESTANTS[name].on_subset else range(len(task.texts))
+    return task.subset if ALL[name].on_subset else range(len(task.texts))
 
 
 def table(results: Results) -> str:

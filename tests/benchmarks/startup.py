@@ -20,7 +20,7 @@ from statistics import median
 
 from memvec.config.compose import sample_path
 from memvec.run.folder import RunFolder
-from memvec.writer.journal import SUFFIX
+from memvec.writer.frames import SUFFIX
 
 POLL_SECONDS = 0.005
 

@@ -18,14 +18,14 @@ from transformers import PreTrainedTokenizerFast
 import memvec
 from memvec.config.compose import compose, conf_folder, count_processes, sample_path, to_container
 from memvec.config.values import at_least, at_least_or_none, one_of
-from memvec.data.datamodule import MemoryDataModule
+from memvec.data.memories import MemoryTexts
 from memvec.errors import ConfigError
-from memvec.generation.datamodule import ConversationDataModule
+from memvec.generation.build import build_generator, build_output_writer
+from memvec.generation.conversations import Conversations
 from memvec.generation.module import GenerationModule
 from memvec.generation.writer import OutputWriter
 from memvec.model.module import HiddenStateModule
 from memvec.prompt.template import Prompt
-from memvec.run.build import build_generator, build_output_writer
 from memvec.run.folder import RunFolder
 from memvec.writer.prediction_writer import VectorWriter
 
@@ -34,7 +34,7 @@ FILES = sorted(CONF.rglob("*.yaml"))
 TOP_LEVEL = [path.stem for path in FILES if path.parent == CONF]
 GROUP_FILES = [path for path in FILES if path.parent != CONF]
 BUILT: dict[str, type] = {
-    "data": MemoryDataModule,
+    "data": MemoryTexts,
     "prompt": Prompt,
     "model": HiddenStateModule,
     "trainer": pl.Trainer,
@@ -111,7 +111,7 @@ def test_every_group_file_builds_what_it_names(
     group = path.parent.name
     folder = RunFolder(tmp_path)
     known: dict[str, dict[str, Any]] = {
-        "data": {"prompt": Prompt("{text}"), "tokenizer": tokenizer, "model_limit": 256, "folder": folder},
+        "data": {"prompt": Prompt("{text}"), "tokenizer": tokenizer, "model_limit": 256},
         "writer": {"journal": folder.journal},
         "trainer": {"accelerator": "cpu", "devices": 1, "num_nodes": 1},
     }
@@ -314,6 +314,6 @@ def test_every_file_of_generation_builds_what_it_names(language: str, llama: Pat
     assert type(module) is GenerationModule
     data = instantiate(cfg.data, _partial_=True, _convert_="all")
     room = {"model_limit": 4096, "output_tokens": 8}  # more than the tiny model has: its tokenizer splits into letters
-    datamodule = data(prompt=module.prompt, tokenizer=module.checkpoint.load_tokenizer(), folder=folder, **room)
-    assert type(datamodule) is ConversationDataModule
+    datamodule = data(prompt=module.prompt, tokenizer=module.checkpoint.load_tokenizer(), **room)
+    assert type(datamodule) is Conversations
     assert type(build_output_writer(cfg, folder)) is OutputWriter

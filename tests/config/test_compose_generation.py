@@ -12,6 +12,7 @@ from memvec.config.compose import compose, conf_folder, sample_conversations_pat
 from memvec.errors import ConfigError
 
 MODEL = ("model=hub", "model.name_or_path=a")
+SERVER = ("generation=server", "generation.base_url=http://a/v1", "generation.model=b")
 TOP = {"output_dir", "resume", "profile"}
 
 
@@ -38,6 +39,8 @@ def test_help_of_generate_names_every_override_there_is_and_no_other() -> None:
     there |= {name for name in leaves(cfg["generation"], "generation") if name.split(".")[1] not in cfg["model"]} - {
         f"generation.prompt.chat_template_kwargs.{name}" for name in cfg["generation"]["prompt"]["chat_template_kwargs"]
     }
+    asked = to_container(compose([*MODEL, *SERVER], config_name="generate"))["generation"]
+    there |= {name for name in leaves(asked, "generation") if not name.startswith("generation.prompt.")}
     assert named_in_help("generate") == there | {"generation.prompt.chat_template_kwargs"}
 
 

@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from memvec.data.collator import PaddingCollator, PromptRows, Rows
+from memvec.data.collator import PaddingCollator, PromptArrays, PromptRows
 from memvec.data.sampler import LengthGroupedBatchSampler
 from memvec.schema import INPUT_IDS, LENGTH
 
-PAD = 7
+PAD = 0
 
 
 def tokenised(rows: list[list[int]]) -> Dataset:
@@ -41,7 +41,7 @@ def mapped(rows: list[list[int]], tmp_path_factory: pytest.TempPathFactory) -> D
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(indices=st.lists(st.integers(0, 59), min_size=1, max_size=30))
 def test_a_batch_equals_rows_padded_one_by_one(rows: list[list[int]], mapped: Dataset, indices: list[int]) -> None:
-    found = PaddingCollator(pad_token_id=PAD)(PromptRows(mapped).__getitems__(np.array(indices)))
+    found = PaddingCollator()(PromptRows(mapped).__getitems__(np.array(indices)))
     width = max(len(rows[index]) for index in indices)
     assert found["input_ids"].tolist() == [rows[index] + [PAD] * (width - len(rows[index])) for index in indices]
     assert found["length"].tolist() == [len(rows[index]) for index in indices]
@@ -54,7 +54,7 @@ def test_a_batch_equals_rows_padded_one_by_one(rows: list[list[int]], mapped: Da
 @given(indices=st.lists(st.integers(0, 59), min_size=1, max_size=10))
 def test_a_batch_has_the_prefix_only_where_all_its_rows_have_it(mapped: Dataset, indices: list[int]) -> None:
     shares = np.arange(60) % 3 > 0
-    collator = PaddingCollator(pad_token_id=PAD, prefix_rows=shares, prefix_length=5)
+    collator = PaddingCollator(prefix_rows=shares, prefix_length=5)
     found = collator(PromptRows(mapped).__getitems__(np.array(indices)))
     assert found["prefix_length"] == (5 if all(index % 3 for index in indices) else 0)
 
@@ -65,7 +65,7 @@ def test_the_loader_serves_every_batch_of_the_plan(rows: list[list[int]], mapped
     loader = DataLoader(
         PromptRows(mapped),
         batch_sampler=sampler,  # type: ignore[arg-type]
-        collate_fn=PaddingCollator(pad_token_id=PAD),
+        collate_fn=PaddingCollator(),
     )
     batches = list(loader)
     assert [batch["index"].tolist() for batch in batches] == [planned.tolist() for planned in sampler]
@@ -80,7 +80,7 @@ def test_the_loader_works_with_worker_processes(rows: list[list[int]], mapped: D
     loader = DataLoader(
         PromptRows(mapped),
         batch_sampler=sampler,  # type: ignore[arg-type]
-        collate_fn=PaddingCollator(pad_token_id=PAD),
+        collate_fn=PaddingCollator(),
         num_workers=1,
     )
     found: dict[int, list[int]] = {}
@@ -90,17 +90,20 @@ def test_the_loader_works_with_worker_processes(rows: list[list[int]], mapped: D
     assert found == dict(enumerate(rows))
 
 
-def test_a_slice_of_a_table_is_padded_from_its_own_beginning(rows: list[list[int]]) -> None:
-    table = tokenised(rows).with_format("arrow")[:].slice(5, 4)
-    found = PaddingCollator(pad_token_id=PAD)(Rows(np.arange(5, 9), table))
-    width = max(map(len, rows[5:9]))
-    assert found["input_ids"].tolist() == [row + [PAD] * (width - len(row)) for row in rows[5:9]]
+def test_prompts_in_memory_give_the_batches_of_those_on_disk(rows: list[list[int]], mapped: Dataset) -> None:
+    offsets = np.concatenate([[0], np.cumsum(list(map(len, rows)))])
+    in_memory = PromptArrays(np.concatenate([np.asarray(row, dtype=np.int32) for row in rows]), offsets)
+    collate = PaddingCollator()
+    for indices in ([5, 6, 7], [59, 0, 30, 30], [17]):
+        found = collate(in_memory.__getitems__(np.asarray(indices)))
+        expected = collate(PromptRows(mapped).__getitems__(np.asarray(indices)))
+        assert all(torch.equal(found[name], expected[name]) for name in ("index", "input_ids", "length"))  # type: ignore[literal-required]
 
 
 def test_the_batch_does_not_share_memory_with_the_plan(mapped: Dataset) -> None:
     """A view of the sampler's rows would be changed by whoever changes the batch."""
     indices = np.array([3, 1])
-    batch = PaddingCollator(pad_token_id=PAD)(PromptRows(mapped).__getitems__(indices))
+    batch = PaddingCollator()(PromptRows(mapped).__getitems__(indices))
     batch["index"][0] = 99
     assert indices.tolist() == [3, 1]
 
@@ -108,6 +111,6 @@ def test_the_batch_does_not_share_memory_with_the_plan(mapped: Dataset) -> None:
 def test_rows_of_a_dataset_with_more_columns_and_a_selection(tmp_path: Path, rows: list[list[int]]) -> None:
     dataset = tokenised(rows).add_column("extra", list(range(60))).select(range(59, -1, -1))
     assert len(PromptRows(dataset)) == 60
-    found = PaddingCollator(pad_token_id=PAD)(PromptRows(dataset).__getitems__(np.array([0, 59])))
+    found = PaddingCollator()(PromptRows(dataset).__getitems__(np.array([0, 59])))
     assert found["input_ids"][0, : len(rows[59])].tolist() == rows[59]
     assert found["input_ids"][1, : len(rows[0])].tolist() == rows[0]

@@ -13,7 +13,8 @@ from omegaconf import DictConfig
 
 import memvec
 from memvec.data.budget import BUDGETS_ON_CPU
-from memvec.data.sampler import LengthGroupedBatchSampler, best_prefix_length, rows_with_prefix
+from memvec.data.grouping import best_prefix_length, rows_with_prefix
+from memvec.data.sampler import LengthGroupedBatchSampler
 from memvec.errors import ConfigError
 
 

@@ -19,7 +19,7 @@ import memvec.data.dataset as dataset_module
 from memvec.data.dataset import EntriesSummary, write_entries
 from memvec.data.source import Source, find_sources
 from memvec.errors import InputError
-from memvec.schema import ENTRY_FEATURES
+from memvec.features import ENTRY_FEATURES
 
 Entry = tuple[str, str, int, int]
 Write = Callable[..., tuple[EntriesSummary, list[Entry], list[dict[str, Any]]]]

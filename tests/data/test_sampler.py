@@ -16,15 +16,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch.utils.data import BatchSampler
 
-from memvec.data.sampler import (
-    LengthGroupedBatchSampler,
-    RankPlan,
-    _deal,
-    balance,
-    cut_batches,
-    plan_ranks,
-    rank_rows,
-)
+from memvec.data.cutting import cut_batches
+from memvec.data.grouping import group_rows, rows_with_prefix
+from memvec.data.ranks import RankPlan, _deal, balance, plan_ranks, rank_rows
+from memvec.data.sampler import LengthGroupedBatchSampler
 
 Group = tuple[NDArray[np.int64], NDArray[np.int32]]
 
@@ -243,9 +238,9 @@ def test_ranks_in_step_yield_equally_many_batches_and_nobody_writes_the_added_on
         batches = [batch.tolist() for batch in sampler]
         assert len(sampler) == len(batches) == most
         assert (sampler.rows, sampler.padded_tokens) == (alone.rows, alone.padded_tokens)
-        own = [batch for number, batch in enumerate(batches) if not sampler.is_filler(number)]
+        own = [batch for number, batch in enumerate(batches) if not sampler.is_dummy(number)]
         assert own == [batch.tolist() for batch in alone]
-        assert [batch for number, batch in enumerate(batches) if sampler.is_filler(number)] in ([], [[3]])
+        assert [batch for number, batch in enumerate(batches) if sampler.is_dummy(number)] in ([], [[3]])
 
 
 def test_costs_of_any_integer_type_give_the_same_plan() -> None:
@@ -265,3 +260,41 @@ def test_lightning_leaves_the_sampler_alone() -> None:
 def test_batches_are_views_and_not_lists() -> None:
     sampler = plan([(np.arange(100), np.full(100, 10, dtype=np.int32))], batch_size=10)
     assert all(batch.base is not None and batch.dtype == np.int64 for batch in sampler)
+
+
+# --- groups
+
+
+lengths_of_rows = st.lists(st.tuples(st.integers(1, 60), st.integers(0, 12)), min_size=1, max_size=40)
+
+
+@given(
+    lengths_of_rows, st.integers(0, 12), st.lists(st.integers(1, 60), max_size=2, unique=True).map(sorted), st.data()
+)
+def test_rows_beside_a_boundary_share_nothing(
+    both: list[tuple[int, int]], prefix_length: int, boundaries: list[int], data: st.DataObject
+) -> None:
+    lengths = np.array([length for length, _ in both])
+    shared = np.array([min(count, length - 1) for length, count in both])
+    rows = np.array(sorted(data.draw(st.sets(st.integers(0, len(both) - 1)))), dtype=np.int64)
+    groups = group_rows(rows, lengths, shared, prefix_length=prefix_length, boundaries=boundaries)
+    assert sorted(np.concatenate(groups).tolist()) == rows.tolist()
+
+    def side(length: int) -> int:
+        return sum(length > boundary for boundary in boundaries)
+
+    for group in groups:
+        assert len({side(length) for length in lengths[group].tolist()}) <= 1
+    with_prefix = groups[0]
+    assert (shared[with_prefix] >= prefix_length).all()
+    assert all(side(length) == side(prefix_length) for length in lengths[with_prefix].tolist())
+    of_all = rows_with_prefix(lengths, shared, prefix_length, boundaries=boundaries)
+    assert set(rows[of_all[rows]].tolist()) == set(with_prefix.tolist())
+
+
+def test_a_row_as_long_as_the_boundary_is_before_it() -> None:
+    lengths, shared = np.array([15, 16, 17, 18]), np.full(4, 5)
+    groups = group_rows(np.arange(4), lengths, shared, prefix_length=5, boundaries=(16,))
+    assert [group.tolist() for group in groups] == [[0, 1], [], [2, 3]]
+    groups = group_rows(np.arange(4), lengths, shared, prefix_length=0, boundaries=(16,))
+    assert [group.tolist() for group in groups] == [[], [0, 1], [2, 3]]

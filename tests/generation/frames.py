@@ -11,6 +11,7 @@ import pyarrow as pa
 from memvec.generation.outputs import OUTPUT_SCHEMA
 from memvec.generation.parser import Outcome, parse
 from memvec.writer.journal import JournalWriter
+from tests.helpers.signatures import signature_of
 
 
 def said(index: int, text: str, **other: Any) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def no_output(index: int, reason: str, *, attempt: int = 0) -> dict[str, Any]:
 def write_frames(journal: Path, *frames: Sequence[dict[str, Any]], rank: int = 0) -> Path:
     """Writes a journal file of a frame each, and returns its path."""
     journal.mkdir(parents=True, exist_ok=True)
-    with JournalWriter(journal, rank=rank) as writer:
+    with JournalWriter(journal, rank=rank, signature=signature_of(journal)) as writer:
         for frame in frames:
             writer.append_rows(pa.RecordBatch.from_pylist(list(frame), schema=OUTPUT_SCHEMA))
     return writer.path

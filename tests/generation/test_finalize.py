@@ -15,8 +15,9 @@ from omegaconf import DictConfig
 from memvec.data.reader import read_file
 from memvec.errors import WriterError
 from memvec.generation import finalize
+from memvec.generation.build import build_conversations, build_generator
 from memvec.generation.finalize import GenerationCounts, MemoryFinalizer
-from memvec.run.build import build_conversations, build_generator, run_folder
+from memvec.run.build import run_folder
 from memvec.run.folder import RunFolder
 from tests.generation.frames import no_output, said, write_frames
 from tests.helpers.conversations import read_lines

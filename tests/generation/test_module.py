@@ -14,11 +14,12 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 
 import memvec
 from memvec.errors import ConfigError, ModelError
-from memvec.generation import writer
+from memvec.generation import rows
+from memvec.generation.generator import Generator
 from memvec.generation.module import GenerationModule
 from memvec.generation.transcript import Message
 from memvec.model import memory
-from memvec.model.parity import Path as ComputingPath
+from memvec.model.parity import ExecutionMode
 from tests.helpers.conversations import CHAT
 
 Configure = Callable[..., DictConfig]
@@ -65,17 +66,17 @@ PLAIN = ("generation.attempts=1", "generation.repetition_penalty=1.0", "data.win
 @pytest.mark.parametrize(
     ("architecture", "path"),
     [
-        ("llama", ComputingPath.SHARED_PREFIX),
-        ("gpt2", ComputingPath.SHARED_PREFIX),
-        ("mistral", ComputingPath.BATCHED),  # sliding windows would count the padding behind a shared prefix
-        ("gemma3", ComputingPath.BATCHED),
-        ("lfm2", ComputingPath.BATCHED),  # its convolutions keep a state that is not keys and values
-        ("qwen2_5_vl", ComputingPath.SHARED_PREFIX),
+        ("llama", ExecutionMode.SHARED_PREFIX),
+        ("gpt2", ExecutionMode.SHARED_PREFIX),
+        ("mistral", ExecutionMode.BATCHED),  # sliding windows would count the padding behind a shared prefix
+        ("gemma3", ExecutionMode.BATCHED),
+        ("lfm2", ExecutionMode.BATCHED),  # its convolutions keep a state that is not keys and values
+        ("qwen2_5_vl", ExecutionMode.SHARED_PREFIX),
     ],
 )
 def test_a_run_writes_what_the_library_writes_one_by_one_along_the_fastest_path_that_can_be_trusted(
     architecture: str,
-    path: ComputingPath,
+    path: ExecutionMode,
     model_folders: Callable[[str], Path],
     write_conversations: Write,
     tiny_generation: Configure,
@@ -128,9 +129,9 @@ def test_in_half_precision_the_rotary_frequencies_stay_float32(
     step = GenerationModule.predict_step
 
     def look(self: GenerationModule, batch: Any, batch_idx: int = 0) -> torch.Tensor:
-        assert self.language_model is not None
-        dtypes.append(self.language_model.model.rotary_emb.inv_freq.dtype)
-        dtypes.append(self.language_model.lm_head.weight.dtype)
+        assert self.loaded is not None
+        dtypes.append(self.loaded.model.model.rotary_emb.inv_freq.dtype)
+        dtypes.append(self.loaded.model.lm_head.weight.dtype)
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(GenerationModule, "predict_step", look)
@@ -144,14 +145,14 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved_and_a_window_that_does_
 ) -> None:
     expected = tiny_generation(write_conversations(), *PLAIN, output="expected")
     memvec.generate(expected)
-    write = GenerationModule._write
+    write = Generator._write
 
-    def limited(self: GenerationModule, path: Any, batch: Any, part: slice) -> torch.Tensor:
+    def limited(self: Generator, batch: Any, part: slice, **how: Any) -> torch.Tensor:
         if part.stop - part.start > 1 or 0 in batch["index"][part]:
             raise torch.OutOfMemoryError("no room")
-        return write(self, path, batch, part)
+        return write(self, batch, part, **how)
 
-    monkeypatch.setattr(GenerationModule, "_write", limited)
+    monkeypatch.setattr(Generator, "_write", limited)
     cfg = tiny_generation(write_conversations(), *PLAIN)
     summary = memvec.generate(cfg)
     assert raw_lines(cfg.output_dir) == raw_lines(expected.output_dir)[1:]
@@ -202,16 +203,16 @@ def test_a_model_without_a_chat_template_is_refused_in_one_line(
         memvec.generate(tiny_generation(write_conversations(), model=folder))
 
 
-def test_the_writer_reads_outputs_with_the_prompt_they_answer(
+def test_outputs_are_read_with_the_prompt_that_they_answer(
     write_conversations: Write, tiny_generation: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[str, tuple[str, ...]]] = []
-    parse = writer.parse
+    parse = rows.parse
 
     def look(output: str, **options: Any) -> Any:
         seen.append((options["prompt"].transcript, options["prompt"].speakers))
         return parse(output, **options)
 
-    monkeypatch.setattr(writer, "parse", look)
+    monkeypatch.setattr(rows, "parse", look)
     memvec.generate(tiny_generation(write_conversations(), *PLAIN))
     assert dict(seen) == dict(zip(transcripts(), [("Ann",), ("user", "assistant"), ("小林",)], strict=True))

@@ -10,13 +10,14 @@ import pytest
 from omegaconf import DictConfig
 
 import memvec
+from memvec.data.prepared import read_signature
 from memvec.errors import ConfigError
 from memvec.files import read_json
 from memvec.generation.finalize import MemoryFinalizer
 from memvec.generation.parser import Outcome
 from memvec.generation.writer import OutputWriter
 from memvec.run.folder import RunFolder
-from memvec.writer.journal import journal_files, read_frames
+from memvec.writer.frames import journal_files, read_frames
 from tests.helpers.conversations import generation_overrides, marked, write_lines
 from tests.helpers.scripted import FAILS, NOTHING, UNDECIDED
 
@@ -36,8 +37,9 @@ def journal_of(cfg: DictConfig) -> tuple[RunFolder, list[list[dict[str, Any]]]]:
         with pytest.raises(KeyboardInterrupt):
             memvec.generate(cfg)
     folder = RunFolder(cfg.output_dir)
-    frames = read_frames(journal_files(folder.journal), rows=1000, damaged=[])
-    return folder, [batch.to_pylist() for _, batch, _ in frames]
+    files, signature = journal_files(folder.journal), read_signature(folder)
+    frames = read_frames(files, rows=1000, signature=signature, is_expected=lambda batch: True, damaged=[])
+    return folder, [frame.batch.to_pylist() for frame in frames]
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,9 @@ from typing import Any
 from memvec.cli import main
 from memvec.extract import extract
 from memvec.generate import generate
+from memvec.predict import predict
 
-FLOWS = {"extract": extract, "generate": generate}
+FLOWS = {"extract": extract, "generate": generate, "predict": predict}
 done: list[str] = []
 
 

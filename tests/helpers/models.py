@@ -136,6 +136,15 @@ def save_model(folder: Path, architecture: str = "llama") -> Path:
     return folder
 
 
+def save_bidirectional(folder: Path) -> Path:
+    """Saves a model in which every token sees every other, so that padding and a shared prefix change its vectors."""
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(**DECODER, head_dim=8, use_bidirectional_attention=True)
+    AutoModelForCausalLM.from_config(config).eval().save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    return folder
+
+
 def load_backbone(folder: Path, *, dtype: torch.dtype = torch.float32, layer: int = -1) -> Backbone:
     """Loads the backbone of a saved model, as a run does."""
-    return Backbone(Checkpoint(str(folder)).load_decoder(dtype), layer=layer).eval()
+    return Backbone(Checkpoint(str(folder)).load_decoder(dtype), layers=(layer,)).eval()

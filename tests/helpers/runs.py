@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 import memvec
 from memvec.config.compose import to_container
+from memvec.features import vector_features
 from memvec.files import write_json
 from memvec.run.folder import RunFolder
 from memvec.run.summary import write_summary
-from memvec.schema import ID, NUM_TOKENS, TEXT, VECTOR, vector_features
+from memvec.schema import ID, NUM_TOKENS, TEXT, VECTOR
 from memvec.writer.finalize import Counts
 
 
@@ -56,7 +57,8 @@ def write_run(
             VECTOR: pa.FixedSizeListArray.from_arrays(pa.array(block.reshape(-1)), block.shape[1]),
             NUM_TOKENS: [5 + n % 20 for n in range(len(block))],
         }
-        writer = writer or pq.ParquetWriter(folder.vectors / "part-00000-of-00001.parquet", schema, compression="none")
+        path, options = folder.vectors / "part-00000-of-00001.parquet", {"write_page_checksum": True}
+        writer = writer or pq.ParquetWriter(path, schema, compression="none", **options)
         writer.write_table(pa.table({name: columns[name] for name in schema.names}, schema=schema))
         row += len(block)
         dimension = block.shape[1]
@@ -65,7 +67,7 @@ def write_run(
     folder.rejected.write_text("".join(f"{line}\n" for line in rejected), encoding="utf-8")
     write_json_under(folder.fingerprint, {"model": "0" * 64, "layer": -1, "dtype": "float32"})
     cfg = memvec.compose(overrides)
-    cfg.output_dir = str(folder.root)
+    cfg.output_dir, cfg.writer.keep_text = str(folder.root), keep_text
     metrics = {
         **dict.fromkeys(("entries_per_second", "tokens_per_second", "padding_share"), 0.5),
         **{"computed_entries": row, "seconds": {"build": 1.0}, "peak_memory_bytes": 2**30, "max_tokens": 1024},

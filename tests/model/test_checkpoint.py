@@ -6,17 +6,27 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, MambaConfig, PreTrainedConfig, PreTrainedModel, T5Config, T5Model
+from transformers import (
+    AutoConfig,
+    BertConfig,
+    BertLMHeadModel,
+    MambaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    T5Config,
+    T5Model,
+)
 
 from memvec.errors import ModelError
 from memvec.model.backbone import Backbone
-from memvec.model.checkpoint import Checkpoint, locate_model, prompt_limit
-from tests.helpers.models import ARCHITECTURES, build_model, load_backbone
+from memvec.model.checkpoint import Checkpoint, length_boundaries, locate_model, prompt_limit
+from tests.helpers.models import ARCHITECTURES, MODEL_SIZE, build_model, build_tokenizer, load_backbone
 
 IDS = torch.tensor([[5, 17, 250, 33, 8, 91]])
 
@@ -112,10 +122,10 @@ def test_a_pickled_checkpoint_is_loaded_only_when_asked_for(llama_copy: Path) ->
     weights = load_file(llama_copy / "model.safetensors")
     (llama_copy / "model.safetensors").unlink()
     torch.save(weights, llama_copy / "pytorch_model.bin")
-    with pytest.raises(ModelError, match="the folder cannot be loaded"):
+    with pytest.raises(ModelError, match=r"only pickled weights \(pytorch_model\.bin\).*use_safetensors=false allows"):
         load_backbone(llama_copy)
     backbone = Backbone(Checkpoint(str(llama_copy), use_safetensors=False).load_decoder(torch.float32))
-    torch.testing.assert_close(backbone(IDS), full_states("llama", -1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(backbone(IDS)[0], full_states("llama", -1), rtol=1e-5, atol=1e-5)
 
 
 def test_missing_weights_are_an_error_and_not_random_numbers(llama_copy: Path) -> None:
@@ -126,7 +136,7 @@ def test_missing_weights_are_an_error_and_not_random_numbers(llama_copy: Path) -
 
 def test_a_missing_language_model_head_is_no_error(llama_copy: Path) -> None:
     edit_weights(llama_copy, lambda weights: weights.pop("lm_head.weight"))
-    torch.testing.assert_close(load_backbone(llama_copy)(IDS), full_states("llama", -1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(load_backbone(llama_copy)(IDS)[0], full_states("llama", -1), rtol=1e-5, atol=1e-5)
 
 
 def test_weights_of_another_shape_are_an_error_of_one_line(llama_copy: Path) -> None:
@@ -151,8 +161,168 @@ def save(model: PreTrainedModel, folder: Path) -> str:
 
 def test_an_encoder_decoder_model_is_refused(tmp_path: Path) -> None:
     config = T5Config(vocab_size=400, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4)
-    with pytest.raises(ModelError, match="an encoder-decoder model; memvec needs a causal decoder"):
+    with pytest.raises(ModelError, match=r"an encoder-decoder model \(t5\); memvec needs a causal decoder"):
         Checkpoint(save(T5Model(config), tmp_path)).load_decoder(torch.float32)
+
+
+def edit_config(folder: Path, **fields: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_attention_heads": 0}, "num_attention_heads=0; allowed: an integer of at least 1"),
+        ({"num_key_value_heads": -2}, "num_key_value_heads=-2; allowed: an integer of at least 1"),
+        ({"num_hidden_layers": "x"}, "num_hidden_layers='x'; allowed: an integer of at least 1"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000; allowed: 1 to 10,000"),
+        ({"text_config": {"hidden_size": 0.5}}, "hidden_size=0.5; allowed: an integer of at least 1"),
+        ({"model_type": "lla\nma"}, r"model_type='lla\\nma'; allowed: the name of an architecture"),
+        ({"model_type": ["llama"]}, r"model_type=\['llama'\]; allowed: the name of an architecture"),
+        ({"rms_norm_eps": "small"}, "Field 'rms_norm_eps' expected float, got str"),
+        ({"dtype": "float99"}, "has no attribute 'float99'"),
+    ],
+)
+def test_a_config_that_no_model_can_have_is_named(fields: dict[str, Any], message: str, llama_copy: Path) -> None:
+    """At once: nothing of the weights is read."""
+    edit_config(llama_copy, **fields)
+    (llama_copy / "model.safetensors").write_bytes(b"not read")
+    with pytest.raises(ModelError, match=message) as caught:
+        config_of(llama_copy)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("fields", [{"hidden_act": "nope"}, {"rope_parameters": {"rope_type": "nope"}}])
+def test_what_only_loading_finds_is_an_error_of_one_line(fields: dict[str, Any], llama_copy: Path) -> None:
+    edit_config(llama_copy, **fields)
+    with pytest.raises(ModelError, match="the folder cannot be loaded: KeyError: 'nope'"):
+        load_backbone(llama_copy)
+
+
+@pytest.mark.parametrize("content", ["[1]", "7", "[" * 100_000])
+def test_a_config_that_is_no_object_is_an_error_of_one_line(content: str, llama_copy: Path) -> None:
+    (llama_copy / "config.json").write_text(content)
+    with pytest.raises(ModelError, match=r"model\.name_or_path=") as caught:
+        config_of(llama_copy)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_is_told_from_a_model(tmp_path: Path) -> None:
+    adapter = {"peft_type": "LORA", "base_model_name_or_path": "owner/\x1b[31mbase"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(adapter))
+    save_file({"lora_A": torch.ones(1)}, tmp_path / "adapter_model.safetensors")
+    build_tokenizer().save_pretrained(tmp_path)
+    for use in (lambda it: it.config, lambda it: it.load_tokenizer(), lambda it: it.load_decoder(torch.float32)):
+        with pytest.raises(ModelError, match=r"a LORA adapter of 'owner/\\x1b\[31mbase', without that model's weights"):
+            use(Checkpoint(str(tmp_path)))  # type: ignore[no-untyped-call]
+
+
+def test_a_model_with_an_adapter_beside_its_weights_is_a_model(llama_copy: Path) -> None:
+    (llama_copy / "adapter_config.json").write_text("{}")
+    assert config_of(llama_copy).model_type == "llama"
+
+
+@pytest.mark.parametrize("edit", ["{", "[]", "{}"])
+def test_a_damaged_adapter_is_an_error_of_one_line(edit: str, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(edit)
+    with pytest.raises(ModelError, match="adapter") as caught:
+        config_of(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "modernbert"])
+def test_an_encoder_is_told_from_a_decoder(kind: str, tmp_path: Path) -> None:
+    AutoConfig.for_model(kind).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=rf"an encoder \({kind}\), in which a token sees those behind it"):
+        config_of(tmp_path)
+
+
+def test_a_bert_that_is_a_decoder_is_one(tmp_path: Path) -> None:
+    config = BertConfig(**MODEL_SIZE, num_attention_heads=4, num_hidden_layers=1, is_decoder=True)
+    save(BertLMHeadModel(config), tmp_path)
+    assert config_of(tmp_path).is_decoder
+
+
+def test_a_model_of_images_is_no_language_model(tmp_path: Path) -> None:
+    AutoConfig.for_model("vit").save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"no language model \(vit\)"):
+        config_of(tmp_path)
+
+
+def test_weights_that_are_not_there_are_named_early(llama_copy: Path) -> None:
+    (llama_copy / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"the folder holds no weights; allowed: \*\.safetensors"):
+        config_of(llama_copy)
+
+
+def test_a_part_of_the_weights_that_is_not_there_is_named(llama_copy: Path) -> None:
+    (llama_copy / "model.safetensors").rename(llama_copy / "model-00001-of-00003.safetensors")
+    index = llama_copy / "model.safetensors.index.json"
+    files = {f"weight {n}": f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)}
+    index.write_text(json.dumps({"weight_map": files}))
+    with pytest.raises(ModelError, match=r"2 of 3 files of weights are missing, such as model-00002-of-00003\.safet"):
+        config_of(llama_copy)
+    for content in ("", "[]", '{"weight_map": 7}', '{"weight_map": {"a": 7}}'):
+        index.write_text(content)
+        with pytest.raises(ModelError, match="no index of a model's weights"):
+            config_of(llama_copy)
+
+
+def test_a_folder_without_a_tokenizer_is_named(llama_copy: Path) -> None:
+    """Of some classes transformers makes a tokenizer that knows no word."""
+    for file in llama_copy.glob("tokenizer*"):
+        file.unlink()
+    (llama_copy / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    with pytest.raises(ModelError, match=r"the folder holds no tokenizer; allowed: a tokenizer\.json"):
+        Checkpoint(str(llama_copy)).load_tokenizer()
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", "", '{"model": 1}'])
+def test_a_damaged_tokenizer_is_an_error_of_one_line(content: str, llama_copy: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        folder = Path(shutil.copytree(llama_copy, llama_copy.parent / name))
+        (folder / name).write_text(content)
+        if name == "tokenizer_config.json" and content.startswith("{"):
+            continue  # which leaves much to its defaults
+        with pytest.raises(ModelError) as caught:
+            Checkpoint(str(folder)).load_tokenizer()
+        assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_of_a_larger_model_is_refused(llama_copy: Path) -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.add_tokens(["larger"])
+    tokenizer.save_pretrained(llama_copy)
+    with pytest.raises(ModelError, match="tokens that the model lacks: 'larger' is number 400, the model has 400"):
+        Checkpoint(str(llama_copy)).load_tokenizer()
+
+
+def test_a_padding_token_without_an_embedding_does_no_harm(llama_copy: Path) -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    tokenizer.save_pretrained(llama_copy)
+    assert Checkpoint(str(llama_copy)).load_tokenizer().pad_token_id == 400
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 16}}, (16,)),
+        ({"rope_parameters": {"rope_type": "longrope"}, "original_max_position_embeddings": 32}, (32,)),
+        ({"rope_parameters": {"type": "su"}, "original_max_position_embeddings": 32}, (32,)),
+        ({"rope_parameters": {"a": {"rope_type": "longrope", "original_max_position_embeddings": 8}, "b": {}}}, (8,)),
+        ({"rope_parameters": {"rope_type": "yarn", "original_max_position_embeddings": 16}}, ()),
+        ({"rope_parameters": {"rope_type": "dynamic", "original_max_position_embeddings": 16}}, ()),
+        ({"rope_parameters": None}, ()),
+        ({}, ()),
+    ],
+)
+def test_lengths_behind_which_a_model_changes(fields: dict[str, Any], expected: tuple[int, ...]) -> None:
+    config = PreTrainedConfig()
+    for name, value in fields.items():
+        setattr(config, name, value)
+    assert length_boundaries(config) == expected
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -42,7 +42,7 @@ def test_other_errors_are_never_taken_for_it(error: Exception) -> None:
 
     assert not is_out_of_memory(error)
     with pytest.raises(type(error)):
-        compute_in_parts(compute, rows=4, most=4, dimension=2)
+        compute_in_parts(compute, parts=[slice(0, 4)], shape=(2,))
 
 
 @pytest.mark.parametrize("fits", [1, 2, 3, 5, 8])
@@ -56,7 +56,7 @@ def test_a_batch_is_halved_until_it_fits_and_comes_back_in_order(rows: int, fits
         sizes.append(part.stop - part.start)
         return torch.arange(part.start, part.stop, dtype=torch.float32)[:, None].expand(-1, 3)
 
-    result, too_large = compute_in_parts(compute, rows=rows, most=rows, dimension=3)
+    result, too_large = compute_in_parts(compute, parts=[slice(0, rows)], shape=(3,))
     assert torch.equal(result, torch.arange(rows, dtype=torch.float32)[:, None].expand(-1, 3))
     assert too_large == []
     assert max(sizes) <= fits
@@ -69,7 +69,7 @@ def test_a_row_that_does_not_fit_alone_is_named_and_the_others_are_computed() ->
             exhaust_memory()
         return torch.ones(part.stop - part.start, 2)
 
-    result, too_large = compute_in_parts(compute, rows=6, most=6, dimension=2)
+    result, too_large = compute_in_parts(compute, parts=[slice(0, 6)], shape=(2,))
     assert too_large == [3]
     assert result[3].isnan().all()
     assert result[[0, 1, 2, 4, 5]].eq(1).all()
@@ -81,7 +81,7 @@ def test_where_others_compute_along_a_batch_is_not_halved_but_named() -> None:
         raise AssertionError
 
     with pytest.raises(ModelError, match=r"out of memory with a batch of 6 entries.*set a smaller data\.max_tokens"):
-        compute_in_parts(compute, rows=6, most=6, dimension=2, may_halve=False)
+        compute_in_parts(compute, parts=[slice(0, 6)], shape=(2,), may_halve=False)
 
 
 def test_when_no_row_fits_all_are_named() -> None:
@@ -89,7 +89,7 @@ def test_when_no_row_fits_all_are_named() -> None:
         exhaust_memory()
         raise AssertionError
 
-    result, too_large = compute_in_parts(compute, rows=3, most=3, dimension=2)
+    result, too_large = compute_in_parts(compute, parts=[slice(0, 3)], shape=(2,))
     assert result.shape == (3, 2)
     assert too_large == [0, 1, 2]
 

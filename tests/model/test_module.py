@@ -8,12 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import DictConfig
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    Phi3Config,
+    PreTrainedModel,
+)
 
 import memvec
 from memvec.errors import ConfigError
+from memvec.model import extractor
 from tests.conftest import TEXTS
-from tests.helpers.models import ARCHITECTURES, SHARES_PREFIX
+from tests.helpers.families import LONG_ROPE, build_family
+from tests.helpers.models import ARCHITECTURES, DECODER, SHARES_PREFIX, build_tokenizer
 from tests.helpers.reference import reference_vectors
 
 ZH = '请用一个Token总结以下文本"{text}"：'
@@ -115,6 +123,53 @@ def test_bfloat16_keeps_positions_exact(
     vectors = memvec.load(cfg.output_dir)["vector"][:]
     assert vectors.dtype == torch.float32
     assert relative_error(vectors, exact) < 1.5 * relative_error(plain, exact)
+
+
+def test_half_precision_equals_transformers_own(
+    tmp_path: Path, write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
+) -> None:
+    """Lightning casts the whole module; transformers keeps the routers' biases of such a model in float32."""
+    model = build_family("deepseek_v3")
+    for name, buffer in model.named_buffers():
+        if "bias" in name:
+            buffer.normal_(std=0.3)
+    folder = tmp_path / "model"
+    model.save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    loaded, tokenizer = full_model(folder, torch.bfloat16), AutoTokenizer.from_pretrained(folder)
+    reference = reference_vectors(loaded, tokenizer, TEXTS, template=ZH)
+    options = ["trainer.precision=bf16-true", "model.tune=off", "data.batch_size=1", "model.prefix_cache=off"]
+    cfg = tiny_config(write_jsonl(TEXTS), *options, model=folder)
+    memvec.predict(cfg)
+    assert torch.equal(memvec.load(cfg.output_dir)["vector"][:], reference)
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_rope_that_changes_with_length_is_right_on_both_sides(
+    is_known: bool,
+    tmp_path: Path,
+    write_jsonl: Callable[..., Path],
+    tiny_config: Callable[..., DictConfig],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whether its config says so, or the probe finds out."""
+    if not is_known:
+        monkeypatch.setattr(extractor, "length_boundaries", lambda config: ())
+    tokenizer = build_tokenizer()
+    lengths = sorted(len(tokenizer(ZH.replace("{text}", text))["input_ids"]) for text in TEXTS)
+    boundary = lengths[len(lengths) // 2]
+    torch.manual_seed(0)
+    rope = {"rope_parameters": LONG_ROPE, "original_max_position_embeddings": boundary}
+    config = Phi3Config(**{**DECODER, **rope})
+    folder = tmp_path / "model"
+    AutoModelForCausalLM.from_config(config).eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    reference = reference_vectors(full_model(folder), tokenizer, TEXTS, template=ZH)
+    cfg = tiny_config(write_jsonl(TEXTS), model=folder)
+    summary = memvec.predict(cfg)
+    expected = "batched, shared prefix computed once" if is_known else "batches of equal length"
+    assert summary.manifest["notes"]["path"] == expected
+    assert relative_error(memvec.load(cfg.output_dir)["vector"][:], reference) < 1e-5
 
 
 @pytest.mark.parametrize("layer", [4, -5])

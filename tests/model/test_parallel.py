@@ -14,7 +14,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from memvec.errors import ModelError
 from memvec.model.backbone import Backbone
-from memvec.model.parallel import share_weights, weights_mesh
+from memvec.model.parallel import shard_weights, weights_mesh
 from tests.helpers.models import load_backbone
 
 SIX = 6
@@ -57,14 +57,14 @@ def test_a_process_keeps_its_part_of_the_weights_alone(
     whole = numbers_here(backbone)
     mesh = weights_mesh(mesh_of(*sizes))
     assert mesh is not None
-    share_weights(backbone, mesh)
+    shard_weights(backbone, mesh)
     assert whole / share <= numbers_here(backbone) < 1.5 * whole / share  # norms and uneven cuts are the rest
 
 
 @pytest.mark.parametrize(
     ("architecture", "processes", "message"),
     [
-        ("llama", 3, "its 2 key-value heads cannot be shared out over 3 processes; name a tensor_parallel_size"),
+        ("llama", 3, "its 2 key-value heads cannot be divided over 3 processes; name a tensor_parallel_size"),
         ("gpt2", 2, "transformers has no tensor-parallel plan for it; trainer=fsdp shares any model out"),
     ],
 )
@@ -75,4 +75,4 @@ def test_a_model_that_cannot_be_cut_is_an_error_of_one_line(
     mesh = weights_mesh(mesh_of(SIX // processes, processes))
     assert mesh is not None
     with pytest.raises(ModelError, match=message):
-        share_weights(backbone, mesh)
+        shard_weights(backbone, mesh)

@@ -1,45 +1,61 @@
-"""The probe that compares the fast path with the plain one before it is trusted."""
+"""The probe that compares the fast ways with the plain one before they are trusted."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path as FilePath
+from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import DictConfig
-from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
+from transformers import AutoModel, AutoTokenizer
 
 import memvec
 from memvec.model import prefix
-from memvec.model.parity import TOLERANCE, Path, choose_path, relative_error
+from memvec.model.parity import TOLERANCE, ExecutionMode, choose_mode, parts_of_batch, relative_error
 from tests.conftest import TEXTS
-from tests.helpers.models import MODEL_SIZE, build_tokenizer
+from tests.helpers.models import save_bidirectional
 
 ZH = '请用一个Token总结以下文本"{text}"：'
+SHARED, BATCHED, EQUAL, ONE = ExecutionMode
 
 
-def test_the_fastest_path_that_agrees_is_taken() -> None:
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ([], SHARED),
+        ([SHARED], BATCHED),
+        ([SHARED, BATCHED], EQUAL),
+        ([SHARED, BATCHED, EQUAL], ONE),
+        ([BATCHED], SHARED),
+    ],
+)
+def test_the_fastest_mode_that_agrees_is_taken(wrong: list[ExecutionMode], expected: ExecutionMode) -> None:
     exact = torch.ones(3, 4)
-    for wrong, expected in [
-        ([], Path.SHARED_PREFIX),
-        ([Path.SHARED_PREFIX], Path.BATCHED),
-        ([Path.SHARED_PREFIX, Path.BATCHED], Path.ONE_BY_ONE),
-        ([Path.BATCHED], Path.SHARED_PREFIX),
-    ]:
-        path, _ = choose_path(
-            lambda path, wrong=wrong: exact * (1.5 if path in wrong else 1),  # type: ignore[misc]
-            first=Path.SHARED_PREFIX,
-            dtype=torch.float32,
-        )
-        assert path is expected
+    mode, errors = choose_mode(lambda mode: exact * (1.5 if mode in wrong else 1), first=SHARED, dtype=torch.float32)
+    assert mode is expected
+    assert [name for name, error in errors.items() if error] == [mode.value for mode in wrong if mode.value in errors]
 
 
 def test_an_error_that_another_process_has_found_decides_too() -> None:
-    path, errors = choose_path(
-        lambda path: torch.ones(3, 4), first=Path.BATCHED, dtype=torch.float32, agree=lambda error: max(error, 0.5)
+    mode, errors = choose_mode(
+        lambda mode: torch.ones(3, 4), first=BATCHED, dtype=torch.float32, agree=lambda error: max(error, 0.5)
     )
-    assert (path, errors) == (Path.ONE_BY_ONE, {Path.BATCHED.value: 0.5})
+    assert (mode, errors) == (ONE, {BATCHED.value: 0.5, EQUAL.value: 0.5})
+
+
+@pytest.mark.parametrize(
+    ("mode", "parts"),
+    [
+        (SHARED, [[9, 9, 7, 4, 4, 4]]),
+        (BATCHED, [[9, 9, 7, 4, 4, 4]]),
+        (EQUAL, [[9, 9], [7], [4, 4, 4]]),
+        (ONE, [[9], [9], [7], [4], [4], [4]]),
+    ],
+)
+def test_a_batch_is_computed_in_the_parts_of_its_mode(mode: ExecutionMode, parts: list[list[int]]) -> None:
+    length = torch.tensor([9, 9, 7, 4, 4, 4])
+    assert [length[part].tolist() for part in parts_of_batch(mode, length)] == parts
 
 
 def test_a_single_row_that_differs_is_enough() -> None:
@@ -58,42 +74,32 @@ def test_nan_along_one_path_only_is_a_difference() -> None:
 
 
 @pytest.fixture(scope="module")
-def bidirectional(tmp_path_factory: pytest.TempPathFactory) -> FilePath:
-    """A model in which every token sees every other: padding and a shared prefix are both wrong."""
-    folder = tmp_path_factory.mktemp("bert")
-    torch.manual_seed(0)
-    BertModel(
-        BertConfig(**MODEL_SIZE, num_attention_heads=4, num_hidden_layers=3, initializer_range=0.2)
-    ).save_pretrained(folder)
-    build_tokenizer().save_pretrained(folder)
-    return folder
+def bidirectional(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_bidirectional(tmp_path_factory.mktemp("both_ways"))
 
 
-def test_a_model_that_is_not_causal_is_computed_one_by_one_and_right(
-    bidirectional: FilePath,
-    write_jsonl: Callable[..., FilePath],
+def test_a_model_that_is_not_causal_runs_without_padding_and_right(
+    bidirectional: Path,
+    write_jsonl: Callable[..., Path],
     tiny_config: Callable[..., DictConfig],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    cfg = tiny_config(write_jsonl(TEXTS), model=bidirectional)
+    texts = [*TEXTS, *(text[:-1] + "!" for text in TEXTS)]  # of each length there are two
+    cfg = tiny_config(write_jsonl(texts), model=bidirectional)
     with caplog.at_level("WARNING", logger="memvec"):
         summary = memvec.predict(cfg)
-    assert summary.manifest["notes"]["path"] == "one by one"
+    assert summary.manifest["notes"]["path"] == "batches of equal length"
     assert "parity probe" in caplog.text
-    assert any("one by one" in line for line in summary.lines())
+    assert any("batches of equal length" in line for line in summary.lines())
     model, tokenizer = AutoModel.from_pretrained(bidirectional).eval(), AutoTokenizer.from_pretrained(bidirectional)
     with torch.no_grad():
-        expected = torch.stack(
-            [
-                model(**tokenizer(ZH.replace("{text}", text), return_tensors="pt")).last_hidden_state[0, -1]
-                for text in TEXTS
-            ]
-        )
+        prompts = [tokenizer(ZH.replace("{text}", text), return_tensors="pt") for text in texts]
+        expected = torch.stack([model(**prompt).last_hidden_state[0, -1] for prompt in prompts])
     torch.testing.assert_close(memvec.load(cfg.output_dir)["vector"][:], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_prefix_that_is_wrong_is_not_used(
-    write_jsonl: Callable[..., FilePath],
+    write_jsonl: Callable[..., Path],
     tiny_config: Callable[..., DictConfig],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -115,8 +121,6 @@ def test_a_prefix_that_is_wrong_is_not_used(
     torch.testing.assert_close(memvec.load(cfg.output_dir)["vector"][:], memvec.load(right.output_dir)["vector"][:])
 
 
-def test_the_probe_can_be_turned_off(
-    write_jsonl: Callable[..., FilePath], tiny_config: Callable[..., DictConfig]
-) -> None:
+def test_the_probe_can_be_turned_off(write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]) -> None:
     summary = memvec.predict(tiny_config(write_jsonl(TEXTS), "model.probe=off"))
     assert summary.manifest["notes"]["probe_relative_error"] == {}

@@ -53,8 +53,8 @@ def test_states_after_a_shared_prefix_are_those_of_the_whole_prompt(
     backbone, input_ids = backbone_of(architecture), prompts(prefix_length)
     prefix = shared(backbone, input_ids[0, :prefix_length])
     assert len(prefix) == prefix_length
-    whole = torch.cat([backbone(row[None]) for row in input_ids])
-    rest = backbone(input_ids[:, prefix_length:], cache=prefix.expand(BATCH))
+    whole = torch.cat([backbone(row[None])[0] for row in input_ids])
+    (rest,) = backbone(input_ids[:, prefix_length:], cache=prefix.expand(BATCH))
     torch.testing.assert_close(rest, whole[:, prefix_length:], rtol=1e-5, atol=1e-5)
 
 
@@ -66,8 +66,8 @@ def test_a_lower_layer_shares_its_prefix_too(
 ) -> None:
     backbone, input_ids = backbone_of(architecture, layer=layer), prompts(WINDOW)
     prefix = shared(backbone, input_ids[0, :WINDOW])
-    rest = backbone(input_ids[:, WINDOW:], cache=prefix.expand(BATCH))
-    torch.testing.assert_close(rest, backbone(input_ids)[:, WINDOW:], rtol=1e-5, atol=1e-5)
+    (rest,) = backbone(input_ids[:, WINDOW:], cache=prefix.expand(BATCH))
+    torch.testing.assert_close(rest, backbone(input_ids)[0][:, WINDOW:], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "mistral"])
@@ -76,9 +76,9 @@ def test_batches_do_not_reach_the_shared_prefix(architecture: str, backbone_of: 
     backbone, input_ids = backbone_of(architecture), prompts(WINDOW)
     prefix = shared(backbone, input_ids[0, :WINDOW])
     before = states(prefix.cache)
-    first = backbone(input_ids[:, WINDOW:], cache=prefix.expand(BATCH))
+    (first,) = backbone(input_ids[:, WINDOW:], cache=prefix.expand(BATCH))
     backbone(input_ids[:2, WINDOW : WINDOW + 3], cache=prefix.expand(2))
-    again = backbone(input_ids[:, WINDOW:], cache=prefix.expand(BATCH))
+    (again,) = backbone(input_ids[:, WINDOW:], cache=prefix.expand(BATCH))
     assert torch.equal(first, again)
     after = states(prefix.cache)
     assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))

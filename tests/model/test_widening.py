@@ -17,8 +17,9 @@ import memvec
 from memvec.model.backbone import Backbone
 from memvec.model.packing import pack, unpack
 from memvec.model.parity import TOLERANCE, relative_error
+from memvec.model.torch_internals import has_matmul
 from memvec.model.tuning import product_choices
-from memvec.model.widening import has_room, multiplies, widen, widen_where_emulated
+from memvec.model.widening import has_room, widen, widen_where_emulated
 from tests.helpers.models import build_model
 
 CPU = torch.device("cpu")
@@ -70,9 +71,9 @@ def test_weights_are_widened_where_the_processor_lacks_their_dtype(
     decoder = half_decoder("llama", dtype)
     with caplog.at_level(logging.INFO, logger="memvec"):
         widen_where_emulated(decoder)
-    assert decoder.dtype == (dtype if multiplies(dtype) else torch.float32)
-    assert ("are computed in float32" in caplog.text) == (not multiplies(dtype))
-    assert multiplies(torch.float32)
+    assert decoder.dtype == (dtype if has_matmul(dtype) else torch.float32)
+    assert ("are computed in float32" in caplog.text) == (not has_matmul(dtype))
+    assert has_matmul(torch.float32)
 
 
 def test_weights_for_which_there_is_no_room_stay_as_they_are(caplog: pytest.LogCaptureFixture) -> None:
@@ -82,7 +83,7 @@ def test_weights_for_which_there_is_no_room_stay_as_they_are(caplog: pytest.LogC
     with caplog.at_level(logging.INFO, logger="memvec"):
         widen_where_emulated(decoder, processes=10**9)
     assert decoder.dtype == torch.bfloat16
-    assert ("no memory for the weights in float32" in caplog.text) == (not multiplies(torch.bfloat16))
+    assert ("no memory for the weights in float32" in caplog.text) == (not has_matmul(torch.bfloat16))
 
 
 def test_widened_weights_have_the_products_of_float32_to_choose_from() -> None:
@@ -100,7 +101,7 @@ def test_a_run_in_half_precision_says_what_it_computed_in(
     path = write_jsonl([f"she moved to town number {n} and likes it" for n in range(rows)])
     half = memvec.predict(tiny_config(path, "trainer.precision=bf16-true", f"model.tune={tune}", output="half"))
     exact = memvec.predict(tiny_config(path, output="exact"))
-    is_widened = tune == "auto" and not multiplies(torch.bfloat16)
+    is_widened = tune == "auto" and not has_matmul(torch.bfloat16)
     assert half.manifest["notes"]["computed_in"] == ("float32" if is_widened else "bfloat16")
     assert half.manifest["fingerprint"]["dtype"] == "bfloat16"
     vectors = [memvec.load(run.folder.root)["vector"][:5] for run in (half, exact)]
@@ -118,4 +119,4 @@ def test_whether_kernels_are_measured_does_not_change_the_vectors_of_half_precis
     assert many.manifest["notes"]["kernel_milliseconds"]
     assert few.manifest["notes"]["kernel_milliseconds"] == {}
     vectors = [memvec.load(run.folder.root)["vector"][:5] for run in (many, few)]
-    assert relative_error(*vectors) < (TOLERANCE[torch.bfloat16] if multiplies(torch.bfloat16) else 1e-5)
+    assert relative_error(*vectors) < (TOLERANCE[torch.bfloat16] if has_matmul(torch.bfloat16) else 1e-5)

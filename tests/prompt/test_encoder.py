@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import cache
 from typing import Any
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from memvec.errors import ConfigError, InputError, ModelError
+from memvec.prompt import bounded
 from memvec.prompt.encoder import EncodedPrompts, PromptEncoder
 from memvec.prompt.template import Prompt
 from tests.conftest import TEXTS
@@ -430,6 +431,9 @@ def test_a_tokenizer_that_is_not_fast_is_refused() -> None:
         ("nothing", "does not keep a message as it is"),
         ("{{ raise_exception('system first') }}", "its chat template cannot be filled: system first"),
         ("{{ messages[0]['content'", "its chat template cannot be filled"),
+        ("{{ 1/0 }}", "its chat template cannot be filled: division by zero"),
+        ("{{ 'a' * 10**12 }}", "its chat template cannot be filled: MemoryError"),
+        ("{{ 'a' * 10**8 }}", "its chat template cannot be filled: it has 100,000,000 characters; allowed: 16,777,216"),
     ],
 )
 def test_a_chat_template_that_cannot_serve_is_refused(chat_template: str | None, message: str) -> None:
@@ -437,6 +441,34 @@ def test_a_chat_template_that_cannot_serve_is_refused(chat_template: str | None,
     tokenizer.chat_template = chat_template
     with pytest.raises(ModelError, match=message):
         PromptEncoder(tokenizer, Prompt(ZH, chat=True))
+
+
+LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize("chat_template", [LOOP, "{{ 10 ** (10 ** 9) }}"])
+def test_a_chat_template_without_an_end_is_stopped(chat_template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounded, "PROCESSOR_SECONDS", 1)
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = chat_template
+    with pytest.raises(ModelError, match="its chat template cannot be filled: it takes more than 1 seconds"):
+        PromptEncoder(tokenizer, Prompt(ZH, chat=True))
+
+
+IN_PARTS = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("turns", [(), ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})])
+def test_a_chat_template_of_parts_gives_the_same_prompt(turns: Sequence[dict[str, str]]) -> None:
+    """Vision-language models' templates go through a list of parts, and of a text take every character for one."""
+    tokenizer = build_tokenizer()
+    expected = Prompt(ZH, chat=True, turns=turns).render(tokenizer)
+    tokenizer.chat_template = IN_PARTS
+    assert Prompt(ZH, chat=True, turns=turns).render(tokenizer) == expected
 
 
 @pytest.mark.parametrize("build", [word_piece, word_level])

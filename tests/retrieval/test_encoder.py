@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,44 +14,79 @@ import torch
 from omegaconf import DictConfig
 
 import memvec
-from memvec.config.prompts import prompt_config
-from memvec.errors import ModelError
-from memvec.model.widening import multiplies
-from memvec.retrieval.encoder import QueryEncoder
+from memvec.config.prompts import named_prompt
+from memvec.encoder import Encoder
+from memvec.errors import ConfigError, ModelError, RunFolderError
+from memvec.model.torch_internals import has_matmul
+from memvec.prompt.template import Prompt
+from memvec.retrieval.encoder import QueryOptions, query_encoder
 from memvec.run.folder import RunFolder
-from memvec.run.summary import read_summary
+from memvec.run.manifest import read_manifest
 from tests.conftest import TEXTS
 from tests.helpers.models import save_model
 
-ENCODER = QueryEncoder(accelerator="cpu")
+CPU = QueryOptions(accelerator="cpu")
+
+
+def encoder_of(run: RunFolder, options: QueryOptions = CPU) -> Encoder:
+    return query_encoder(run, read_manifest(run), options)
+
+
+@pytest.fixture(scope="module")
+def finished(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run with a layer, a prompt, a precision and a length that are none of them the defaults."""
+    root = tmp_path_factory.mktemp("queries")
+    path = root / "memories.jsonl"
+    path.write_text("".join(json.dumps({"id": n, "text": text}) + "\n" for n, text in enumerate(TEXTS)))
+    overrides = [
+        *("model.layer=2", "prompt=chat", "trainer.precision=bf16-true", "data.max_length=40", "data.limit=5"),
+        *(f"data.path={path}", f"output_dir={root / 'run'}", "model=hub", f"model.name_or_path={llama}"),
+        *("trainer.accelerator=cpu", "trainer.devices=1", "trainer.enable_progress_bar=false"),
+    ]
+    return memvec.predict(memvec.compose(overrides)).folder
 
 
 @pytest.fixture
-def run(write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]) -> RunFolder:
-    """A run with a layer, a prompt, a precision and a length that are none of them the defaults."""
-    overrides = ("model.layer=2", "prompt=chat", "trainer.precision=bf16-true", "data.max_length=40", "data.limit=5")
-    return memvec.predict(tiny_config(write_jsonl(TEXTS), *overrides)).folder
+def run(finished: RunFolder, tmp_path: Path) -> RunFolder:
+    """A copy of it, for a test to change."""
+    return RunFolder(shutil.copytree(finished.root, tmp_path / "run"))
 
 
-def test_a_query_gets_the_vector_that_the_run_gave_the_same_text(run: RunFolder) -> None:
-    vectors = ENCODER.encode(run, TEXTS[:5])
+@pytest.fixture
+def change(run: RunFolder) -> Callable[..., None]:
+    """Changes a value of the run's manifest."""
+
+    def at(name: str, value: Any) -> None:
+        content = json.loads(run.manifest.read_text())
+        *outer, last = name.split(".")
+        place = content
+        for part in outer:
+            place = place[part]
+        place[last] = value
+        run.manifest.write_text(json.dumps(content))
+
+    return at
+
+
+def test_a_query_gets_the_vector_that_the_run_gave_it(run: RunFolder) -> None:
+    vectors = encoder_of(run).encode(TEXTS[:5])
     expected = memvec.load(run.root)["vector"][:]
     torch.testing.assert_close(vectors, expected, rtol=0.02, atol=0.02)
-    assert (vectors == vectors.bfloat16().float()).all() == multiplies(torch.bfloat16)
+    assert (vectors == vectors.bfloat16().float()).all() == has_matmul(torch.bfloat16)
 
 
-def test_a_query_is_computed_in_the_dtype_that_the_run_was_told_to_keep(
+def test_a_query_is_computed_in_the_dtype_that_was_asked_for(
     write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
 ) -> None:
     emulated = ("trainer.precision=bf16-true", "model.tune=off")
     run = memvec.predict(tiny_config(write_jsonl(TEXTS[:5]), *emulated)).folder
-    vectors = ENCODER.encode(run, TEXTS[:5])
+    vectors = encoder_of(run).encode(TEXTS[:5])
     assert (vectors == vectors.bfloat16().float()).all()
 
 
 def test_another_prompt_gives_other_vectors(run: RunFolder) -> None:
-    other = QueryEncoder(prompt_config("one_word_en"), "cpu")
-    assert not torch.allclose(other.encode(run, TEXTS[:2]), ENCODER.encode(run, TEXTS[:2]), atol=0.1)
+    other = encoder_of(run, QueryOptions(Prompt(*named_prompt("one_word_en")), "cpu"))
+    assert not torch.allclose(other.encode(TEXTS[:2]), encoder_of(run).encode(TEXTS[:2]), atol=0.1)
 
 
 def test_a_model_that_is_gone_or_changed_is_said(
@@ -60,40 +96,92 @@ def test_a_model_that_is_gone_or_changed_is_said(
     run = memvec.predict(tiny_config(write_jsonl(TEXTS[:3]), model=model)).folder
     shutil.rmtree(model)
     with pytest.raises(ModelError, match=r"run: the model it was made with cannot be used: .*model: no such folder"):
-        ENCODER.encode(run, ["tea"])
+        encoder_of(run)
     save_model(model, "qwen2")
     with pytest.raises(ModelError, match=r"is no longer the model it was made with: model was '\w{64}', is '\w{64}'"):
-        ENCODER.encode(run, ["tea"])
+        encoder_of(run)
 
 
-@pytest.fixture
-def manifest(run: RunFolder) -> dict[str, Any]:
-    copy: dict[str, Any] = json.loads(json.dumps(read_summary(run).manifest))
-    return copy
+# Each of these ran a command, or read a variable, where a configuration was made of the manifest.
+COMMAND = {"_target_": "os.system", "command": "touch {}"}
+SCALARS = [
+    *("config.model.layer", "config.model.name_or_path", "config.model.revision", "config.model.prefix_cache"),
+    *("config.model.tune", "config.model.probe", "config.data.max_length", "config.prompt.template"),
+    *("config.prompt.chat", "fingerprint.precision", "fingerprint.model"),
+]
 
 
-def test_a_manifest_says_which_numbers_but_never_that_code_may_run(manifest: dict[str, Any]) -> None:
-    manifest["config"]["model"].update(
-        _target_="os.system", trust_remote_code=True, use_safetensors=False, attn_implementation="someone/kernel"
-    )
-    manifest["config"]["prompt"]["_target_"] = manifest["config"]["data"]["_target_"] = "os.system"
-    cfg = ENCODER.config(manifest)
-    assert cfg.model._target_ == "memvec.model.module.HiddenStateModule"
-    assert cfg.prompt._target_ == "memvec.prompt.template.Prompt"
-    assert (cfg.model.trust_remote_code, cfg.model.use_safetensors) == (False, True)
-    assert cfg.model.attn_implementation is None
-    allowed = QueryEncoder(trust_remote_code=True, use_safetensors=False).config(manifest)
-    assert (allowed.model.trust_remote_code, allowed.model.use_safetensors) == (True, False)
+@pytest.mark.parametrize("name", SCALARS)
+@pytest.mark.parametrize("value", [COMMAND, "${oc.env:SECRET}", ["${oc.env:SECRET}"]])
+def test_a_manifests_value_is_never_built_or_resolved(
+    name: str,
+    value: Any,
+    run: RunFolder,
+    change: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(os.environ, "SECRET", "hunter2")
+    witness = tmp_path / "witness"
+    change(name, json.loads(json.dumps(value).replace("{}", str(witness))))
+    for use in (lambda: memvec.search(run.root, ["tea"], accelerator="cpu"), lambda: memvec.load(run.root)):
+        with pytest.raises(RunFolderError, match=r"manifest\.json: ") as caught:
+            use()
+        said = str(caught.value)
+        assert "hunter2" not in said
+        assert said.isprintable()
+    assert not witness.exists()
 
 
-def test_a_hub_model_is_taken_at_the_commit_of_the_run(manifest: dict[str, Any]) -> None:
-    manifest["fingerprint"]["model"] = "0123456789" * 4
-    assert ENCODER.config(manifest).model.revision == "0123456789" * 4
-    manifest["fingerprint"]["model"] = "0123456789abcdef" * 4  # the digest of a folder's files
-    assert ENCODER.config(manifest).model.revision is None
+def test_what_a_manifest_holds_besides_is_not_looked_at(run: RunFolder, change: Callable[..., None]) -> None:
+    for name in ("config.model", "config.prompt", "config.data", "config.trainer"):
+        change(f"{name}._target_", "os.system")
+    change("config.model.trust_remote_code", True)
+    change("config.model.use_safetensors", False)
+    change("config.model.attn_implementation", "someone/kernel")
+    change("config.trainer.callbacks", [COMMAND])
+    encoder = encoder_of(run)
+    assert (encoder.trust_remote_code, encoder.use_safetensors, encoder.attn_implementation) == (False, True, None)
+    assert len(encoder.encode(["tea"])) == 1
 
 
-def test_a_manifest_of_an_earlier_or_later_version_is_read_as_far_as_it_is_known(manifest: dict[str, Any]) -> None:
-    del manifest["config"]["model"]["tune"]
-    manifest["config"]["model"]["of_the_future"] = 1
-    assert ENCODER.config(manifest).model.layer == 2
+def test_a_models_code_is_allowed_by_whoever_searches(run: RunFolder) -> None:
+    assert encoder_of(run, QueryOptions(accelerator="cpu", trust_remote_code=True)).trust_remote_code
+
+
+def test_a_value_that_no_encoder_takes_names_the_manifest(run: RunFolder, change: Callable[..., None]) -> None:
+    change("config.model.layer", 99)
+    with pytest.raises(RunFolderError, match=r"manifest\.json: queries cannot be encoded as it says: .*99"):
+        encoder_of(run)
+    change("config.model.layer", 2)
+    change("fingerprint.precision", "transformer-engine")
+    with pytest.raises(RunFolderError, match=r"manifest\.json: .*transformer-engine"):
+        encoder_of(run)
+
+
+def test_a_hub_model_is_taken_at_the_commit_of_the_run(
+    run: RunFolder, change: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[str | None] = []
+    change("fingerprint.model", "0123456789" * 4)
+    monkeypatch.setattr(Encoder, "load", lambda self: taken.append(self.revision) or self)
+    monkeypatch.setattr(Encoder, "fingerprint", property(lambda self: dict(read_manifest(run).fingerprint)))
+    encoder_of(run)
+    change("fingerprint.model", "0123456789abcdef" * 4)  # the digest of a folder's files
+    encoder_of(run)
+    assert taken == ["0123456789" * 4, None]
+
+
+def test_a_manifest_of_another_version_is_read_as_far_as_known(run: RunFolder, change: Callable[..., None]) -> None:
+    change("config.model.of_the_future", 1)
+    content = json.loads(run.manifest.read_text())
+    del content["config"]["model"]["tune"], content["fingerprint"]["precision"], content["parts"]
+    run.manifest.write_text(json.dumps(content))
+    manifest = read_manifest(run)
+    assert (manifest.layer, manifest.tune, manifest.precision, manifest.parts) == (2, "auto", "bf16-true", None)
+    assert len(memvec.load(run.root)) == 5
+
+
+def test_a_device_that_is_not_there_is_an_error_of_the_option(run: RunFolder) -> None:
+    with pytest.raises(ConfigError, match="accelerator=abc: this machine has none"):
+        encoder_of(run, QueryOptions(accelerator="abc"))

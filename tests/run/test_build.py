@@ -11,7 +11,8 @@ from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElastic
 from omegaconf import DictConfig
 
 from memvec.errors import ConfigError
-from memvec.run.build import build_trainer, build_writer, run_folder
+from memvec.run.build import build_writer, run_folder
+from memvec.trainer.build import build_trainer
 
 Configure = Callable[..., DictConfig]
 

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import DictConfig
 
 import memvec
-from memvec.data.sampler import RankPlan
+from memvec.data.ranks import RankPlan
 from memvec.errors import ConfigError
 from memvec.run.dry_run import DryRun, plan_run
 from tests.helpers.processes import arguments, finish, random_texts, start

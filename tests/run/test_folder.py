@@ -193,3 +193,132 @@ def test_a_file_in_the_folders_place_is_an_error_of_one_line(tmp_path: Path) -> 
     with pytest.raises(RunFolderError, match="the run's folder cannot be used"):
         RunFolder(tmp_path / "run").claim(FINGERPRINT)
     assert (tmp_path / "run").read_text() == "a file, not a folder"
+
+
+WAITS = """
+import json, subprocess, sys
+from memvec.run.folder import RunFolder
+
+def look(event, arguments):
+    if event == "open" and str(arguments[0]).endswith("journal/lock") and not done:
+        done.append(event)
+        subprocess.run([sys.executable, "-c", sys.argv[3], *sys.argv[1:3]], check=True)
+
+done = []
+sys.addaudithook(look)
+folder = RunFolder(sys.argv[1])
+try:
+    print(folder.claim(json.loads(sys.argv[2])).value)
+except Exception as error:
+    print(type(error).__name__, error)
+folder.release()
+"""
+FINISHES = """
+import json, sys
+from memvec.files import write_json
+from memvec.run.folder import RunFolder
+
+folder = RunFolder(sys.argv[1])
+folder.claim(json.loads(sys.argv[2]))
+folder.vectors.mkdir()
+write_json(folder.manifest, {"fingerprint": json.loads(sys.argv[2])})
+folder.release(remove_journal=True)
+"""
+STARTS = """
+import json, os, sys
+from memvec.run.folder import RunFolder
+
+RunFolder(sys.argv[1]).claim(json.loads(sys.argv[2]))
+os._exit(0)
+"""
+GIVES_UP = """
+import json, sys
+from memvec.run.folder import RunFolder
+
+folder = RunFolder(sys.argv[1])
+folder.claim(json.loads(sys.argv[2]))
+folder.release(remove_journal=True)
+"""
+
+
+def claim_while(root: Path, other: str) -> str:
+    """Returns what a process finds that has looked at the folder just before another process does something there."""
+    command = [sys.executable, "-c", WAITS, str(root), json.dumps(FINGERPRINT), other]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("unfinished", [True, False])
+def test_a_run_that_another_process_finishes_is_finished(unfinished: bool, tmp_path: Path) -> None:
+    """Between the first look and the lock."""
+    if unfinished:
+        folder = RunFolder(tmp_path)
+        folder.claim(FINGERPRINT)
+        folder.release()
+    assert claim_while(tmp_path, FINISHES) == "finished"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "vectors"]
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(("other", "found"), [(STARTS, "unfinished"), (GIVES_UP, "new")])
+def test_what_another_process_does_meanwhile_is_found(other: str, found: str, tmp_path: Path) -> None:
+    """The lock that counts is on the file that has its name now."""
+    assert claim_while(tmp_path / "run", other) == found
+    assert read_json(RunFolder(tmp_path / "run").fingerprint) == FINGERPRINT
+
+
+@pytest.mark.processes
+def test_one_of_two_that_start_at_once_has_the_folder(tmp_path: Path) -> None:
+    """Many times, since it is a matter of microseconds."""
+    script = (
+        "import json, sys; from memvec.run.folder import RunFolder\n"
+        "for line in sys.stdin:\n"
+        "    folder = RunFolder(line.strip())\n"
+        "    try:\n"
+        "        folder.claim(json.loads(sys.argv[1])); print('mine', flush=True)\n"
+        "        sys.stdin.readline(); folder.release(remove_journal=True)\n"
+        "    except Exception as error:\n"
+        "        print(error, flush=True); sys.stdin.readline()\n"
+    )
+    command = [sys.executable, "-c", script, json.dumps(FINGERPRINT)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    processes = [subprocess.Popen(command, **pipes, text=True) for _ in range(2)]
+    for number in range(100):
+        for process in processes:
+            process.stdin.write(f"{tmp_path / str(number)}\n")
+        for process in processes:
+            process.stdin.flush()
+        said = sorted(process.stdout.readline().strip() for process in processes)
+        assert said[0].endswith(": another process is running in this folder"), said
+        assert said[1] == "mine", said
+        for process in processes:
+            process.stdin.write("\n")
+            process.stdin.flush()
+    for process in processes:
+        process.communicate()
+        assert process.returncode == 0
+
+
+def test_the_journal_is_removed_while_it_is_locked(tmp_path: Path) -> None:
+    """A process that comes then never loses a journal that it has begun."""
+    first = RunFolder(tmp_path)
+    first.claim(FINGERPRINT)
+    second = RunFolder(tmp_path)
+    with pytest.raises(RunFolderError, match="another process is running"):
+        second.claim(FINGERPRINT)
+    first.release(remove_journal=True)
+    assert second.claim(FINGERPRINT) is RunState.NEW
+    first.release(remove_journal=False)
+    assert read_json(second.fingerprint) == FINGERPRINT
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '"a"', "\x00" * 40])
+def test_a_damaged_fingerprint_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    folder = RunFolder(tmp_path)
+    folder.claim(FINGERPRINT)
+    folder.release()
+    folder.fingerprint.write_text(text)
+    with pytest.raises(RunFolderError, match=r"fingerprint\.json: is damaged") as caught:
+        RunFolder(tmp_path).claim(FINGERPRINT)
+    assert "\n" not in str(caught.value)
+    assert folder.fingerprint.read_text() == text

@@ -83,8 +83,8 @@ def test_the_bar_moves_while_a_batch_is_generated_and_ends_full(
             steps.append(self.predict_progress_bar.n)
 
     stage = memory_stage(cfg)
-    stage.trainer.callbacks[:] = [
-        EveryStep() if isinstance(c, TokenProgressBar) else c for c in stage.trainer.callbacks
+    stage.computation.trainer.callbacks[:] = [
+        EveryStep() if isinstance(c, TokenProgressBar) else c for c in stage.computation.trainer.callbacks
     ]
     run_stage(stage)
     assert steps == sorted(steps)

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 import memvec
 from memvec.files import read_json
-from tests.helpers.models import MODEL_SIZE
+from tests.helpers.models import save_bidirectional
 from tests.helpers.processes import Process, arguments, assert_same, finish, slurm_tasks, start, torchrun, write_texts
 
 RESULT = ["history.json", "manifest.json", "metrics.json", "rejected.jsonl", "vectors"]
@@ -126,15 +126,6 @@ def with_a_bad_token(model: Path, folder: Path, tokenizer: PreTrainedTokenizerFa
     return folder
 
 
-def save_both_ways(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
-    """Saves a model in which every token sees every other, so that padding changes its vectors."""
-    torch.manual_seed(0)
-    config = BertConfig(**MODEL_SIZE, num_attention_heads=4, num_hidden_layers=2, initializer_range=0.2)
-    BertModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def shared(
     model_folders: Callable[[str], Path],
@@ -156,7 +147,7 @@ def shared(
         one, two = (arguments(root / f"{texts}.jsonl", root / f"{name} {n}", path)[3:] for n in ("one", "two"))
         memvec.predict(memvec.compose([*one, *common, "trainer.devices=1"]))
         runs.append([*two, *common, overrides[0], "trainer.devices=2"])
-    both_ways = save_both_ways(root / "bert", tokenizer)
+    both_ways = save_bidirectional(root / "bidirectional")
     runs.append([*arguments(root / "many.jsonl", root / "both ways", both_ways)[3:], FSDP, "trainer.devices=2"])
     (root / "runs.json").write_text(json.dumps(runs), encoding="utf-8")
     command = [sys.executable, "-m", "tests.helpers.several_runs", str(root / "runs.json")]

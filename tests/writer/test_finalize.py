@@ -13,6 +13,7 @@ import pytest
 from datasets import Dataset, load_dataset
 from omegaconf import DictConfig
 
+from memvec.data.prepared import read_signature
 from memvec.errors import WriterError
 from memvec.run.build import build_datamodule, build_model, run_folder
 from memvec.run.folder import RunFolder
@@ -53,13 +54,13 @@ def prepared(write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictCo
 
 
 def append(folder: RunFolder, rows: list[int], *, rank: int = 0) -> None:
-    writer = JournalWriter(folder.journal, rank=rank)
+    writer = JournalWriter(folder.journal, rank=rank, signature=read_signature(folder))
     writer.append(np.asarray(rows), np.asarray([vector_of(row) for row in rows], dtype=np.float32))
     writer.close()
 
 
 def reject(folder: RunFolder, row: int, reason: str) -> None:
-    writer = JournalWriter(folder.journal, rank=0)
+    writer = JournalWriter(folder.journal, rank=0, signature=read_signature(folder))
     writer.reject(row, reason, dimension=D)
     writer.close()
 

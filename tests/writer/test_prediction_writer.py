@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 import memvec
 from memvec.errors import ConfigError, WriterError
 from memvec.model.module import HiddenStateModule
-from memvec.writer.journal import HEADER, JournalWriter
+from memvec.writer.frames import HEADER
+from memvec.writer.journal import JournalWriter
 from tests.conftest import TEXTS
 from tests.helpers.models import save_model
 
@@ -26,7 +27,7 @@ def frame_sizes(path: Path) -> Iterator[int]:
     content = path.read_bytes()
     at = 0
     while at < len(content):
-        _, length, _ = HEADER.unpack_from(content, at)
+        _, length, *_ = HEADER.unpack_from(content, at)
         start = at + HEADER.size
         yield pa.ipc.open_stream(content[start : start + length]).read_all().num_rows
         at = start + length + -length % 64

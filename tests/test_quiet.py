@@ -8,7 +8,7 @@ import socket
 import pytest
 from huggingface_hub.utils import http_backoff
 
-from memvec.hub import hub_warns_once
+from memvec.quiet import hub_warns_once
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_attempts_that_fail_are_told_of_once(
             ask(closed_port)
         said = [(record.name, record.getMessage()) for record in caplog.records]
     assert len(loud) > 2
-    assert [name for name, _ in said] == ["memvec.hub"]
+    assert [name for name, _ in said] == ["memvec.quiet"]
     assert "refused" in said[0][1]
     assert said[0][1].endswith("; trying again (HF_HUB_OFFLINE=1 takes what is cached)")
 

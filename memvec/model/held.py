@@ -1,0 +1,198 @@
+"""A model that is held in memory, with all that was found out about it once: its prefix, kernels, execution mode.
+
+In: tokenised prompts of any number of texts, call after call. Out: their vectors, in order.
+
+How: the warm-up runs once, on a few fixed texts, so that the first call of a program pays for three short rows and not
+for a measurement; kernels are measured at the first call that has enough to compute for it to pay. A model that is lent
+may have been trained since the last call: its prefix is computed anew in each call that is large enough to gain by it,
+its kernels are left alone, and every module is back in its mode when the call ends.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from memvec.data.batches import PromptTable
+from memvec.data.collator import PromptArrays
+from memvec.data.plan import BatchPlan, Ranks, plan_batches
+from memvec.data.rules import BatchRules
+from memvec.digest import first_occurrence
+from memvec.model.backbone import Backbone
+from memvec.model.extractor import Extractor, Speedups, to_device
+from memvec.model.lending import lent
+from memvec.model.parity import ExecutionMode
+from memvec.model.warm_up import token_budget, warm_up
+from memvec.prompt.encoder import EncodedPrompts, PromptEncoder
+
+# Short and long, of two scripts: what the fast way is compared with the plain one on.
+PROBE_TEXTS = (
+    "tea",
+    "每周三晚上去上书法课，老师姓林，教室在图书馆旁边。",
+    "He moved to Lisbon in 2021 and lives near the river with two cats and a very old parrot; he works there.",
+)
+# With fewer rows than this, computing the prefix of a lent model anew costs more than it spares.
+ROWS_TO_SHARE_PREFIX = 16
+
+
+class HeldModel:
+    """Computes vectors of prompts, call after call.
+
+    Args:
+        backbone: On its device, in the dtype it computes in.
+        prompts: Makes texts prompts.
+        rules: How rows become batches.
+        speedups: Which ways to be fast are wanted.
+        computed_in: Dtype that decides how exact vectors are.
+        context: Entered around every pass, such as autocast.
+        is_lent: Whether the model belongs to the program.
+        load_exact: Returns the backbone in float32, for rows whose vector is not finite in a lower precision.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        prompts: PromptEncoder,
+        *,
+        rules: BatchRules,
+        speedups: Speedups,
+        computed_in: torch.dtype,
+        context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        is_lent: bool,
+        load_exact: Callable[[], Backbone],
+    ) -> None:
+        self.prompts = prompts
+        self.rules = rules
+        self.is_lent = is_lent
+        self.load_exact = load_exact
+        self.extractor = Extractor(backbone, speedups=speedups, computed_in=computed_in, context=context)
+        self._mode: ExecutionMode | None = None  # what the probe allows; None before it has run
+        self._max_tokens: int | None = None
+        self._has_measured = False
+
+    @torch.no_grad()
+    def compute(
+        self, encoded: EncodedPrompts, *, progress: bool = False, to: torch.device
+    ) -> tuple[torch.Tensor, dict[int, str]]:
+        """Returns the vectors of prompts.
+
+        Args:
+            encoded: N prompts.
+            progress: Whether to show a progress bar, in tokens.
+            to: Device of the result.
+
+        Returns:
+            `[N, D]` or `[N, L, D]` float32, and why a row has no finite vector, by row.
+        """
+        first = first_occurrence(encoded.digests)
+        table = self._table(encoded, rows=np.flatnonzero(first == np.arange(len(first))))
+        with lent(self.extractor.decoder) if self.is_lent else nullcontext():
+            plan = self._plan(table)
+            vectors = torch.empty((len(first), *self.extractor.shape), device=to)
+            self._run(plan, vectors, progress=progress)
+            failed = self._retry(plan, vectors)
+            if self.is_lent:
+                self.extractor.prefix = None
+        reasons = {row: failed[origin] for row, origin in enumerate(first.tolist()) if origin in failed}
+        return vectors[torch.from_numpy(first).to(to)], reasons
+
+    def _table(self, encoded: EncodedPrompts, *, rows: NDArray[np.int64]) -> PromptTable:
+        return PromptTable(
+            PromptArrays(encoded.input_ids, encoded.offsets),
+            lengths=np.diff(encoded.offsets).astype(np.int32),
+            shared=encoded.shared,
+            rows=rows,
+            head_ids=self.prompts.head_ids,
+        )
+
+    def _plan(self, table: PromptTable) -> BatchPlan:
+        """Plans a call's batches; warms the model up at the first, and measures kernels at the first that is large."""
+        extractor, ranks = self.extractor, Ranks()
+        if self._mode is None:
+            probes = self._table(self.prompts.encode(PROBE_TEXTS), rows=np.arange(len(PROBE_TEXTS)))
+            warm_up(extractor, probes, replace(self.rules, max_tokens=None), ranks=ranks)
+            self._mode = extractor.mode
+        extractor.rejections.clear()
+        if self.is_lent:  # its weights may be others now
+            shares = self._mode is ExecutionMode.SHARED_PREFIX and len(table.rows) >= ROWS_TO_SHARE_PREFIX
+            extractor.mode = self._mode
+            if self._mode is ExecutionMode.SHARED_PREFIX:
+                extractor.share_prefix(table.common_tokens()[: None if shares else 0])
+        prefix_length = len(extractor.prefix) if extractor.prefix is not None else 0
+        if extractor.mode is not ExecutionMode.SHARED_PREFIX:
+            prefix_length = 0
+        batches = table.batches(prefix_length, self.rules, boundaries=extractor.boundaries)
+        self._max_tokens = self._max_tokens or token_budget(extractor, batches, self.rules, ranks)
+        plan = plan_batches(
+            batches,
+            self.rules,
+            lengths=table.lengths,
+            prefix_length=prefix_length,
+            max_tokens=self._max_tokens,
+            ranks=ranks,
+        )
+        if not self._has_measured and plan.pays_measuring and (typical := plan.typical()) is not None:
+            extractor.choose_kernels(typical)
+            extractor.choose_mode(plan.to_probe())
+            self._mode, self._has_measured = extractor.mode, True
+        return plan
+
+    def _run(self, plan: BatchPlan, vectors: torch.Tensor, *, progress: bool) -> None:
+        """Computes the batches of a plan into the rows of `vectors`."""
+        waiting: tuple[torch.Tensor, torch.Tensor] | None = None
+        with tqdm(total=plan.sampler.padded_tokens, unit="tokens", unit_scale=True, disable=not progress) as bar:
+            for position, rows in enumerate(plan.sampler.batches):
+                batch = plan.batches.of(rows)
+                computed = (batch["index"].to(vectors.device), self.extractor(to_device(batch, self.extractor.device)))
+                # A batch is copied while the next one is computed: a device does not wait for the copy.
+                waiting = _store(vectors, waiting, computed)
+                bar.update(plan.batch_tokens(position, batch))
+            _store(vectors, waiting, None)
+
+    def _retry(self, plan: BatchPlan, vectors: torch.Tensor) -> dict[int, str]:
+        """Computes rows without a finite vector again, in float32; returns why those have none that still have not."""
+        rows = np.concatenate([np.empty(0, dtype=np.int64), *plan.sampler.batches])
+        finite = vectors[torch.from_numpy(rows).to(vectors.device)].flatten(1).isfinite().all(dim=1).cpu().numpy()
+        failed: dict[int, str] = {}
+        exact: Extractor | None = None
+        for row in np.sort(rows[~finite]).tolist():
+            if (reason := self.extractor.rejections.get(row)) is None:
+                input_ids = plan.batches.input_ids(row)
+                if self.extractor.computed_in not in (torch.float32, torch.float64):
+                    if exact is None:
+                        exact = Extractor(self.load_exact(), speedups=OFF, computed_in=torch.float32)
+                    vectors[row] = exact.recompute(input_ids)
+                if bool(vectors[row].isfinite().all()):
+                    continue
+                reason = f"the vector of its {len(input_ids)} tokens holds NaN or infinity"
+            failed[row] = reason
+        return failed
+
+
+OFF = Speedups(prefix_cache="off", tune="off", probe="off")
+
+
+def _store(
+    vectors: torch.Tensor,
+    waiting: tuple[torch.Tensor, torch.Tensor] | None,
+    computed: tuple[torch.Tensor, torch.Tensor] | None,
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Puts the vectors that wait in their rows, and returns those that wait now."""
+    if waiting is not None:
+        index, values = waiting
+        vectors[index] = values.to(vectors.device)
+    return computed
+
+
+def float32_copy(backbone: Backbone) -> Backbone:
+    """Returns a copy of a backbone in float32; the backbone itself stays as it is."""
+    exact = Backbone(copy.deepcopy(backbone.decoder), layers=backbone.layers)
+    return exact.float().eval()

@@ -1,0 +1,70 @@
+"""What memvec needs of torch that torch keeps private, in one place; checked with torch 2.13.
+
+In: a dtype, a weight, a module. Out: what this processor multiplies, oneDNN's blocked weights and its fused matmuls, a
+module's hooks, a module without its compiled form. The oneDNN operators are those that torch.compile's freezing emits
+(torch/_inductor/fx_passes/mkldnn_fusion.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+# What a weight may be packed for when its batch is not known; any number of rows works.
+TYPICAL_ROWS = 1024
+
+
+def has_matmul(dtype: torch.dtype) -> bool:
+    """Whether this processor has matmuls of a dtype; torch emulates those that it lacks.
+
+    Where torch was built without oneDNN, which knows, it is taken to have them.
+    """
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return True
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if dtype == torch.float16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return True
+
+
+def has_packed_matmul() -> bool:
+    """Whether this build of torch multiplies weights in oneDNN's layout."""
+    return bool(torch.backends.mkldnn.enabled) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def pack_weight(weight: torch.Tensor) -> torch.Tensor:
+    """Returns a weight `[out, in]` in oneDNN's layout; `to_dense` gives it back bit for bit."""
+    return cast(torch.Tensor, torch.ops.mkldnn._reorder_linear_weight(weight, TYPICAL_ROWS))
+
+
+def packed_linear(
+    x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, *, activation: tuple[str, str] = ("none", "")
+) -> torch.Tensor:
+    """Maps `[..., in]` to `[..., out]` by a packed weight, an activation (its name, its variant) applied."""
+    name, variant = activation
+    return cast(torch.Tensor, torch.ops.mkldnn._linear_pointwise(x, packed, bias, name, [], variant))
+
+
+def packed_linear_times(
+    x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, factor: torch.Tensor
+) -> torch.Tensor:
+    """Maps `[..., in]` to `[..., out]` by a packed weight, multiplied by `factor` of that shape."""
+    return cast(torch.Tensor, torch.ops.mkldnn._linear_pointwise.binary(x, factor, packed, bias, "mul"))
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something is called when a module is."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def forward_hooks(module: nn.Module) -> Any:
+    """Returns a module's forward hooks by their numbers; removing one there removes it."""
+    return module._forward_hooks
+
+
+def forget_compiled(module: nn.Module) -> None:
+    """Undoes `module.compile()`."""
+    module._compiled_call_impl = None

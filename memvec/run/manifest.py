@@ -1,0 +1,153 @@
+"""What memvec reads from the manifest of a finished run.
+
+In: `manifest.json`, which may be anybody's. Out: a `Manifest`, texts and numbers alone.
+
+Why so narrow: a run's folder is passed on, and its configuration names classes and holds references, which would run
+code or tell secrets if they were composed, resolved or instantiated. So nothing from a manifest ever is: each value is
+taken by its name and only where it has its type, and what is not named here is not looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from memvec.errors import ConfigError, RunFolderError
+from memvec.fields import JsonObject, Scalar
+from memvec.layout import RunLayout
+from memvec.prompt.template import Prompt
+
+# What the fingerprints of a run and of an encoder both hold.
+IDENTITY = ("model", "layer", "dtype", "tokenizer", "template", "chat", "max_length")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A finished run, in texts and numbers.
+
+    Args:
+        finished: When, as ISO 8601.
+        versions: Of memvec and its libraries, by name.
+        computed: How batches were computed, in words.
+        rows: Of the result.
+        dimension: The length of a vector; None in a run that has generated texts.
+        parts: How many rows each Parquet file of the result has, by its name in the run's folder; None in a manifest of
+            an earlier version.
+        keep_text: Whether the result has the texts.
+        fingerprint: What decided the vectors, as far as an encoder knows it too.
+        max_length: Most tokens in a prompt; None is the model's own limit.
+        name_or_path: The model.
+        revision: Of a Hub model.
+        layer: Which hidden state.
+        prefix_cache: As `model.prefix_cache`.
+        tune: As `model.tune`.
+        probe: As `model.probe`.
+        precision: As `trainer.precision`.
+        prompt: What each text was put into; None in a run that has generated texts.
+    """
+
+    finished: str
+    versions: dict[str, str]
+    computed: str
+    rows: int
+    dimension: int | None
+    parts: dict[str, int] | None
+    keep_text: bool
+    fingerprint: dict[str, Scalar]
+    max_length: int | None
+    name_or_path: str
+    revision: str | None
+    layer: int
+    prefix_cache: str
+    tune: str
+    probe: str
+    precision: str
+    prompt: Prompt | None
+
+
+def is_manifest(content: JsonObject) -> bool:
+    """Whether a file is a manifest of memvec's at all; other programs leave a `manifest.json` too."""
+    return isinstance(content.content.get("fingerprint"), dict)
+
+
+def find_manifest(folder: RunLayout) -> Manifest | None:
+    """Reads the manifest of a folder; None where there is none of memvec's.
+
+    Raises:
+        RunFolderError: It is damaged.
+    """
+    if not folder.manifest.exists():
+        return None
+    found = JsonObject.read(folder.manifest)
+    return known_of(found) if is_manifest(found) else None
+
+
+def read_manifest(folder: RunLayout) -> Manifest:
+    """Reads the manifest of a finished run.
+
+    Raises:
+        RunFolderError: There is no finished run, or its manifest is damaged.
+    """
+    found = find_manifest(folder)
+    if found is None:
+        state = "an unfinished run; run the same command again to go on" if folder.journal.is_dir() else "no run"
+        raise RunFolderError(f"{folder.root}: holds {state}")
+    return found
+
+
+def known_of(manifest: JsonObject) -> Manifest:
+    """Takes from a manifest what memvec reads of it.
+
+    Raises:
+        RunFolderError: A value is missing or of another type.
+    """
+    config, fingerprint = manifest.within("config"), manifest.within("fingerprint")
+    data, model, trainer = (config.within(group) for group in ("data", "model", "trainer"))
+    prompt = _prompt(config.within("prompt")) if config.has("prompt") else None
+    told = fingerprint if fingerprint.has("precision") else trainer  # `auto` and the like are resolved in the former
+    return Manifest(
+        finished=manifest.take("finished", str),
+        versions=manifest.within("versions").take_all(str),
+        computed=manifest.take("notes.path", str),
+        rows=manifest.take("counts.memories" if prompt is None else "counts.entries", int),
+        dimension=None if prompt is None else manifest.take("counts.dimension", int),
+        parts=manifest.within("parts").take_all(int) if manifest.has("parts") else None,
+        keep_text=config.within("writer").take_or("keep_text", bool) is not False,
+        fingerprint={name: fingerprint.take_any(name) for name in IDENTITY if name in fingerprint.content},
+        max_length=data.take_or("max_length", int),
+        name_or_path=model.take_text("name_or_path"),
+        revision=model.take_text("revision") if model.has("revision") else None,
+        layer=model.take("layer", int),
+        prefix_cache=model.take_or("prefix_cache", str) or "auto",
+        tune=model.take_or("tune", str) or "auto",
+        probe=model.take_or("probe", str) or "auto",
+        precision=told.take_text("precision") if told.has("precision") else "32-true",
+        prompt=prompt,
+    )
+
+
+def _prompt(group: JsonObject) -> Prompt:
+    words = group.within("chat_template_kwargs") if group.has("chat_template_kwargs") else None
+    try:
+        return Prompt(
+            group.take("template", str),
+            chat=bool(group.take_or("chat", bool)),
+            turns=[turn.take_all(str) for turn in group.take_objects("turns")] if group.has("turns") else (),
+            chat_template_kwargs={} if words is None else {name: words.take_any(name) for name in words.content},
+        )
+    except ConfigError as error:
+        raise RunFolderError(f"{group.path}: damaged, or not of memvec: {error}") from error
+
+
+def run_settings(folder: RunLayout) -> dict[str, Scalar]:
+    """Returns every option of a finished run's configuration by the name of its override; a list in words."""
+    return dict(_settings(JsonObject.read(folder.manifest).within("config")))
+
+
+def _settings(config: JsonObject, outer: str = "") -> Iterator[tuple[str, Scalar]]:
+    for name, value in config.content.items():
+        override = f"{outer}.{name}".strip(".")
+        if isinstance(value, dict):
+            yield from _settings(config.within(name), override)
+        else:
+            yield override, config.checked(name, str(value) if isinstance(value, list) else value)

@@ -1,0 +1,138 @@
+"""The vectors that the journal holds: where each row's lies, and what it is.
+
+In: the journal's files. Out: an index of a few bytes a row, and the vectors of the rows that are asked for.
+
+How: frames are checked once, when the index is made. Vectors are then copied out of a file that is mapped only as long,
+so any number of files needs one descriptor.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from memvec.data.prepared import Signature, read_signature
+from memvec.layout import RunLayout
+from memvec.schema import INDEX, REASON, VECTOR
+from memvec.writer.frames import Frame, journal_files, read_frames, report_damage
+from memvec.writer.journal import journal_schema
+
+
+@dataclass
+class JournalIndex:
+    """Where every row's vector lies.
+
+    Args:
+        files: The journal's files.
+        file: `[N]` int32, position in `files`, or -1 for a row that has no vector yet.
+        start: `[N]` int64, where in that file the vector starts, in float32 numbers.
+        reasons: Rows that will have no vector, and why.
+        dimension: D, or 0 where the journal holds no vector.
+        damaged: One sentence for every piece of a file that had to be passed over.
+    """
+
+    files: list[Path]
+    file: NDArray[np.int32]
+    start: NDArray[np.int64]
+    reasons: dict[int, str] = field(default_factory=dict)
+    dimension: int = 0
+    damaged: list[str] = field(default_factory=list)
+
+    @property
+    def has_vector(self) -> NDArray[np.bool_]:
+        """Whether a row's vector is there, `[N]` bool."""
+        there: NDArray[np.bool_] = self.file >= 0
+        return there
+
+    @property
+    def is_done(self) -> NDArray[np.bool_]:
+        """Whether nothing is left to compute for a row, `[N]` bool."""
+        done = self.has_vector
+        done[list(self.reasons)] = True
+        return done
+
+    def vectors(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Returns the vectors of rows that have one, `[B, D]`."""
+        vectors = np.empty((len(rows), self.dimension), dtype=np.float32)
+        files, starts = self.file[rows], self.start[rows]
+        for file in np.unique(files).tolist():
+            here = files == file
+            path = self.files[file]
+            numbers = np.memmap(path, dtype=np.float32, mode="r", shape=(path.stat().st_size // 4,))
+            vectors[here] = np.lib.stride_tricks.sliding_window_view(numbers, self.dimension)[starts[here]]
+        return vectors
+
+
+def read_journal(folder: Path, *, rows: int, signature: Signature) -> JournalIndex:
+    """Reads every frame of every journal file in `folder`.
+
+    Args:
+        folder: The journal's folder; without files the index is empty.
+        rows: N, how many rows the run has.
+        signature: Of these rows; what is signed otherwise does not count.
+
+    Raises:
+        RunFolderError: Vectors were computed in this run for other rows than it has now.
+    """
+    dimensions = Counter[int]()
+    index = _read(folder, rows, signature, dimensions)
+    if len(dimensions) > 1:  # a model has one: what most vectors have
+        index = _read(folder, rows, signature, Counter({dimensions.most_common(1)[0][0]: 1}))
+    report_damage(index.damaged)
+    return index
+
+
+def has_vectors(folder: RunLayout, rows: int, attempt: int = 0) -> NDArray[np.bool_]:
+    """Returns for which rows of a run nothing is left to compute, `[N]` bool, whichever attempt it is."""
+    return read_journal(folder.journal, rows=rows, signature=read_signature(folder)).is_done
+
+
+def _read(folder: Path, rows: int, signature: Signature, dimensions: Counter[int]) -> JournalIndex:
+    """Returns the index of vectors of one dimension, the first in `dimensions`; counts there what dimensions it met."""
+    index = JournalIndex(
+        files=journal_files(folder), file=np.full(rows, -1, dtype=np.int32), start=np.zeros(rows, dtype=np.int64)
+    )
+
+    def is_expected(batch: pa.RecordBatch) -> bool:
+        if not _has_vectors_or_reasons(batch):
+            return False
+        dimension = batch.schema.field(VECTOR).type.list_size
+        dimensions[dimension] += len(batch) - batch.column(VECTOR).null_count
+        return bool(dimension == next(iter(dimensions)))
+
+    for frame in read_frames(
+        index.files, rows=rows, signature=signature, is_expected=is_expected, damaged=index.damaged
+    ):
+        _enter(index, frame)
+    return index
+
+
+def _has_vectors_or_reasons(batch: pa.RecordBatch) -> bool:
+    """Whether a record batch has the journal's columns, and each row a whole vector or a reason."""
+    if VECTOR not in batch.schema.names or not pa.types.is_fixed_size_list(batch.schema.field(VECTOR).type):
+        return False
+    if batch.schema != journal_schema(batch.schema.field(VECTOR).type.list_size):
+        return False
+    vectors, reasons = batch.column(VECTOR), batch.column(REASON)
+    has_either = vectors.is_valid().to_numpy(zero_copy_only=False) ^ reasons.is_valid().to_numpy(zero_copy_only=False)
+    return bool(has_either.all()) and vectors.flatten().null_count == 0
+
+
+def _enter(index: JournalIndex, frame: Frame) -> None:
+    rows = frame.batch.column(INDEX).to_numpy()
+    vectors, reasons = frame.batch.column(VECTOR), frame.batch.column(REASON)
+    dimension = vectors.type.list_size
+    has_vector = vectors.is_valid().to_numpy(zero_copy_only=False)
+    if not has_vector.all():
+        given_up = zip(rows.tolist(), reasons.to_pylist(), strict=True)
+        index.reasons.update({row: reason for row, reason in given_up if reason is not None})
+    if has_vector.any():
+        index.dimension = dimension
+        first = (vectors.values.buffers()[1].address - frame.address) // np.dtype(np.float32).itemsize
+        index.file[rows[has_vector]] = frame.file
+        index.start[rows[has_vector]] = (first + np.arange(len(rows)) * dimension)[has_vector]
