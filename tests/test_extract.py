@@ -139,8 +139,9 @@ def test_the_texts_can_be_another_models(root: Path, scripted: Path, llama: Path
 
 def test_the_summary_tells_of_both_stages(root: Path, scripted: Path) -> None:
     lines = extracted(root, root / "expected", scripted).lines()
-    names = ["memories", "windows", "rejected", "written", "file"]
-    assert [line.split()[0] for line in lines] == [*names, "entries", "rejected", "truncated", "tokens/s", "vectors"]
+    names = ["memories", "windows", "ids", "rejected", "written", "file"]
+    second = ["entries", "ids", "rejected", "truncated", "tokens/s", "vectors"]
+    assert [line.split()[0] for line in lines] == [*names, *second]
 
 
 def test_a_finished_run_says_so_and_does_nothing(root: Path, scripted: Path, caplog: pytest.LogCaptureFixture) -> None:

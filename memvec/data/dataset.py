@@ -56,14 +56,14 @@ class EntriesSummary:
         rows: Rows read.
         rejected: Rows that could not be used.
         integer_ids: Whether every id was an integer.
-        id_column: The column that the ids come from; None where they are row numbers.
+        ids: Where the ids come from, in words: a column, or row numbers.
     """
 
     files: list[str]
     rows: int
     rejected: int
     integer_ids: bool
-    id_column: str | None
+    ids: str
 
     @property
     def accepted(self) -> int:
@@ -122,13 +122,8 @@ def write_entries(
             write_stream(unique, _record_batches(dataset.select(kept)), schema=ENTRY_FEATURES.arrow_schema)
             unique.replace(unchecked)
         reader.check_ids()
-        summary = EntriesSummary(
-            reader.names,
-            reader.rows,
-            reader.rejected.count,
-            reader.integer_ids,
-            reader.id_column if reader.has_ids else None,
-        )
+        ids = f"column {reader.id_column!r}" if reader.has_ids else "row numbers"
+        summary = EntriesSummary(reader.names, reader.rows, reader.rejected.count, reader.integer_ids, ids)
         if summary.accepted == 0:
             example = f"; the first: {reader.rejected.first}" if reader.rejected.first else ""
             raise InputError(f"{', '.join(reader.names[:3])}: none of {summary.rows} rows can be used{example}")

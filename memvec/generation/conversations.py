@@ -9,7 +9,7 @@ In: `data.*` of the configuration, and how a text is measured in tokens. Out, in
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -130,7 +130,8 @@ class Conversations:
         limit = min(self.window_tokens or NO_LIMIT, room or NO_LIMIT)
         with atomic_file(folder.entries) as partial:
             write_stream(partial, self._windows(folder, spans, limit), schema=WINDOW_FEATURES.arrow_schema)
-        return summary
+        has_columns = any(source.source.has_columns for source in self.sources)
+        return summary if has_columns else replace(summary, ids="names of files")
 
     def _windows(self, folder: RunLayout, spans: Spans, limit: int) -> Iterator[pa.RecordBatch]:
         """Yields the windows of all conversations, in order."""

@@ -184,7 +184,10 @@ def _finish(stage: Stage, results: Results) -> RunSummary:
         counts=results.counts,
         config=to_container(stage.cfg),
         metrics={**combine_ranks(folder.journal), "seconds": seconds},
-        notes={**(first_notes(folder.journal) or stage.computation.notes()), "ids": _where_ids_come_from(folder)},
+        notes={
+            **(first_notes(folder.journal) or stage.computation.notes()),
+            "ids": read_json(folder.input_summary)["ids"],
+        },
         summary=stage.summary,
     )
     if stage.cfg.profile:
@@ -194,8 +197,3 @@ def _finish(stage: Stage, results: Results) -> RunSummary:
         log.info("where the time went: %s", folder.profile)
     folder.release(remove_journal=True)
     return summary
-
-
-def _where_ids_come_from(folder: RunFolder) -> str:
-    column = read_json(folder.input_summary).get("id_column")
-    return "row numbers" if column is None else f"column {column!r}"

@@ -201,7 +201,7 @@ def test_conf_and_sample_are_absolute_and_there(tmp_path: Path, monkeypatch: pyt
         ("data.batchsize=3", "batchsize"),
         ("prompt=one_token_fr", "one_token_fr"),
         ("promt=raw", "promt"),
-        ("data.path=[1,", "[1,"),
+        ("data.limit=[1,", "[1,"),
         ("output_dir", "output_dir"),
     ],
 )

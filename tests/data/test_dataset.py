@@ -74,7 +74,7 @@ def test_entries_say_where_they_stood(write: Write, jsonl: Callable[..., Path]) 
     assert entries == [("z", " b ", 0, 1), ("x", "a", 1, 1), ("y", "中文", 1, 3)]
     assert rejected == []
     assert summary == EntriesSummary(
-        files=[str(other), str(one)], rows=3, rejected=0, integer_ids=False, id_column="id"
+        files=[str(other), str(one)], rows=3, rejected=0, integer_ids=False, ids="column 'id'"
     )
     assert summary.accepted == 3
 
@@ -168,7 +168,7 @@ def test_the_id_column_can_be_left_out(write: Write, jsonl: Callable[..., Path])
     path = jsonl({"id": "x", "text": "a"}, {"id": "x", "text": "b"}, {"text": "c"})
     summary, entries, _ = write(path, id_column=None)
     assert [row[0] for row in entries] == ["0", "1", "2"]
-    assert summary.id_column is None
+    assert summary.ids == "row numbers"
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet", "saved"])
@@ -187,14 +187,12 @@ def test_an_id_column_that_was_asked_for_may_begin_late(write: Write, jsonl: Cal
     summary, entries, rejected = write(jsonl({"text": "a"}, {"key": "x", "text": "b"}), id_column="key")
     assert [row[0] for row in entries] == ["x"]
     assert [row["reason"] for row in rejected] == ["no 'key' field, which data.id_column names"]
-    assert summary.id_column == "key"
+    assert summary.ids == "column 'key'"
 
 
-@pytest.mark.parametrize(("row", "column"), [({"id": 1, "text": "a"}, "id"), ({"text": "a"}, None)])
-def test_the_summary_says_where_ids_come_from(
-    row: Any, column: str | None, write: Write, jsonl: Callable[..., Path]
-) -> None:
-    assert write(jsonl(row))[0].id_column == column
+@pytest.mark.parametrize(("row", "ids"), [({"id": 1, "text": "a"}, "column 'id'"), ({"text": "a"}, "row numbers")])
+def test_the_summary_says_where_ids_come_from(row: Any, ids: str, write: Write, jsonl: Callable[..., Path]) -> None:
+    assert write(jsonl(row))[0].ids == ids
 
 
 def test_other_column_names(write: Write, jsonl: Callable[..., Path]) -> None:
@@ -454,4 +452,4 @@ def test_a_loaded_dataset_is_read_like_a_file(tmp_path: Path) -> None:
     summary = write_entries([Source("some/name", dataset)], entries_path=entries, rejected_path=rejected)
     assert entries_of(entries) == [("x", "a", 0, 0)]
     assert [json.loads(line)["row"] for line in rejected.read_text(encoding="utf-8").splitlines()] == [2, 1]
-    assert summary == EntriesSummary(files=["some/name"], rows=3, rejected=2, integer_ids=False, id_column="id")
+    assert summary == EntriesSummary(files=["some/name"], rows=3, rejected=2, integer_ids=False, ids="column 'id'")

@@ -13,7 +13,7 @@ import pytest
 from omegaconf import DictConfig
 
 import memvec
-from memvec.errors import ConfigError
+from memvec.errors import ConfigError, InputError
 from tests.helpers.conversations import CHAT, read_lines, write_lines
 from tests.test_generate import DRAWN, texts
 
@@ -82,3 +82,21 @@ def test_an_answer_that_leaves_no_room_for_a_prompt_is_refused(
         memvec.generate(tiny_generation(write_conversations(), "generation.max_new_tokens=256"))
     with pytest.raises(ConfigError, match="leaves no room for a text: the prompt template alone takes"):
         memvec.generate(tiny_generation(write_conversations(), "generation.max_new_tokens=250"))
+
+
+def test_a_date_column_that_no_row_has_is_an_error(write_conversations: Write, tiny_generation: Configure) -> None:
+    path = write_conversations()
+    with pytest.raises(
+        InputError, match=r"conversations.jsonl: no row has the date column 'when'; set data.date_column"
+    ):
+        memvec.generate(tiny_generation(path, "data.date_column=when"))
+    with pytest.raises(InputError, match=r"no row has the id column 'key'"):
+        memvec.generate(tiny_generation(path, "data.id_column=key"))
+
+
+def test_the_summary_says_that_ids_of_documents_are_names(
+    scripted: Path, tiny_generation: Configure, tmp_path: Path
+) -> None:
+    (tmp_path / "notes.txt").write_text("\n".join(f"Line {n} of a document." for n in range(12)), encoding="utf-8")
+    summary = memvec.generate(tiny_generation(tmp_path / "notes.txt", *DRAWN, model=scripted))
+    assert "ids        names of files" in summary.lines()
