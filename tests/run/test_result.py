@@ -203,7 +203,7 @@ def test_a_pipe_in_the_place_of_a_part_is_said_at_once(tmp_path: Path) -> None:
         memvec.load(folder.root)
 
 
-def test_the_mapped_copy_is_private_and_not_written_through_a_link(tmp_path: Path) -> None:
+def test_the_mapped_copy_is_private_and_follows_no_link(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", VECTORS)
     folder.root.chmod(0o700)
     elsewhere = tmp_path / "elsewhere"
