@@ -21,6 +21,17 @@ READMES.append("tests/benchmarks/README.md")
 SECTION = re.compile(r"^### `(conf/[\w/]+\.yaml)`.*?\n(.*?)(?=^##|\Z)", re.DOTALL | re.MULTILINE)
 OPTION = re.compile(r"^\| `([\w.]+)` \| (.*?) \| .*\|$", re.MULTILINE)
 FILE = re.compile(r"^([\w/]+\.py) +\S", re.MULTILINE)
+# What memvec needs of the Trainer; nobody should change it.
+FIXED = {
+    f"trainer.{name}" for name in ("use_distributed_sampler", "logger", "enable_checkpointing", "enable_model_summary")
+}
+# The files whose options a command's help explains one by one.
+HELP = {
+    "predict": ("predict", "data/default", "prompt/raw", "model/hub", "trainer/default", "writer/default"),
+    "generate": ("generate", "data/conversations", "generation/facts_en", "generation/server", "writer/outputs"),
+    "search": ("search",),
+    "evaluate": ("evaluate",),
+}
 # What these set is said in words beside their group's table.
 SAID_IN_WORDS = {"ddp", "fsdp", "tensor_parallel", "smollm2", "one_word_en", "raw", "chat", "facts_zh"}
 
@@ -60,6 +71,16 @@ def test_options_and_defaults_are_those_of_conf(path: str) -> None:
     assert sorted(found) == sorted(expected)
     for name, value in expected.items():
         assert shown(value) in (None, found[name].strip("`")), name
+
+
+@pytest.mark.parametrize("command", HELP)
+def test_help_names_every_option(command: str) -> None:
+    top: Any = OmegaConf.to_container(OmegaConf.load(ROOT / f"conf/{command}.yaml"), resolve=False)
+    text = top["hydra"]["help"]["template"]
+    named = {name: value for path in HELP[command] for name, value in options(ROOT / f"conf/{path}.yaml")}
+    for name in named.keys() - FIXED:
+        is_of_model = str(named[name]).startswith("${model.")
+        assert is_of_model or re.search(rf"(?<![\w.]){re.escape(name)}(?![\w.])", text), name
 
 
 def test_every_file_with_options_has_a_table() -> None:

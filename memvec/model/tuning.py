@@ -157,7 +157,7 @@ def choose_kernels(
             except UNUSABLE as failure:
                 log.info("%s: cannot be used (%s)", choice, one_line(failure))
                 continue
-            if (error := relative_error(vectors, reference)) > ROUNDING[dtype]:
+            if (error := relative_error(vectors, reference)) > ROUNDING.get(dtype, ROUNDING[torch.bfloat16]):
                 log.info("%s: not used, its vectors differ by %.2g", choice, error)
                 continue
             measured[choice] = seconds
