@@ -186,7 +186,7 @@ def _finish(stage: Stage, results: Results) -> RunSummary:
         metrics={**combine_ranks(folder.journal), "seconds": seconds},
         notes={
             **(first_notes(folder.journal) or stage.computation.notes()),
-            "ids": read_json(folder.input_summary)["ids"],
+            "ids": read_json(folder.input_summary).get("ids"),
         },
         summary=stage.summary,
     )
