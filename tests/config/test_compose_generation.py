@@ -94,9 +94,8 @@ def test_the_default_is_the_sample_conversations_through_the_embedded_model(conf
 
 @pytest.mark.parametrize("name", ["facts_en", "facts_zh", "server", "server_zh"])
 def test_answers_of_the_examples_are_understood(name: str) -> None:
-    prompt = compose(
-        [*MODEL, f"generation={name}", *(SERVER[1:] if "server" in name else ())], config_name="generate"
-    ).generation.prompt
+    server = SERVER[1:] if name.startswith("server") else ()
+    prompt = compose([*MODEL, f"generation={name}", *server], config_name="generate").generation.prompt
     outcomes = [parse(example.answer) for example in prompt.examples]
     assert [outcome.outcome for outcome in outcomes] == [Outcome.NOTHING, Outcome.MEMORIES]
     assert len(outcomes[1].memories) == 4
