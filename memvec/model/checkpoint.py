@@ -141,7 +141,7 @@ class Checkpoint:
                 dtype=dtype,
                 attn_implementation=self.attn_implementation,
                 trust_remote_code=self.trust_remote_code,
-                use_safetensors=self.use_safetensors,
+                use_safetensors=True if self.use_safetensors else None,  # None: pickled ones where there are no others
                 ignore_mismatched_sizes=True,  # found out below, by name
                 output_loading_info=True,
             )
