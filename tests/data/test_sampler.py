@@ -191,9 +191,9 @@ def test_a_thousand_ranks_share_ten_million_rows_evenly_planned_in_seconds_and_l
     draw: Callable[[int], NDArray[np.int32]], max_tokens: int
 ) -> None:
     lengths = draw(10_000_000)
-    start = time.perf_counter()
+    start = time.process_time()
     plans = plan_ranks([lengths], batch_size=1024, max_tokens=max_tokens, world_size=1024)
-    assert time.perf_counter() - start < 20  # measured: 0.3 to 3 s
+    assert time.process_time() - start < 60  # measured: 0.3 to 3 s; a plan that goes row by row takes many minutes
     assert balance([rank.padded_tokens for rank in plans]) <= 1.01
     assert sum(rank.rows for rank in plans) == len(lengths)
     assert sum(rank.tokens for rank in plans) == int(lengths.sum(dtype=np.int64))

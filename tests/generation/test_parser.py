@@ -365,6 +365,6 @@ def test_time_grows_no_faster_than_the_output(piece: str) -> None:
     """At 100,000 characters one quadratic step would take minutes, where a linear one takes a tenth of a second."""
     output = (piece * 100_000)[:100_000]
     for end in ("", "x", '"]'):
-        start = time.perf_counter()
+        start = time.process_time()
         parse(output + end, is_cut=True, prompt=PROMPT)
-        assert time.perf_counter() - start < 5
+        assert time.process_time() - start < 30
