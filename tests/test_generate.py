@@ -65,6 +65,7 @@ def test_its_vectors_are_asked_for_in_vain_and_the_error_says_what_makes_them(ru
 def test_memories_nothing_and_failures_are_counted_apart_and_shown(run: Any) -> None:
     cfg, summary = run
     counts = summary.generation
+    assert summary.counts == counts
     raw = read_lines(Path(cfg.output_dir) / "raw.jsonl")
     last = {line["conversation_id"]: line["outcome"] for line in raw}
     found = [list(last.values()).count(outcome) for outcome in ("memories", "nothing", "unparseable")]

@@ -13,6 +13,11 @@ class GenerationSummary(RunSummary):
     """A finished run of generation; see `RunSummary` for what it holds."""
 
     @property
+    def counts(self) -> GenerationCounts:  # type: ignore[override] # of other rows than a run of vectors has
+        """What became of conversations and windows."""
+        return self.counts_as(GenerationCounts)
+
+    @property
     def generation(self) -> GenerationCounts:
         """What became of conversations and windows."""
         return self.counts_as(GenerationCounts)
