@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 from memvec.cli import main
 from memvec.errors import ConfigError
-from memvec.generation.build import build_asking, build_conversations, build_generator, build_output_writer
+from memvec.generation.build import build_asking, build_completion_writer, build_conversations, build_generator
 from memvec.generation.finalize import MemoryFinalizer
 from memvec.generation.server import ChatServer
 from memvec.generation.summary import GenerationSummary
@@ -54,7 +54,7 @@ def memory_stage(cfg: DictConfig) -> Stage:
     folder = run_folder(cfg)
     with stopwatch.stage("build"):
         generator = build_generator(cfg)
-        writer = build_output_writer(cfg, folder)
+        writer = build_completion_writer(cfg, folder)
         rows: Rows
         computation: Computation
         if isinstance(generator, ChatServer):

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 import memvec
 from memvec.data.prepared import read_signature
 from memvec.errors import InputError
-from memvec.generation.outputs import read_outputs
+from memvec.generation.completions import read_completions
 from memvec.generation.summary import GenerationSummary
 from memvec.run.folder import RunFolder
 from tests.helpers.conversations import generation_overrides, marked, write_lines
@@ -48,7 +48,7 @@ def go_on(root: Path, model: Path, output: str) -> GenerationSummary:
 def windows_done(folder: RunFolder) -> int:
     """Returns how many windows' first output is in the journal."""
     rows = len(np.load(folder.first_rows))
-    return int(read_outputs(folder.journal, rows=rows, signature=read_signature(folder)).is_done(0).sum())
+    return int(read_completions(folder.journal, rows=rows, signature=read_signature(folder)).is_done(0).sum())
 
 
 def killed_in_the_midst(root: Path, model: Path, output: str) -> None:

@@ -19,7 +19,7 @@ import pytest
 import memvec
 from memvec.errors import ConfigError, Interrupted, RunFolderError, ServerError, WriterError
 from memvec.files import read_json
-from memvec.generation.outputs import has_outputs
+from memvec.generation.completions import has_completions
 from memvec.generation.summary import GenerationSummary
 from memvec.run.folder import RunFolder
 from tests.helpers.chat_server import (
@@ -66,7 +66,7 @@ def windows_done(output: Path) -> int:
     """Returns how many windows' first output is in the journal."""
     folder = RunFolder(output)
     rows = len(np.load(folder.first_rows))
-    return int(has_outputs(folder, rows, 0).sum())
+    return int(has_completions(folder, rows, 0).sum())
 
 
 @pytest.fixture(scope="module")

@@ -28,12 +28,12 @@ FIXED = {
 # The files whose options a command's help explains one by one.
 HELP = {
     "predict": ("predict", "data/default", "prompt/raw", "model/hub", "trainer/default", "writer/default"),
-    "generate": ("generate", "data/conversations", "generation/facts_en", "generation/server", "writer/outputs"),
+    "generate": ("generate", "data/conversations", "generation/facts_en", "generation/server", "writer/completions"),
     "search": ("search",),
     "evaluate": ("evaluate",),
 }
 # What these set is said in words beside their group's table.
-SAID_IN_WORDS = {"ddp", "fsdp", "tensor_parallel", "smollm2", "one_word_en", "raw", "chat", "facts_zh"}
+SAID_IN_WORDS = {"ddp", "fsdp", "tensor_parallel", "smollm2", "one_word_en", "raw", "chat", "facts_zh", "server_zh"}
 
 
 def documented() -> dict[str, dict[str, str]]:

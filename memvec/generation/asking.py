@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from memvec.data.prepared import read_signature
+from memvec.generation.completions import COMPLETION_SCHEMA
 from memvec.generation.event_loop import CancellableLoop
 from memvec.generation.inputs import AskedWindows
-from memvec.generation.outputs import OUTPUT_SCHEMA
 from memvec.generation.rows import OutputRows
 from memvec.generation.server import ChatServer
 from memvec.schema import TEXT
@@ -204,7 +204,7 @@ class _Frames:
     def _flush(self) -> None:
         rows, self._waiting = self._waiting, []
         if rows:
-            self._journal.append_rows(pa.RecordBatch.from_pylist(rows, schema=OUTPUT_SCHEMA))
+            self._journal.append_rows(pa.RecordBatch.from_pylist(rows, schema=COMPLETION_SCHEMA))
 
     def __enter__(self) -> _Frames:
         return self

@@ -10,12 +10,12 @@ from memvec.config.instantiate import build_group
 from memvec.data.datamodule import PromptDataModule
 from memvec.errors import ConfigError
 from memvec.generation.asking import ServerComputation
+from memvec.generation.completions import has_completions
 from memvec.generation.conversations import Conversations
 from memvec.generation.inputs import AskedWindows, PromptWindows
 from memvec.generation.module import GenerationModule
-from memvec.generation.outputs import has_outputs
 from memvec.generation.server import ChatServer
-from memvec.generation.writer import OutputWriter
+from memvec.generation.writer import CompletionWriter
 from memvec.model.checkpoint import prompt_limit, vocabulary_size
 from memvec.run.folder import RunFolder
 from memvec.trainer.build import cluster_environment
@@ -41,11 +41,11 @@ def build_conversations(cfg: DictConfig, module: GenerationModule, folder: RunFo
         output_tokens=module.max_new_tokens,
         **{name: cfg.data[name] for name in OF_BATCHES if name in cfg.data},
     )
-    return PromptDataModule(windows, folder=folder, is_done=partial(has_outputs, folder))
+    return PromptDataModule(windows, folder=folder, is_done=partial(has_completions, folder))
 
 
 def build_asking(
-    cfg: DictConfig, server: ChatServer, writer: OutputWriter, folder: RunFolder
+    cfg: DictConfig, server: ChatServer, writer: CompletionWriter, folder: RunFolder
 ) -> tuple[AskedWindows, ServerComputation]:
     """Returns the windows that a server is asked about, and what asks.
 
@@ -76,7 +76,7 @@ def _build_reader(cfg: DictConfig) -> Conversations:
     return conversations
 
 
-def build_output_writer(cfg: DictConfig, folder: RunFolder) -> OutputWriter:
+def build_completion_writer(cfg: DictConfig, folder: RunFolder) -> CompletionWriter:
     """Returns the prediction writer of generation."""
-    writer: OutputWriter = build_group("writer", cfg.writer, journal=folder.journal)
+    writer: CompletionWriter = build_group("writer", cfg.writer, journal=folder.journal)
     return writer

@@ -26,8 +26,8 @@ from memvec.data.prepared import read_signature
 from memvec.errors import WriterError
 from memvec.features import memory_features
 from memvec.files import atomic_file, read_json, writing
+from memvec.generation.completions import Completion, read_completions
 from memvec.generation.echoes import Instructions, letters
-from memvec.generation.outputs import Output, read_outputs
 from memvec.generation.parser import Outcome, Parsed, parse
 from memvec.generation.rows import prompt_content
 from memvec.layout import RunLayout
@@ -85,7 +85,7 @@ class MemoryFinalizer:
         self.summary = read_json(folder.input_summary)
         self.windows = Dataset.from_file(str(folder.entries))
         self.first: NDArray[np.int64] = np.load(folder.first_rows)
-        self.outputs = read_outputs(folder.journal, rows=len(self.first), signature=read_signature(folder))
+        self.outputs = read_completions(folder.journal, rows=len(self.first), signature=read_signature(folder))
         missing = int((~self.outputs.is_done(0)[self.first]).sum())
         if missing:
             raise WriterError(
@@ -176,7 +176,7 @@ class MemoryFinalizer:
 _COUNTED = {Outcome.MEMORIES: "with_memories", Outcome.NOTHING: "nothing", Outcome.UNPARSEABLE: "failed"}
 
 
-def _described(output: Output, reading: Parsed, window: str) -> dict[str, Any]:
+def _described(output: Completion, reading: Parsed, window: str) -> dict[str, Any]:
     """Returns an output's line of `raw.jsonl`; the second attempt's id says so, since ids are different."""
     return {
         ID: window if output.attempt == 0 else f"{window}#{output.attempt + 1}",

@@ -16,8 +16,8 @@ from memvec.data.dataset import EntriesSummary
 from memvec.data.prepared import PreparedRows
 from memvec.data.rules import BatchRules
 from memvec.errors import ConfigError
+from memvec.generation.completions import has_completions
 from memvec.generation.conversations import Conversations, Spans
-from memvec.generation.outputs import has_outputs
 from memvec.generation.prompt import MemoryPrompt
 from memvec.layout import RunLayout
 from memvec.prompt.encoder import PromptEncoder
@@ -102,7 +102,7 @@ class AskedWindows:
 
     def find_remaining(self) -> None:
         """Finds the windows that are left to ask about."""
-        self.prepared.find_remaining(lambda rows: has_outputs(self.folder, rows, self.attempt))
+        self.prepared.find_remaining(lambda rows: has_completions(self.folder, rows, self.attempt))
 
     def count_remaining(self) -> int:
         """Returns how many these are."""

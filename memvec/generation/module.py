@@ -21,9 +21,9 @@ from memvec.data.collator import Batch
 from memvec.data.datamodule import datamodule_of
 from memvec.data.plan import BatchPlan, Ranks
 from memvec.data.rules import BatchRules
+from memvec.generation.completions import ATTEMPTS
 from memvec.generation.decoding import turn_end_ids
 from memvec.generation.generator import Decoding, Generator
-from memvec.generation.outputs import ATTEMPTS
 from memvec.generation.prompt import MemoryPrompt
 from memvec.generation.sampling import Sampling
 from memvec.model.casting import LoadedModel

@@ -1,7 +1,7 @@
 """Makes what a model has written a row of the journal, whoever ran the model.
 
-In: an output of a window. Out: a row of `memvec.generation.outputs.OUTPUT_SCHEMA`, in which stands whether the output
-was understood, so that a run that goes on knows what to try again.
+In: an output of a window. Out: a row of `memvec.generation.completions.COMPLETION_SCHEMA`, in which stands whether the
+output was understood, so that a run that resumes knows what to try again.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 from datasets import Dataset
 
+from memvec.generation.completions import ATTEMPT, IS_CUT, OUTCOME
 from memvec.generation.echoes import Instructions, PromptContent
-from memvec.generation.outputs import ATTEMPT, IS_CUT, OUTCOME
 from memvec.generation.parser import Outcome, parse
 from memvec.schema import INDEX, NUM_TOKENS, REASON, SPEAKERS, TEXT
 

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from memvec.config.values import at_least, number, one_of
 from memvec.errors import ConfigError
 from memvec.extras import import_extra
-from memvec.generation.outputs import ATTEMPTS
+from memvec.generation.completions import ATTEMPTS
 from memvec.generation.prompt import MemoryPrompt
 from memvec.generation.sampling import row_seed
 from memvec.generation.window import Span, estimated_spans

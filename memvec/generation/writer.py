@@ -1,6 +1,6 @@
 """The prediction writer of generation: what the model has written becomes text, is read, and goes to the journal.
 
-In: after each batch, its tokens. Out: rows of `memvec.generation.outputs.OUTPUT_SCHEMA`.
+In: after each batch, its tokens. Out: rows of `memvec.generation.completions.COMPLETION_SCHEMA`.
 
 How: in the writer's thread (`memvec.writer.prediction_writer`), so decoding and parsing cost the model no time. Whether
 an output was understood stands in the journal, so a run that goes on knows what to try again.
@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from memvec.data.datamodule import datamodule_of
+from memvec.generation.completions import COMPLETION_SCHEMA
 from memvec.generation.module import GenerationModule
-from memvec.generation.outputs import OUTPUT_SCHEMA
 from memvec.generation.rows import OutputRows
 from memvec.writer.prediction_writer import JournalCallback
 
 
-class OutputWriter(JournalCallback):
+class CompletionWriter(JournalCallback):
     """Appends outputs to this process's journal file.
 
     Args:
@@ -54,7 +54,7 @@ class OutputWriter(JournalCallback):
         """Returns what was written as rows of the journal; `predictions` is `[B, G]` with -1 behind a row's end."""
         outputs = zip(index.tolist(), predictions, strict=True)
         rows = [self._to_row(row, tokens[tokens >= 0].tolist()) for row, tokens in outputs]
-        return pa.RecordBatch.from_pylist(rows, schema=OUTPUT_SCHEMA)
+        return pa.RecordBatch.from_pylist(rows, schema=COMPLETION_SCHEMA)
 
     def counters(self) -> dict[str, int]:
         """Returns how many tokens were written since predicting started."""

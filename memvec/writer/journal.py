@@ -2,7 +2,7 @@
 
 In: row numbers and what was computed for them, or the reason why there is nothing. Out: frames (`memvec.writer.frames`)
 in a file of this process's own. What is read back is a vector (`memvec.writer.vectors`) or whatever else a record batch
-holds (`memvec.generation.outputs`).
+holds (`memvec.generation.completions`).
 
 Which process or attempt wrote a row does not matter; a row that was written twice counts once.
 """

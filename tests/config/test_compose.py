@@ -20,10 +20,10 @@ from memvec.config.compose import compose, conf_folder, count_processes, sample_
 from memvec.config.values import at_least, at_least_or_none, one_of
 from memvec.data.memories import MemoryTexts
 from memvec.errors import ConfigError
-from memvec.generation.build import build_generator, build_output_writer
+from memvec.generation.build import build_completion_writer, build_generator
 from memvec.generation.conversations import Conversations
 from memvec.generation.module import GenerationModule
-from memvec.generation.writer import OutputWriter
+from memvec.generation.writer import CompletionWriter
 from memvec.model.module import HiddenStateModule
 from memvec.prompt.template import Prompt
 from memvec.run.folder import RunFolder
@@ -41,7 +41,12 @@ BUILT: dict[str, type] = {
     "writer": VectorWriter,
 }
 # Files of groups that belong to another command than memvec.predict, or are all that it has of a group.
-OF_GENERATE = {"data/conversations.yaml", "writer/outputs.yaml", "generation/facts_en.yaml", "generation/facts_zh.yaml"}
+OF_GENERATE = {
+    "data/conversations.yaml",
+    "writer/completions.yaml",
+    "generation/facts_en.yaml",
+    "generation/facts_zh.yaml",
+}
 # Shared by the top-level files, and chosen by none of them.
 SHARED = {"launch/default.yaml"}
 # What a user has no reason to set: memvec's own choice of class, and what it needs the Trainer to be.
@@ -316,4 +321,4 @@ def test_every_file_of_generation_builds_what_it_names(language: str, llama: Pat
     room = {"model_limit": 4096, "output_tokens": 8}  # more than the tiny model has: its tokenizer splits into letters
     datamodule = data(prompt=module.prompt, tokenizer=module.checkpoint.load_tokenizer(), **room)
     assert type(datamodule) is Conversations
-    assert type(build_output_writer(cfg, folder)) is OutputWriter
+    assert type(build_completion_writer(cfg, folder)) is CompletionWriter

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from memvec.generation.outputs import OUTPUT_SCHEMA
+from memvec.generation.completions import COMPLETION_SCHEMA
 from memvec.generation.parser import Outcome, parse
 from memvec.writer.journal import JournalWriter
 from tests.helpers.signatures import signature_of
@@ -31,5 +31,5 @@ def write_frames(journal: Path, *frames: Sequence[dict[str, Any]], rank: int = 0
     journal.mkdir(parents=True, exist_ok=True)
     with JournalWriter(journal, rank=rank, signature=signature_of(journal)) as writer:
         for frame in frames:
-            writer.append_rows(pa.RecordBatch.from_pylist(list(frame), schema=OUTPUT_SCHEMA))
+            writer.append_rows(pa.RecordBatch.from_pylist(list(frame), schema=COMPLETION_SCHEMA))
     return writer.path

@@ -15,7 +15,7 @@ from memvec.errors import ConfigError
 from memvec.files import read_json
 from memvec.generation.finalize import MemoryFinalizer
 from memvec.generation.parser import Outcome
-from memvec.generation.writer import OutputWriter
+from memvec.generation.writer import CompletionWriter
 from memvec.run.folder import RunFolder
 from memvec.writer.frames import journal_files, read_frames
 from tests.helpers.conversations import generation_overrides, marked, write_lines
@@ -110,4 +110,4 @@ def test_an_answer_that_reaches_its_limit_is_cut(
 )
 def test_an_option_that_makes_no_sense_says_what_is_allowed(options: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
-        OutputWriter(tmp_path, **options)
+        CompletionWriter(tmp_path, **options)

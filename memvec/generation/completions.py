@@ -27,7 +27,7 @@ ATTEMPT = "attempt"
 IS_CUT = "is_cut"
 OUTCOME = "outcome"
 
-OUTPUT_SCHEMA = pa.schema(
+COMPLETION_SCHEMA = pa.schema(
     [
         (INDEX, pa.int64()),
         (ATTEMPT, pa.int8()),  # 0, or 1 where it was tried again
@@ -41,7 +41,7 @@ OUTPUT_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Output:
+class Completion:
     """One output.
 
     Args:
@@ -58,7 +58,7 @@ class Output:
 
 
 @dataclass
-class OutputIndex:
+class CompletionIndex:
     """Where every output lies.
 
     Args:
@@ -94,11 +94,11 @@ class OutputIndex:
         there[list(self.reasons)] = True
         return there
 
-    def outputs(self, row: int) -> list[Output]:
+    def outputs(self, row: int) -> list[Completion]:
         """Returns a window's outputs, the first attempt first."""
         there = [attempt for attempt in range(ATTEMPTS) if self.file[attempt, row] >= 0]
         return [
-            Output(
+            Completion(
                 self._text(attempt, row),
                 attempt,
                 num_tokens=int(self.num_tokens[attempt, row]),
@@ -113,12 +113,12 @@ class OutputIndex:
             return str(stream.read(int(self.length[attempt, row])), "utf-8")
 
 
-def has_outputs(folder: RunLayout, rows: int, attempt: int) -> NDArray[np.bool_]:
+def has_completions(folder: RunLayout, rows: int, attempt: int) -> NDArray[np.bool_]:
     """Returns for which rows of a run nothing is left to compute in an attempt, `[N]` bool."""
-    return read_outputs(folder.journal, rows=rows, signature=read_signature(folder)).is_done(attempt)
+    return read_completions(folder.journal, rows=rows, signature=read_signature(folder)).is_done(attempt)
 
 
-def read_outputs(folder: Path, *, rows: int, signature: Signature) -> OutputIndex:
+def read_completions(folder: Path, *, rows: int, signature: Signature) -> CompletionIndex:
     """Reads every frame of every journal file in `folder`.
 
     Args:
@@ -130,7 +130,7 @@ def read_outputs(folder: Path, *, rows: int, signature: Signature) -> OutputInde
         RunFolderError: Outputs were written in this run for other windows than it has now.
     """
     shape = (ATTEMPTS, rows)
-    index = OutputIndex(
+    index = CompletionIndex(
         files=journal_files(folder),
         file=np.full(shape, -1, dtype=np.int32),
         start=np.zeros(shape, dtype=np.int64),
@@ -149,7 +149,7 @@ def read_outputs(folder: Path, *, rows: int, signature: Signature) -> OutputInde
 
 def _has_outputs(batch: pa.RecordBatch) -> bool:
     """Whether a record batch has the columns of outputs, and each row a text or a reason why there is none."""
-    if batch.schema != OUTPUT_SCHEMA:
+    if batch.schema != COMPLETION_SCHEMA:
         return False
     text, reason = (batch.column(name).is_valid().to_numpy(zero_copy_only=False) for name in (TEXT, REASON))
     numbers = (batch.column(name) for name in (ATTEMPT, NUM_TOKENS, IS_CUT, OUTCOME))
@@ -159,7 +159,7 @@ def _has_outputs(batch: pa.RecordBatch) -> bool:
     return all(np.isin(batch.column(name).to_numpy(), list(values)).all() for name, values in allowed)
 
 
-def _enter(index: OutputIndex, frame: Frame) -> None:
+def _enter(index: CompletionIndex, frame: Frame) -> None:
     batch = frame.batch
     rows = batch.column(INDEX).to_numpy()
     texts, reasons = batch.column(TEXT), batch.column(REASON).to_pylist()

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from memvec.generation.outputs import OUTPUT_SCHEMA, Output, OutputIndex, read_outputs
+from memvec.generation.completions import COMPLETION_SCHEMA, Completion, CompletionIndex, read_completions
 from memvec.generation.parser import Outcome
 from memvec.writer.journal import JournalWriter, vector_rows
 from tests.generation.frames import no_output, said, write_frames
@@ -21,7 +21,7 @@ from tests.helpers.signatures import ANOTHER_RUN, MINE
 FACT, NONE, NOISE = "- Ann likes tea.", "NONE", "###"
 
 
-def texts(index: OutputIndex, rows: int) -> list[list[str]]:
+def texts(index: CompletionIndex, rows: int) -> list[list[str]]:
     return [[output.text for output in index.outputs(row)] for row in range(rows)]
 
 
@@ -29,7 +29,7 @@ def test_outputs_of_all_frames_ranks_and_attempts_are_read_back(tmp_path: Path) 
     strange = ["", "她喜欢喝茶。😺", 'quotes " and\nlines\u2028 and \x00', "long " * 50_000]
     write_frames(tmp_path, [said(3, strange[3]), said(0, strange[0])], [said(2, strange[2])])
     write_frames(tmp_path, [said(1, strange[1])], [said(1, "again", attempt=1)], rank=1)
-    assert texts(read_outputs(tmp_path, rows=5, signature=MINE), 5) == [
+    assert texts(read_completions(tmp_path, rows=5, signature=MINE), 5) == [
         [""],
         [strange[1], "again"],
         [strange[2]],
@@ -40,19 +40,19 @@ def test_outputs_of_all_frames_ranks_and_attempts_are_read_back(tmp_path: Path) 
 
 def test_an_output_says_which_attempt_it_was_how_long_and_whether_it_was_cut(tmp_path: Path) -> None:
     write_frames(tmp_path, [said(0, NOISE, num_tokens=7, is_cut=True)], [said(0, FACT, attempt=1, num_tokens=9)])
-    assert read_outputs(tmp_path, rows=1, signature=MINE).outputs(0) == [
-        Output(NOISE, attempt=0, num_tokens=7, is_cut=True),
-        Output(FACT, attempt=1, num_tokens=9, is_cut=False),
+    assert read_completions(tmp_path, rows=1, signature=MINE).outputs(0) == [
+        Completion(NOISE, attempt=0, num_tokens=7, is_cut=True),
+        Completion(FACT, attempt=1, num_tokens=9, is_cut=False),
     ]
 
 
 def test_a_frame_of_part_of_a_batch_holds_that_part(tmp_path: Path) -> None:
     """The writer cuts what has gathered into frames."""
-    rows = pa.RecordBatch.from_pylist([said(n, f"text {n} " * n) for n in range(9)], schema=OUTPUT_SCHEMA)
+    rows = pa.RecordBatch.from_pylist([said(n, f"text {n} " * n) for n in range(9)], schema=COMPLETION_SCHEMA)
     with JournalWriter(tmp_path, rank=0, signature=MINE) as writer:
         writer.append_rows(rows.slice(6, 3))
         writer.append_rows(rows.slice(2, 4))
-    assert texts(read_outputs(tmp_path, rows=9, signature=MINE), 9) == [
+    assert texts(read_completions(tmp_path, rows=9, signature=MINE), 9) == [
         [],
         [],
         *([f"text {n} " * n] for n in range(2, 9)),
@@ -63,12 +63,12 @@ def test_a_frame_of_part_of_a_batch_holds_that_part(tmp_path: Path) -> None:
 def test_a_frame_of_empty_texts_alone_is_read(frame: list[dict[str, object]], tmp_path: Path) -> None:
     """A model that ends at once has written an empty text, which is an output."""
     write_frames(tmp_path, frame)
-    assert texts(read_outputs(tmp_path, rows=len(frame), signature=MINE), len(frame)) == [[""]] * len(frame)
+    assert texts(read_completions(tmp_path, rows=len(frame), signature=MINE), len(frame)) == [[""]] * len(frame)
 
 
 def test_a_window_without_output_has_its_reason_beside_others_that_have_one(tmp_path: Path) -> None:
     write_frames(tmp_path, [said(0, FACT), no_output(1, "no room"), said(2, NONE)], [no_output(3, "no room either")])
-    index = read_outputs(tmp_path, rows=4, signature=MINE)
+    index = read_completions(tmp_path, rows=4, signature=MINE)
     assert index.reasons == {1: "no room", 3: "no room either"}
     assert texts(index, 4) == [[FACT], [], [NONE], []]
     assert index.is_done(0).all()
@@ -80,7 +80,7 @@ def test_only_what_was_not_understood_is_left_for_the_second_attempt(tmp_path: P
         [said(0, FACT), said(1, NONE), said(2, NOISE), said(3, NOISE), no_output(4, "no room"), said(5, NOISE)],
         [said(3, FACT, attempt=1), no_output(5, "no room", attempt=1)],
     )
-    index = read_outputs(tmp_path, rows=7, signature=MINE)
+    index = read_completions(tmp_path, rows=7, signature=MINE)
     assert np.flatnonzero(~index.is_done(0)).tolist() == [6]
     assert np.flatnonzero(~index.is_done(1)).tolist() == [2]  # what the first has not made is not the second's to make
     expected = [Outcome.MEMORIES.value, Outcome.NOTHING.value, Outcome.UNPARSEABLE.value]
@@ -90,11 +90,11 @@ def test_only_what_was_not_understood_is_left_for_the_second_attempt(tmp_path: P
 def test_a_window_that_two_processes_have_written_counts_once(tmp_path: Path) -> None:
     write_frames(tmp_path, [said(0, FACT)])
     write_frames(tmp_path, [said(0, FACT)], rank=1)
-    assert texts(read_outputs(tmp_path, rows=1, signature=MINE), 1) == [[FACT]]
+    assert texts(read_completions(tmp_path, rows=1, signature=MINE), 1) == [[FACT]]
 
 
 def test_without_a_journal_nothing_is_done(tmp_path: Path) -> None:
-    index = read_outputs(tmp_path, rows=3, signature=MINE)
+    index = read_completions(tmp_path, rows=3, signature=MINE)
     assert not index.is_done(0).any()
     assert index.is_done(1).all()
     assert index.damaged == []
@@ -112,7 +112,7 @@ def test_a_damaged_frame_is_passed_over_and_named(damage: str, tmp_path: Path) -
         path.write_bytes(content[:at] + b"M" + content[at + 1 :])
     elif damage == "a torn tail":
         path.write_bytes(content[:-200])
-    index = read_outputs(tmp_path, rows=3, signature=MINE)
+    index = read_completions(tmp_path, rows=3, signature=MINE)
     lost = 2 if damage == "a torn tail" else 1
     assert np.flatnonzero(~index.is_done(0)).tolist() == [lost]
     assert len(index.damaged) == 1
@@ -122,20 +122,20 @@ def test_a_damaged_frame_is_passed_over_and_named(damage: str, tmp_path: Path) -
 def test_outputs_of_another_run_are_reported_and_ignored(tmp_path: Path) -> None:
     write_frames(tmp_path, [said(0, FACT)])
     with JournalWriter(tmp_path, rank=1, signature=ANOTHER_RUN) as writer:
-        writer.append_rows(pa.RecordBatch.from_pylist([said(0, NOISE), said(1, NOISE)], schema=OUTPUT_SCHEMA))
-    index = read_outputs(tmp_path, rows=2, signature=MINE)
+        writer.append_rows(pa.RecordBatch.from_pylist([said(0, NOISE), said(1, NOISE)], schema=COMPLETION_SCHEMA))
+    index = read_completions(tmp_path, rows=2, signature=MINE)
     assert texts(index, 2) == [[FACT], []]
     assert index.damaged == [f"{writer.path.name}: 1 frames of another run"]
 
 
 STRANGE = {
     "vectors": vector_rows(np.asarray([1]), np.ones((1, 4), dtype=np.float32)),
-    "a third attempt": pa.RecordBatch.from_pylist([said(1, FACT, attempt=2)], schema=OUTPUT_SCHEMA),
-    "an attempt before the first": pa.RecordBatch.from_pylist([said(1, FACT, attempt=-1)], schema=OUTPUT_SCHEMA),
-    "an unknown outcome": pa.RecordBatch.from_pylist([said(1, FACT, outcome=7)], schema=OUTPUT_SCHEMA),
-    "neither text nor reason": pa.RecordBatch.from_pylist([said(1, FACT) | {"text": None}], schema=OUTPUT_SCHEMA),
-    "text and reason": pa.RecordBatch.from_pylist([said(1, FACT, reason="why")], schema=OUTPUT_SCHEMA),
-    "no length": pa.RecordBatch.from_pylist([said(1, FACT, num_tokens=None)], schema=OUTPUT_SCHEMA),
+    "a third attempt": pa.RecordBatch.from_pylist([said(1, FACT, attempt=2)], schema=COMPLETION_SCHEMA),
+    "an attempt before the first": pa.RecordBatch.from_pylist([said(1, FACT, attempt=-1)], schema=COMPLETION_SCHEMA),
+    "an unknown outcome": pa.RecordBatch.from_pylist([said(1, FACT, outcome=7)], schema=COMPLETION_SCHEMA),
+    "neither text nor reason": pa.RecordBatch.from_pylist([said(1, FACT) | {"text": None}], schema=COMPLETION_SCHEMA),
+    "text and reason": pa.RecordBatch.from_pylist([said(1, FACT, reason="why")], schema=COMPLETION_SCHEMA),
+    "no length": pa.RecordBatch.from_pylist([said(1, FACT, num_tokens=None)], schema=COMPLETION_SCHEMA),
 }
 
 
@@ -143,8 +143,8 @@ STRANGE = {
 def test_a_frame_of_something_else_is_damage(batch: pa.RecordBatch, tmp_path: Path) -> None:
     with JournalWriter(tmp_path, rank=0, signature=MINE) as writer:
         writer.append_rows(batch)
-        writer.append_rows(pa.RecordBatch.from_pylist([said(0, FACT)], schema=OUTPUT_SCHEMA))
-    index = read_outputs(tmp_path, rows=2, signature=MINE)
+        writer.append_rows(pa.RecordBatch.from_pylist([said(0, FACT)], schema=COMPLETION_SCHEMA))
+    index = read_completions(tmp_path, rows=2, signature=MINE)
     assert texts(index, 2) == [[FACT], []]
     assert index.damaged == [f"{writer.path.name}: a frame with other columns than this run's"]
 
@@ -159,12 +159,12 @@ def test_three_hundred_damaged_files_give_right_texts(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     with JournalWriter(tmp_path / "other", rank=0, signature=ANOTHER_RUN) as writer:
         for n in range(20):
-            writer.append_rows(pa.RecordBatch.from_pylist([said(n, "- Wrong.")], schema=OUTPUT_SCHEMA))
+            writer.append_rows(pa.RecordBatch.from_pylist([said(n, "- Wrong.")], schema=COMPLETION_SCHEMA))
     whole, other = spoiled.read_bytes(), writer.path.read_bytes()
     for number in range(300):
         kind = choose.choice(DAMAGES)
         spoiled.write_bytes(damage(whole, kind, choose, splice=other))
-        index = read_outputs(tmp_path, rows=20, signature=MINE)
+        index = read_completions(tmp_path, rows=20, signature=MINE)
         found = texts(index, 20)
         assert all(text in ([], right) for text, right in zip(found, expected, strict=True)), number
         assert found[:5] == expected[:5], number
@@ -177,10 +177,10 @@ def test_any_number_of_files_takes_few_descriptors(tmp_path: Path) -> None:
         write_frames(tmp_path, [said(number, f"- Likes tea {number}.")], rank=number)
     script = (
         "import resource, sys; from pathlib import Path\n"
-        "from memvec.generation.outputs import read_outputs\n"
+        "from memvec.generation.completions import read_completions\n"
         "from tests.helpers.signatures import MINE\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60))\n"
-        "index = read_outputs(Path(sys.argv[1]), rows=600, signature=MINE)\n"
+        "index = read_completions(Path(sys.argv[1]), rows=600, signature=MINE)\n"
         "assert all(index.outputs(row)[0].text == f'- Likes tea {row}.' for row in range(600))\n"
         "print('right')\n"
     )
