@@ -33,7 +33,7 @@ HELP = {
     "evaluate": ("evaluate",),
 }
 # What these set is said in words beside their group's table.
-SAID_IN_WORDS = {"ddp", "fsdp", "tensor_parallel", "smollm2", "one_word_en", "raw", "chat", "facts_zh"}
+SAID_IN_WORDS = {"ddp", "fsdp", "tensor_parallel", "smollm2", "one_word_en", "raw", "chat", "facts_zh", "server_zh"}
 
 
 def documented() -> dict[str, dict[str, str]]:
