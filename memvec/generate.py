@@ -62,7 +62,7 @@ def memory_stage(cfg: DictConfig) -> Stage:
         else:
             if shards_weights(cfg):
                 raise ConfigError(
-                    "generation does not shard weights over devices; allowed: trainer=default, trainer=ddp"
+                    "generation does not shard weights; allowed: trainer=default, trainer=ddp"
                 )
             rows = datamodule = build_conversations(cfg, generator, folder)
             trainer = build_trainer(cfg, writer, folder, batches_in_profile=1)  # one batch is hundreds of steps

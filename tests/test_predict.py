@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from omegaconf import DictConfig
-from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
 import memvec
 from memvec.config.compose import sample_path
@@ -334,28 +334,6 @@ def test_a_run_that_stopped_before_its_last_step_is_completed(
     assert visible(cfg.output_dir) == RESULT
     assert summary.counts.entries == len(TEXTS)
     assert torch.equal(memvec.load(cfg.output_dir)["vector"][:], memvec.load(expected.output_dir)["vector"][:])
-
-
-def test_a_model_that_looks_both_ways_is_computed_one_by_one_and_says_so(
-    tiny_config: Configure,
-    write_jsonl: Write,
-    tmp_path: Path,
-    tokenizer: PreTrainedTokenizerFast,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """In BERT every token sees what stands right of it, padding too: in a batch its vectors would be wrong."""
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    model = BertModel(BertConfig(vocab_size=400, initializer_range=0.2, **sizes)).eval()
-    model.save_pretrained(tmp_path / "bert")
-    tokenizer.save_pretrained(tmp_path / "bert")
-    cfg = tiny_config(write_jsonl(TEXTS), model=tmp_path / "bert")
-    memvec.predict(cfg)
-    with torch.no_grad():
-        reference = [model(**tokenizer(TEMPLATE.replace("{text}", text), return_tensors="pt")) for text in TEXTS]
-    expected = torch.stack([output.last_hidden_state[0, -1] for output in reference])
-    torch.testing.assert_close(memvec.load(cfg.output_dir)["vector"][:], expected, rtol=1e-5, atol=1e-5)
-    assert "one by one" in caplog.text
 
 
 # --- the sample that comes with the package ----------------------------------------------------------------------

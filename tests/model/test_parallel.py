@@ -65,7 +65,7 @@ def test_a_process_keeps_its_part_of_the_weights_alone(
     ("architecture", "processes", "message"),
     [
         ("llama", 3, "its 2 key-value heads cannot be divided over 3 processes; name a tensor_parallel_size"),
-        ("gpt2", 2, "transformers has no tensor-parallel plan for it; trainer=fsdp shares any model out"),
+        ("gpt2", 2, "transformers has no tensor-parallel plan for it; trainer=fsdp shards any model"),
     ],
 )
 def test_a_model_that_cannot_be_cut_is_an_error_of_one_line(

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 import memvec
 from memvec.data.collator import Batch
 from memvec.model.attention import GROUPED
-from memvec.model.module import HiddenStateModule
+from memvec.model.extractor import Extractor, Speedups
 from memvec.model.packing import is_packed
 from memvec.model.tuning import (
     Choice,
@@ -126,9 +126,8 @@ def test_an_attention_the_user_chose_stays(
 
 
 def test_rows_much_longer_than_those_it_was_measured_on_take_the_default_attention(llama: Path) -> None:
-    module = HiddenStateModule(str(llama))
-    module.backbone = load_backbone(llama)
-    module.kernels = Choice(Kernels("eager"), {}, default_attention="sdpa", longest=20)
+    extractor = Extractor(load_backbone(llama), speedups=Speedups(), computed_in=torch.float32)
+    extractor.kernels = Choice(Kernels("eager"), {}, default_attention="sdpa", longest=20)
     used = []
     for width in (40, 20, 21, 3):
         batch = Batch(
@@ -137,6 +136,7 @@ def test_rows_much_longer_than_those_it_was_measured_on_take_the_default_attenti
             length=torch.tensor([width, width - 1]),
             prefix_length=0,
         )
-        module.predict_step(batch)
-        used.append(module.backbone.decoder.config._attn_implementation)
+        with torch.no_grad():
+            extractor(batch)
+        used.append(extractor.decoder.config._attn_implementation)
     assert used == ["sdpa", "eager", "sdpa", "eager"]
