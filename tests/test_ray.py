@@ -20,7 +20,7 @@ pytestmark = [
 def test_two_actors_give_the_vectors_of_one_process(llama: Path) -> None:
     texts = [f"{'she likes tea and ' * (n % 5)}number {n}" for n in range(5000)]
     expected = Encoder(llama, device="cpu").encode(texts).numpy()
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)  # two for the actors, the others for reading
     try:
         options = {"model": str(llama), "device": "cpu"}
         rows = ray.data.from_items([{"id": n, "text": text} for n, text in enumerate(texts)]).repartition(10)
