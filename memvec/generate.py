@@ -33,7 +33,7 @@ from memvec.trainer.metrics import Stopwatch
 
 
 def generate(cfg: DictConfig) -> GenerationSummary:
-    """Runs the whole flow, or goes on with it where an earlier attempt stopped.
+    """Runs the whole flow, or resumes it where an earlier attempt stopped.
 
     Args:
         cfg: The configuration, as `memvec.compose(…, config_name="generate")` returns it, with `output_dir` set.
@@ -61,9 +61,7 @@ def memory_stage(cfg: DictConfig) -> Stage:
             rows, computation = build_asking(cfg, generator, writer, folder)
         else:
             if shards_weights(cfg):
-                raise ConfigError(
-                    "generation does not shard weights; allowed: trainer=default, trainer=ddp"
-                )
+                raise ConfigError("generation does not shard weights; allowed: trainer=default, trainer=ddp")
             rows = datamodule = build_conversations(cfg, generator, folder)
             trainer = build_trainer(cfg, writer, folder, batches_in_profile=1)  # one batch is hundreds of steps
             computation = TrainerComputation(trainer, generator, datamodule)

@@ -29,7 +29,7 @@ from memvec.writer.finalize import Finalizer
 
 
 def predict(cfg: DictConfig) -> RunSummary:
-    """Runs the whole flow, or goes on with it where an earlier attempt stopped.
+    """Runs the whole flow, or resumes it where an earlier attempt stopped.
 
     Args:
         cfg: The configuration, as `memvec.compose` returns it, with `output_dir` set.

@@ -20,7 +20,7 @@ from memvec.data.cutting import SHORTEST_IN_BATCH, RowIndices, cut_batches, padd
 
 
 def rank_rows(costs: NDArray[np.integer], *, rank: int, world_size: int) -> RowIndices:
-    """Returns the rows of one rank, dearest first; rows of equal cost stay in order.
+    """Returns the rows of one rank, most expensive first; rows of equal cost stay in order.
 
     Args:
         costs: Tokens a row costs, `[N]`, each at least 1.
@@ -43,7 +43,7 @@ def rank_rows(costs: NDArray[np.integer], *, rank: int, world_size: int) -> RowI
 
 
 def deal_rows(costs: NDArray[np.integer], *, world_size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Deals the rows to the ranks, the dearest first, each to the rank with the least load at that moment.
+    """Deals the rows to the ranks, the most expensive first, each to the rank with the least load at that moment.
 
     Args:
         costs: Tokens a row costs, `[N]`, each at least 1.

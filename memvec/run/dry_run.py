@@ -6,7 +6,7 @@ In: the configuration of the run. Out: its plan for as many processes as the run
 
 How: the input is read and tokenised as in the run, in a temporary folder; batches are planned for all ranks; and a few
 batches, spread over the plan, go through the model on one device of this machine, which gives a time. Where the weights
-are to be shared out over devices, one device is too small to measure on, and no time is given.
+are to be sharded over devices, one device is too small to measure on, and no time is given.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class DryRun:
         ranks = "1 rank" if len(self.ranks) == 1 else f"{len(self.ranks):,} ranks"
         start = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds_to_start.items())
         if self.seconds is None or self.tokens_per_second is None:
-            speed = "not measured, since the weights are shared out over devices"
+            speed = "not measured, since the weights are sharded over devices"
         else:
             entries = self.slowest.rows / self.seconds if self.seconds else 0.0
             rate = f"{self.tokens_per_second:,.0f} of these tokens/s, {entries:,.1f} entries/s a rank"

@@ -96,7 +96,7 @@ class RunFolder(RunLayout):
 
         Args:
             fingerprint: What decides the vectors; compared with that of the run found there.
-            resume: Whether a run found there may be gone on with; if not, the folder must be empty.
+            resume: Whether a run found there may be resumed; if not, the folder must be empty.
 
         Returns:
             Whether there is nothing yet, an unfinished run, or a finished one.

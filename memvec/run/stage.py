@@ -82,7 +82,7 @@ class Stage:
 
 
 def run_stage(stage: Stage, *, is_last: bool = True) -> RunSummary:
-    """Runs a stage, or goes on with it where an earlier attempt stopped.
+    """Runs a stage, or resumes it where an earlier attempt stopped.
 
     Args:
         stage: Its parts.

@@ -115,7 +115,7 @@ def cluster_environment() -> ClusterEnvironment | None:
     """Returns what torchrun or SLURM says of the processes it has started, or None where Lightning starts them itself.
 
     SLURM's never requeues by itself, as Lightning's own would: that leaves a checkpoint in the run's folder and loads
-    it into whatever model runs there next, and a run of memvec goes on without one.
+    it into whatever model runs there next, and a run of memvec resumes without one.
     """
     if TorchElasticEnvironment.detect():  # first, since torchrun can be used inside SLURM
         return TorchElasticEnvironment()
