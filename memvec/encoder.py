@@ -20,7 +20,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
+from functools import cache, partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -128,7 +128,6 @@ class Encoder:
         self._held: HeldModel | None = None
         self._lock = threading.RLock()
         self._process = os.getpid()
-        self._digest = ""
 
     # --- the model ---
 
@@ -154,7 +153,7 @@ class Encoder:
         held = self._loaded()
         decoder = held.extractor.decoder
         return {
-            "model": weights_digest(decoder) if self.is_lent else self._digest,
+            "model": held.digest(),
             "layer": layers,
             "dtype": str(decoder.dtype if self.is_lent else self.dtype).removeprefix("torch."),
             "autocast": None if self.autocast is None else str(self.autocast).removeprefix("torch."),
@@ -275,12 +274,12 @@ class Encoder:
         decoder = cast(PreTrainedModel, checkpoint.load_decoder(self.dtype).to(cast(Any, device)))
         if self.tune == "auto":
             widen_where_emulated(decoder)
-        self._digest = checkpoint.digest
         return self._hold(
             Backbone(decoder, layers=self.layers).eval(),
             prompts,
             Speedups(self.prefix_cache, self.tune, False, self.probe, self.attn_implementation is None),
             lambda: Backbone(checkpoint.load_decoder(torch.float32), layers=self.layers).eval().to(device),
+            cache(lambda: checkpoint.digest),
         )
 
     def _borrow(self) -> HeldModel:
@@ -289,7 +288,7 @@ class Encoder:
         backbone = Backbone(decoder, layers=self.layers)
         prompts = self._prompts(self.tokenizer, decoder.config)
         speedups = Speedups(self.prefix_cache, "off", False, self.probe)
-        return self._hold(backbone, prompts, speedups, lambda: float32_copy(backbone))
+        return self._hold(backbone, prompts, speedups, lambda: float32_copy(backbone), lambda: weights_digest(decoder))
 
     def _prompts(self, tokenizer: Any, config: PreTrainedConfig) -> PromptEncoder:
         limit = text_limit(self.max_length, prompt_limit(config))
@@ -298,7 +297,12 @@ class Encoder:
             return PromptEncoder(inner, self.prompt, max_length=limit, vocabulary=vocabulary_size(config))
 
     def _hold(
-        self, backbone: Backbone, prompts: PromptEncoder, speedups: Speedups, load_exact: Callable[[], Backbone]
+        self,
+        backbone: Backbone,
+        prompts: PromptEncoder,
+        speedups: Speedups,
+        load_exact: Callable[[], Backbone],
+        digest: Callable[[], str],
     ) -> HeldModel:
         kind = backbone.decoder.device.type
         return HeldModel(
@@ -310,6 +314,7 @@ class Encoder:
             context=nullcontext if self.autocast is None else partial(torch.autocast, kind, self.autocast),
             is_lent=self.is_lent,
             load_exact=load_exact,
+            digest=digest,
         )
 
     def _start_in_process(self) -> None:

@@ -1,14 +1,13 @@
-"""Prompts of conf/prompt by name, and values that OmegaConf must not resolve."""
+"""Prompts of conf/prompt by their names."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from memvec.config.compose import compose, conf_folder
+from memvec.config.compose import conf_folder
 from memvec.errors import ConfigError
 
 
@@ -31,19 +30,6 @@ def named_prompt(prompt: str) -> tuple[str, bool]:
     return str(group.template), bool(group.chat)
 
 
-def prompt_config(prompt: str) -> DictConfig:
-    """Returns the `prompt` group for a name from conf/prompt, or for a template, which contains `{text}`.
-
-    Raises:
-        ConfigError: There is no such prompt, or the template contains `${`.
-    """
-    template = "{text}" in prompt
-    group: DictConfig = compose(["prompt=raw" if template else f"prompt={prompt}"]).prompt
-    if template:
-        group.template = plain(prompt)
-    return group
-
-
 def prompt_name(group: Mapping[str, Any]) -> str:
     """Returns the name in conf/prompt of a `prompt` group, or its template, where it is one of one's own."""
     for path in sorted((conf_folder() / "prompt").glob("*.yaml")):
@@ -51,16 +37,3 @@ def prompt_name(group: Mapping[str, Any]) -> str:
         if (known.get("template"), known.get("chat")) == (group["template"], group["chat"]):
             return path.stem
     return str(group["template"])
-
-
-def plain(value: str | Path) -> str:
-    """Returns a value for the configuration, where it would not be taken for an interpolation of OmegaConf's.
-
-    OmegaConf's own escape does not survive Hydra's `instantiate`, which resolves twice.
-
-    Raises:
-        ConfigError: It contains `${`.
-    """
-    if "${" in str(value):
-        raise ConfigError(f"{str(value)!r} contains '${{', which a configuration takes for a reference; leave it out")
-    return str(value)

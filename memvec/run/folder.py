@@ -67,16 +67,6 @@ class RunFolder(RunLayout):
         """Whether the run is complete."""
         return self.read_manifest() is not None
 
-    def check_finished(self) -> None:
-        """Refuses a folder whose vectors cannot be read yet.
-
-        Raises:
-            RunFolderError: It holds an unfinished run, or none.
-        """
-        if not self.is_finished:
-            state = "an unfinished run; run the same command again to go on" if self.journal.is_dir() else "no run"
-            raise RunFolderError(f"{self.root}: holds {state}")
-
     def check_stage_before(self) -> None:
         """Refuses, before the stage before starts, a folder that would be refused once that is complete.
 
