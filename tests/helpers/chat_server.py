@@ -33,6 +33,7 @@ class Asked:
     body: dict[str, Any]
     headers: dict[str, str]
     path: str
+    at: float = field(default_factory=time.time)
 
     @property
     def text(self) -> str:
