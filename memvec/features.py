@@ -18,6 +18,7 @@ from memvec.schema import (
     MESSAGE_END,
     MESSAGE_START,
     NUM_TOKENS,
+    PROMPT_DIGEST,
     ROW,
     SHARED,
     SPEAKERS,
@@ -57,19 +58,22 @@ PROMPT_FEATURES = Features(
 )
 
 
-def vector_features(*, dimension: int, integer_ids: bool, keep_text: bool) -> Features:
+def vector_features(*, dimension: int, integer_ids: bool, keep_text: bool, has_digests: bool = True) -> Features:
     """Returns the features of the finished table.
 
     Args:
         dimension: D, the length of a vector.
         integer_ids: Whether every id of the input was an integer; then the column is int64, else string.
         keep_text: Whether the `text` column is there.
+        has_digests: Whether the prompts' digests are there, which an earlier version did not write.
     """
     columns = {ID: Value("int64" if integer_ids else "string")}
     if keep_text:
         columns[TEXT] = Value("string")
     columns[VECTOR] = List(Value("float32"), length=dimension)
     columns[NUM_TOKENS] = Value("int32")
+    if has_digests:
+        columns[PROMPT_DIGEST] = Value("string")  # 32 hex digits; equal for equal tokens, whatever the run
     return Features(columns)
 
 

@@ -29,6 +29,7 @@ DIGEST = "digest"
 VECTOR = "vector"
 REASON = "reason"
 NUM_TOKENS = "num_tokens"
+PROMPT_DIGEST = "prompt_digest"
 
 CONVERSATION_ID = "conversation_id"
 MESSAGE_START = "message_start"

@@ -29,7 +29,7 @@ from memvec.features import vector_features
 from memvec.files import atomic_file, make_folder, make_root
 from memvec.layout import RunLayout
 from memvec.run.manifest import Manifest, read_manifest
-from memvec.schema import ID, NUM_TOKENS, VECTOR
+from memvec.schema import ID, NUM_TOKENS, PROMPT_DIGEST, VECTOR
 
 ROWS_PER_BATCH = 5_000
 PART = re.compile(r"part-(\d{5,})-of-(\d{5,})\.parquet")
@@ -42,8 +42,8 @@ def load(output_dir: str | Path) -> Dataset:
         output_dir: The run's folder.
 
     Returns:
-        A memory-mapped dataset with columns `id`, `text` (where kept), `vector` and `num_tokens`, in input order; its
-        format is torch: `dataset["vector"][:]` is a `[N, D]` float32 tensor.
+        A memory-mapped dataset with columns `id`, `text` (where kept), `vector`, `num_tokens` and `prompt_digest`, in
+        input order; its format is torch: `dataset["vector"][:]` is a `[N, D]` float32 tensor.
 
     Raises:
         RunFolderError: There is no finished run, or a file of it is missing or damaged.
@@ -154,6 +154,7 @@ def _schema(part: Path, manifest: Manifest) -> pa.Schema:
             dimension=manifest.dimension or 0,
             integer_ids=pa.types.is_integer(found.field(ID).type),
             keep_text=manifest.keep_text,
+            has_digests=PROMPT_DIGEST in found.names,
         )
         return features.arrow_schema
 

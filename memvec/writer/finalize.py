@@ -20,13 +20,14 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from memvec.data.prepared import read_signature
+from memvec.data.tokenise import prompt_digests
 from memvec.data.validation import Rejection
-from memvec.digest import digest
+from memvec.digest import as_hex, digest
 from memvec.errors import WriterError
 from memvec.features import vector_features
 from memvec.files import atomic_file, make_folder, read_json, writing
 from memvec.layout import RunLayout
-from memvec.schema import FILE, ID, LENGTH, NUM_TOKENS, ROW, TEXT, TRUNCATED, VECTOR
+from memvec.schema import DIGEST, FILE, ID, LENGTH, NUM_TOKENS, PROMPT_DIGEST, ROW, TEXT, TRUNCATED, VECTOR
 from memvec.writer.vectors import read_journal
 
 BYTES_PER_FILE = 256 * 2**20
@@ -72,6 +73,7 @@ class Finalizer:
         self.summary = read_json(folder.input_summary)
         self.entries = Dataset.from_file(str(folder.entries)).with_format("arrow")
         prompts = Dataset.from_file(str(folder.prompts))
+        self.digests = prompts.select_columns([DIGEST]).with_format("arrow")
         self.lengths: NDArray[np.int32] = prompts.data.column(LENGTH).to_numpy()
         self.truncated: NDArray[np.bool_] = prompts.data.column(TRUNCATED).to_numpy()
         self.first: NDArray[np.int64] = np.load(folder.first_rows)
@@ -138,7 +140,7 @@ class Finalizer:
         if _held_rows(path) == held:
             return
         schema = schema.with_metadata({**schema.metadata, ROWS_KEY: held})
-        text_columns = [name for name in (ID, TEXT) if name in schema.names]
+        text_columns = [name for name in (ID, TEXT, PROMPT_DIGEST) if name in schema.names]
         with (
             atomic_file(path) as partial,
             pq.ParquetWriter(
@@ -159,6 +161,7 @@ class Finalizer:
                     TEXT: entries.column(TEXT),
                     VECTOR: pa.FixedSizeListArray.from_arrays(vectors, self.journal.dimension),
                     NUM_TOKENS: pa.array(self.lengths[some]),
+                    PROMPT_DIGEST: pa.array(as_hex(prompt_digests(self.digests[some]))).cast(pa.string()),
                 }
                 writer.write_table(pa.table({name: columns[name] for name in schema.names}, schema=schema))
 
