@@ -63,6 +63,7 @@ def vector_stage(cfg: DictConfig) -> Stage:
         writer=writer,
         results=lambda: Finalizer(folder, keep_text=writer.keep_text),
         stopwatch=stopwatch,
+        reuse=cfg.reuse,
     )
 
 

@@ -23,7 +23,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset
+from numpy.typing import NDArray
 
+from memvec.digest import DIGEST_BYTES, from_hex
 from memvec.errors import RunFolderError, one_line
 from memvec.features import vector_features
 from memvec.files import atomic_file, make_folder, make_root
@@ -179,15 +181,29 @@ def _write_copy(parts: list[Path], schema: pa.Schema, copy: Path) -> None:
     ):
         for path in parts:
             rows = 0
-            for batch in _batches(path, schema):
+            for batch in read_batches(path, schema):
                 stream.write_batch(batch)
                 rows += len(batch)
             if rows != _rows(path):
                 raise RunFolderError(f"{path}: damaged, or not of memvec: {rows:,} rows of {_rows(path):,} can be read")
 
 
-def _batches(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """Yields the rows of a Parquet file; an error of whoever takes them is not one of the file's."""
+def has_column(path: Path, name: str) -> bool:
+    """Whether a Parquet file has a column."""
+    with _damage(path):
+        return name in _opened(path).schema_arrow.names
+
+
+def read_batches(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Yields the rows of a Parquet file of a result, verified; an error of whoever takes them is not one of the file's.
+
+    Args:
+        path: The file.
+        schema: The columns that are read, each of the type that memvec writes.
+
+    Raises:
+        RunFolderError: A column is not there, is of another type, or holds what memvec never writes.
+    """
     with _damage(path):
         for batch in _opened(path).iter_batches(ROWS_PER_BATCH, columns=schema.names):
             found = {field.name: field for field in batch.schema}
@@ -197,10 +213,24 @@ def _batches(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
             columns = [batch.column(name) for name in schema.names]
             columns = [column.cast(field.type) for column, field in zip(columns, schema, strict=True)]
             batch = _checked(pa.RecordBatch.from_arrays(columns, schema=schema), schema)
-            vectors = batch.column(VECTOR).flatten().to_numpy().reshape(len(batch), -1)
-            if not np.isfinite(np.einsum("nd,nd->n", vectors, vectors)).all():
-                raise ValueError("a vector has no finite length")
+            if VECTOR in schema.names:
+                vectors = batch.column(VECTOR).flatten().to_numpy().reshape(len(batch), -1)
+                if not np.isfinite(np.einsum("nd,nd->n", vectors, vectors)).all():
+                    raise ValueError("a vector has no finite length")
+            if PROMPT_DIGEST in schema.names:
+                digests_of(batch)
             yield batch
+
+
+def digests_of(batch: pa.RecordBatch) -> NDArray[np.uint64]:
+    """Returns the digests of the rows' prompts, `[B, 2]` uint64.
+
+    Raises:
+        ValueError: One is none.
+    """
+    size = 2 * DIGEST_BYTES  # hex digits
+    digits = batch.column(PROMPT_DIGEST).cast(pa.binary()).cast(pa.binary(size))  # which refuses other lengths
+    return from_hex(memoryview(digits.buffers()[1])[size * digits.offset : size * (digits.offset + len(digits))])
 
 
 def _is_of_type(found: pa.DataType, wanted: pa.DataType) -> bool:
@@ -217,7 +247,7 @@ def _checked(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
         column = batch.column(name)
         if column.null_count or (name == VECTOR and column.flatten().null_count):
             raise ValueError(f"column {name!r} has rows without a value")
-    if (pc.min(batch.column(NUM_TOKENS)).as_py() or 0) < 0:
+    if NUM_TOKENS in schema.names and (pc.min(batch.column(NUM_TOKENS)).as_py() or 0) < 0:
         raise ValueError(f"column {NUM_TOKENS!r} counts less than nothing")
     return batch
 

@@ -10,8 +10,10 @@ there already and says that it holds the same rows is left: finalising can be ki
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -99,6 +101,14 @@ class Finalizer:
             unique=len(np.unique(self.first[self.kept])),
             dimension=self.journal.dimension,
         )
+
+    def notes(self) -> dict[str, Any]:
+        """Returns how many of the vectors were copied from which finished run, for the manifest."""
+        files = self.journal.file[np.unique(self.first[self.kept])]
+        reused = Counter[str]()
+        for file, origin in self.journal.origins.items():
+            reused[origin] += int((files == file).sum())
+        return {"reused": dict(+reused)}
 
     def write_results(self, *, rank: int = 0, world_size: int = 1) -> None:
         """Writes this rank's share of the Parquet files.

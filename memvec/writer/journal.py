@@ -22,6 +22,9 @@ from memvec.files import create_file, writing
 from memvec.schema import INDEX, REASON, VECTOR
 from memvec.writer.frames import SUFFIX, pack_frame
 
+# Where the schema of a frame says which finished run its rows were copied from.
+ORIGIN = b"memvec.origin"
+
 
 def journal_schema(dimension: int) -> pa.Schema:
     """Returns the schema of a frame: a row has a vector of length `dimension` or a reason why it has none."""
@@ -40,6 +43,17 @@ def vector_rows(index: NDArray[np.int64], vectors: NDArray[np.float32]) -> pa.Re
     schema = journal_schema(vectors.shape[1])
     values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
     return pa.record_batch([pa.array(index), values, pa.nulls(len(index), pa.string())], schema=schema)
+
+
+def copied_rows(rows: pa.RecordBatch, origin: str) -> pa.RecordBatch:
+    """Returns rows of a frame that says which finished run they were copied from."""
+    return rows.replace_schema_metadata({ORIGIN: os.fsencode(origin)})
+
+
+def origin_of(rows: pa.RecordBatch) -> str | None:
+    """Returns which finished run the rows of a frame were copied from; None where they were computed."""
+    origin: bytes | None = (rows.schema.metadata or {}).get(ORIGIN)
+    return None if origin is None else os.fsdecode(origin)
 
 
 class JournalWriter:

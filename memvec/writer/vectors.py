@@ -20,7 +20,7 @@ from memvec.data.prepared import Signature, read_signature
 from memvec.layout import RunLayout
 from memvec.schema import INDEX, REASON, VECTOR
 from memvec.writer.frames import Frame, journal_files, read_frames, report_damage
-from memvec.writer.journal import journal_schema
+from memvec.writer.journal import journal_schema, origin_of
 
 
 @dataclass
@@ -33,6 +33,7 @@ class JournalIndex:
         start: `[N]` int64, where in that file the vector starts, in float32 numbers.
         reasons: Rows that will have no vector, and why.
         dimension: D, or 0 where the journal holds no vector.
+        origins: Of the files that were copied from a finished run, which one: positions in `files`.
         damaged: One sentence for every piece of a file that had to be passed over.
     """
 
@@ -41,6 +42,7 @@ class JournalIndex:
     start: NDArray[np.int64]
     reasons: dict[int, str] = field(default_factory=dict)
     dimension: int = 0
+    origins: dict[int, str] = field(default_factory=dict)
     damaged: list[str] = field(default_factory=list)
 
     @property
@@ -135,4 +137,6 @@ def _enter(index: JournalIndex, frame: Frame) -> None:
         index.dimension = dimension
         first = (vectors.values.buffers()[1].address - frame.address) // np.dtype(np.float32).itemsize
         index.file[rows[has_vector]] = frame.file
+        if (origin := origin_of(frame.batch)) is not None:
+            index.origins[frame.file] = origin
         index.start[rows[has_vector]] = (first + np.arange(len(rows)) * dimension)[has_vector]
