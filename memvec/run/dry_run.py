@@ -55,20 +55,20 @@ class DryRun:
     Args:
         entries: Usable rows of the input.
         rejected: Rows that cannot be used.
-        reused: How many vectors would be taken from which finished run.
         prefix_length: Tokens that all prompts share, which are computed once.
         ranks: What each rank that has rows of its own computes.
         seconds_to_start: Seconds that reading and tokenising, and loading and probing the model, took here.
         tokens_per_second: Padded tokens that one device computes in a second; None where it was not measured.
+        reused: How many vectors would be taken from which finished run.
     """
 
     entries: int
     rejected: int
-    reused: dict[str, int]
     prefix_length: int
     ranks: list[RankPlan]
     seconds_to_start: dict[str, float]
     tokens_per_second: float | None
+    reused: dict[str, int]
 
     @property
     def slowest(self) -> RankPlan:
@@ -162,11 +162,11 @@ def plan_run(cfg: DictConfig) -> DryRun:
         return DryRun(
             entries=found["rows"] - found["rejected"],
             rejected=found["rejected"],
-            reused=reused,
             prefix_length=prefix_length,
             ranks=plan_all_ranks(groups, rules, max_tokens=max_tokens, world_size=_count_ranks(cfg)),
             seconds_to_start=stopwatch.seconds,
             tokens_per_second=speed.tokens_per_second,
+            reused=reused,
         )
 
 

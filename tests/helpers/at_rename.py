@@ -2,9 +2,9 @@
 
     RUN=extract AT=memories/manifest.json DO=kill python -m tests.helpers.at_rename OVERRIDES…
 
-What a run has finished, it renames; so this meets it at any step, and at the same one each time. With `EVENT=open` it is
-met before a file is opened, for one that grows under its name. In the environment, since processes that Lightning starts
-get the same one, and the same overrides. `DO` is `kill`: the process ends as a power cut would end it; or
+What a run has finished, it renames; so this meets it at any step, and at the same one each time. With `EVENT=open` it
+does so before a file is opened, for one that grows under its name. In the environment, since processes that Lightning
+starts get the same one, and the same overrides. `DO` is `kill`: the process ends as a power cut would end it; or
 `move:FROM:TO`: a file takes another's place.
 """
 

@@ -69,7 +69,7 @@ def test_every_rank_with_rows_of_its_own_is_planned_though_it_is_not_here(
 
 
 def test_lines_show_the_first_ranks_and_all_in_sum() -> None:
-    many = DryRun(40, 2, 5, [RankPlan(2, 1, 100, 125)] * 18 + [RankPlan(4, 2, 200, 250)] * 2, {"load": 1.25}, 50.0)
+    many = DryRun(40, 2, 5, [RankPlan(2, 1, 100, 125)] * 18 + [RankPlan(4, 2, 200, 250)] * 2, {"load": 1.25}, 50.0, {})
     assert many.lines()[:4] == [
         "entries    40 (44 different), 2 rejected",
         "tokens     2,200 to compute; a shared prefix of 5 is computed once",
