@@ -33,6 +33,19 @@ def at_least_or_none(name: str, value: Any, minimum: int) -> int | None:
     return None if value is None else at_least(name, value, minimum)
 
 
+def one_or_more_layers(name: str, value: Any) -> int | list[int]:
+    """Returns `value` where it is a layer's number, or a list of at least one.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    if not isinstance(value, list | tuple):
+        return at_least(name, value, -(10**6))
+    if not value:
+        raise ConfigError(f"{name}=[]: allowed: a layer, or a list of at least one")
+    return [at_least(name, each, -(10**6)) for each in value]
+
+
 def number(name: str, value: Any, *, least: float, most: float | None = None) -> float:
     """Returns a number within limits.
 
