@@ -20,7 +20,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from memvec.errors import MemvecError, on_one_line
+from memvec.errors import ConfigError, MemvecError, on_one_line
 from memvec.files import atomic_file
 from memvec.page.contents import Json
 from memvec.page.render import render_page
@@ -46,6 +46,8 @@ def write_report(folder: Path, *, layer: int | None = None) -> list[str]:
     run = RunFolder(folder)
     if run.manifest.exists() or run.journal.is_dir():
         return [f"report     {_write_page(run, run_page(run, layer=layer))}"]
+    if layer is not None:
+        raise ConfigError(f"layer={layer}: {folder} holds no run; of a sweep, name the folder of one")
     lines = [*write_table(folder), *failed_lines(folder)]
     return [*lines, f"report     {_write_page(run, sweep_page(folder))}"]
 

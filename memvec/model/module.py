@@ -22,7 +22,7 @@ from memvec.data.batches import PromptTable
 from memvec.data.collator import Batch
 from memvec.data.plan import BatchPlan, Ranks
 from memvec.data.rules import BatchRules
-from memvec.model.backbone import Backbone, refuse_same_layers
+from memvec.model.backbone import Backbone
 from memvec.model.checkpoint import Checkpoint, locate_model
 from memvec.model.extractor import Extractor
 from memvec.model.lockstep import WeightGroup
@@ -121,12 +121,7 @@ class HiddenStateModule(pl.LightningModule):
         return WeightGroup.of_strategy(self.device_mesh, self.device)
 
     def fingerprint(self, *, precision: str) -> dict[str, Any]:
-        """Returns what decides the vectors of given tokens, for the run's fingerprint.
-
-        Raises:
-            ConfigError: The model has no such layer, or the list names one twice.
-        """
-        refuse_same_layers(self.checkpoint.config, self.layers)
+        """Returns what decides the vectors of given tokens, for the run's fingerprint."""
         described = model_fingerprint(self.checkpoint, precision=precision)
         return {"model": described.pop("model"), "layer": self.layer, **described}
 
