@@ -81,6 +81,7 @@ class Finalizer:
         self.first: NDArray[np.int64] = np.load(folder.first_rows)
         self.signature = read_signature(folder)
         self.journal = read_journal(folder.journal, rows=len(self.first), signature=self.signature)
+        self.dimension = self.journal.dimension // len(self.columns)
         missing = int((~self.journal.is_done[self.first]).sum())
         if missing:
             raise WriterError(
@@ -99,7 +100,7 @@ class Finalizer:
             rejected=self.summary["rejected"] + len(self.first) - len(self.kept),
             truncated=int(self.truncated[self.kept].sum()),
             unique=len(np.unique(self.first[self.kept])),
-            dimension=self.journal.dimension // len(self.columns),
+            dimension=self.dimension,
         )
 
     def write_results(self, *, rank: int = 0, world_size: int = 1) -> None:
@@ -133,7 +134,7 @@ class Finalizer:
 
     def _write_part(self, path: Path, rows: NDArray[np.int64]) -> None:
         features = vector_features(
-            dimension=self.counts.dimension,
+            dimension=self.dimension,
             integer_ids=self.summary["integer_ids"],
             keep_text=self.keep_text,
             columns=self.columns,
