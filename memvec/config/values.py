@@ -39,11 +39,11 @@ def one_or_more_layers(name: str, value: Any) -> int | list[int]:
     Raises:
         ConfigError: It is neither.
     """
-    if not isinstance(value, list | tuple):
-        return at_least(name, value, -(10**6))
-    if not value:
-        raise ConfigError(f"{name}=[]: allowed: a layer, or a list of at least one")
-    return [at_least(name, each, -(10**6)) for each in value]
+    is_list = isinstance(value, Sequence) and not isinstance(value, str)
+    layers = list(value) if is_list else [value]
+    if not layers or not all(isinstance(layer, int) and not isinstance(layer, bool) for layer in layers):
+        raise ConfigError(f"{name}={value}: allowed: a layer's number, or a list of at least one")
+    return layers if is_list else value
 
 
 def number(name: str, value: Any, *, least: float, most: float | None = None) -> float:

@@ -81,7 +81,7 @@ class Manifest:
         columns = vector_columns(self.layer)
         if layer is None:
             return columns
-        if layer not in columns:
+        if layer not in list(columns):  # whatever type it has
             raise ConfigError(f"layer={layer}: not one of the run's; allowed: {', '.join(map(str, columns))}")
         return {layer: columns[layer]}
 

@@ -145,9 +145,10 @@ def test_a_list_of_one_layer_is_one_named_column(
         ("[1,2,1]", r"model\.layer=\[1, 2, 1\]: 1 and 1 are the same layer; name each once"),
         ("[3,-1]", r"model\.layer=\[3, -1\]: 3 and -1 are the same layer; name each once"),
         ("[1,9]", "model.layer=9: the model has 3 layers; allowed: -4 to 3"),
-        ("[]", r"model\.layer=\[\]: allowed: a layer, or a list of at least one"),
-        ("[1,last]", "model.layer=last: allowed: an integer"),
-        ("{a: 1}", "model.layer={'a': 1}: allowed: an integer"),
+        ("[]", r"model\.layer=\[\]: allowed: a layer's number, or a list of at least one"),
+        ("[1,last]", r"model\.layer=\[1, 'last'\]: allowed: a layer's number, or a list"),
+        ("{a: 1}", r"model\.layer=\{'a': 1\}: allowed: a layer's number, or a list"),
+        ("true", r"model\.layer=True: allowed: a layer's number, or a list"),
     ],
 )
 @pytest.mark.parametrize("dry_run", [False, True])
