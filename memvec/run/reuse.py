@@ -35,7 +35,7 @@ from memvec.layout import RunLayout
 from memvec.run.folder import DECIDES_VECTORS, differences
 from memvec.run.manifest import read_manifest
 from memvec.run.result import check_parts, digests_of, has_column, read_batches
-from memvec.schema import PROMPT_DIGEST, VECTOR
+from memvec.schema import PROMPT_DIGEST, VECTOR_DTYPES, vector_columns
 from memvec.writer.journal import JournalWriter, copied_rows, vector_rows
 
 DIGESTS = pa.schema([(PROMPT_DIGEST, pa.string())])
@@ -50,14 +50,21 @@ class FinishedRun:
         folder: The same.
         fingerprint: What decided its vectors, as its manifest says.
         parts: Its Parquet files.
-        schema: The columns of these that are copied: digests and vectors.
+        dimension: D, of each layer.
     """
 
     name: str
     folder: RunLayout
     fingerprint: dict[str, Any]
     parts: list[Path]
-    schema: pa.Schema
+    dimension: int
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns that are copied, digests and vectors; `check_runs` has compared the fingerprint."""
+        numbers = pa.from_numpy_dtype(self.fingerprint.get("vector_dtype", VECTOR_DTYPES[0]))
+        columns = vector_columns(self.fingerprint["layer"]).values()
+        return pa.schema([*DIGESTS, *((name, pa.list_(numbers, self.dimension)) for name in columns)])
 
 
 def find_runs(named: str | Sequence[str] | None, *, own: RunLayout) -> list[FinishedRun]:
@@ -166,8 +173,7 @@ def _finished_run(name: str, folder: RunLayout) -> FinishedRun:
             "are; run it anew to reuse it"
         )
     fingerprint = JsonObject.read(folder.manifest).within("fingerprint").content
-    schema = pa.schema([*DIGESTS, (VECTOR, pa.list_(pa.float32(), manifest.dimension))])
-    return FinishedRun(name, folder, fingerprint, parts, schema)
+    return FinishedRun(name, folder, fingerprint, parts, manifest.dimension)
 
 
 def _rows_left(folder: RunLayout) -> tuple[NDArray[np.int64], DigestIndex]:
@@ -194,5 +200,6 @@ def _positions_in(part: Path, index: DigestIndex, is_left: NDArray[np.bool_]) ->
 
 
 def _vectors(batch: pa.RecordBatch, rows: NDArray[np.int64]) -> NDArray[Any]:
-    """Returns the vectors of some rows as the journal has them, `[B, D]`."""
-    return batch.column(VECTOR).flatten().to_numpy().reshape(len(batch), -1)[rows]
+    """Returns the vectors of some rows as the journal has them: of several layers one behind the other, `[B, L * D]`."""
+    layers = [batch.column(name) for name in batch.schema.names if name != PROMPT_DIGEST]
+    return np.concatenate([layer.flatten().to_numpy().reshape(len(batch), -1)[rows] for layer in layers], axis=1)
