@@ -200,6 +200,6 @@ def _positions_in(part: Path, index: DigestIndex, is_left: NDArray[np.bool_]) ->
 
 
 def _vectors(batch: pa.RecordBatch, rows: NDArray[np.int64]) -> NDArray[Any]:
-    """Returns the vectors of some rows as the journal has them: of several layers one behind the other, `[B, L * D]`."""
+    """Returns the vectors of some rows as the journal has them, `[B, D]`; of several layers `[B, L * D]`."""
     layers = [batch.column(name) for name in batch.schema.names if name != PROMPT_DIGEST]
     return np.concatenate([layer.flatten().to_numpy().reshape(len(batch), -1)[rows] for layer in layers], axis=1)

@@ -129,6 +129,29 @@ def test_texts_need_not_be_kept(
     assert_as_computed(summary, cfg, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        ["model.layer=[-1,1]"],
+        ["writer.dtype=float16", "writer.normalize=true"],
+        ["model.layer=[1,2,-1]", "writer.dtype=float16", "trainer.precision=bf16-true"],
+    ],
+)
+def test_vectors_of_several_layers_and_other_numbers_are_reused(
+    form: list[str], write_jsonl: Write, tiny_config: Configure
+) -> None:
+    old = memvec.predict(tiny_config(write_jsonl(OLD), *form, output="old"))
+    path = write_jsonl([*NEW[:4], *OLD[::-1]], name="new.jsonl")
+    new = memvec.predict(tiny_config(path, *form, f"reuse={old.folder.root}"))
+    assert new.metrics["computed_entries"] == 4
+    anew = memvec.load(memvec.predict(tiny_config(path, *form, output="anew")).folder.root)
+    known, found = memvec.load(old.folder.root), memvec.load(new.folder.root)
+    assert found.features == anew.features
+    for column in (name for name in found.column_names if name.startswith("vector")):
+        assert torch.equal(found[column][4:], known[column][:].flip(0))
+        torch.testing.assert_close(found[column][:], anew[column][:], rtol=0.1, atol=0.1)
+
+
 def test_the_summary_says_what_was_taken_from_where(
     known: RunFolder, write_jsonl: Write, tiny_config: Configure
 ) -> None:
@@ -360,6 +383,9 @@ def test_a_run_that_cannot_be_used_is_one_line(
     ("override", "said"),
     [
         ("model.layer=1", "layer was -1, is 1"),
+        ("model.layer=[-1]", "layer was -1, is [-1]"),
+        ("writer.dtype=float16", "vector_dtype was None, is 'float16'"),
+        ("writer.normalize=true", "normalize was None, is True"),
         ("trainer.precision=bf16-true", "dtype was 'float32', is 'bfloat16'; precision was '32-true', is 'bf16-true'"),
     ],
 )
