@@ -71,7 +71,8 @@ def extract(cfg: DictConfig) -> ExtractSummary:
     """
     folder = run_folder(cfg)
     folder.check_stage_before()
-    find_runs(cfg.reuse, own=folder)  # one that is not there is said before texts are generated
+    if not folder.is_finished:
+        find_runs(cfg.reuse, own=folder)  # one that is not there is said before texts are generated
     first = memory_stage(_memories_config(cfg, folder.root / MEMORIES))
     first.named = folder
     memories = cast(GenerationSummary, run_stage(first, is_last=False))
