@@ -5,7 +5,7 @@
     conversations ─ memvec.generate ─> memory texts ─ memvec.predict ─> vectors
 
 In: a composed configuration (conf/extract.yaml). Out: a run folder as `memvec.predict` leaves it, so `memvec.load`
-reads it, and within it `memories/`, as `memvec.generate` leaves it. Killed in either stage, the same command goes on
+reads it, and within it `memories/`, as `memvec.generate` leaves it. Killed in either stage, the same command resumes
 there.
 
 The weights are loaded once where both stages use the same model: the decoder that wrote the texts computes the vectors.
@@ -56,7 +56,7 @@ class ExtractSummary:
 
 
 def extract(cfg: DictConfig) -> ExtractSummary:
-    """Runs both stages, or goes on in the one in which an earlier attempt stopped.
+    """Runs both stages, or resumes the one in which an earlier attempt stopped.
 
     Args:
         cfg: The configuration, as `memvec.compose(…, config_name="extract")` returns it, with `output_dir` set.

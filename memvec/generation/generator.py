@@ -19,7 +19,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from memvec.data.collator import Batch, real_tokens
-from memvec.generation.cache import roomy_cache
+from memvec.generation.cache import preallocated_cache
 from memvec.generation.decoding import Prompts, write_answers
 from memvec.generation.sampling import Sampling, row_seed
 from memvec.model.checkpoint import length_boundaries
@@ -231,7 +231,7 @@ class Generator:
         mask = real_tokens(length, width=width, left_behind=prefix_length)
         shares = prefix_length > 0 and self.prefix is not None and mode is ExecutionMode.SHARED_PREFIX
         prefix = self.prefix.expand(len(length)) if shares and self.prefix is not None else None
-        cache = roomy_cache(self.model.config, room=width + room, prefix=prefix)
+        cache = preallocated_cache(self.model.config, room=width + room, prefix=prefix)
         return Prompts(input_ids, mask.long(), cache)
 
 
