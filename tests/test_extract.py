@@ -124,9 +124,9 @@ def test_the_vectors_are_those_of_the_memories(root: Path, scripted: Path, tiny_
 def test_an_option_of_both_stages_or_the_second_holds_there(
     option: str, root: Path, scripted: Path, tiny_config: Configure, tmp_path: Path
 ) -> None:
-    same_kernels = "model.tune=off"  # whatever is measured, so that half precision differs in nothing
-    extracted(root, tmp_path / "both", scripted, option, same_kernels)
-    cfg = tiny_config(tmp_path / "both" / "memories" / "memories.parquet", option, same_kernels, model=scripted)
+    same_matmuls = "model.tune=off"  # whatever is measured, so that half precision differs in nothing
+    extracted(root, tmp_path / "both", scripted, option, same_matmuls)
+    cfg = tiny_config(tmp_path / "both" / "memories" / "memories.parquet", option, same_matmuls, model=scripted)
     memvec.predict(cfg)
     assert_same(memvec.load(tmp_path / "both"), memvec.load(cfg.output_dir))
 

@@ -10,7 +10,7 @@ outputs that could be understood.
 How: all read the same windows with the same prompt, greedily and in float32, with the same penalty; all but the server
 have the same rules of when to stop too. transformers' `generate` is called on batches of windows sorted by length,
 padded on the left; with one window a batch it is the loop that memvec replaces. memvec runs as a user runs it, without
-the second attempt, and its predict stage counts, choosing kernels and probing included. All take turns, so that a busy
+the second attempt, and its predict stage counts, choosing matmuls and probing included. All take turns, so that a busy
 moment of the machine hits each of them.
 """
 
