@@ -89,7 +89,7 @@ class RunSummary:
         speed = f"{tokens:,.0f} ({entries:,.1f} entries/s; {self.computed})"
         reused, computed = self.reused, numbers.take("computed_entries", int)
         if computed < counts.unique - sum(reused.values()):
-            speed += f", over the {computed:,} computed since the run went on"
+            speed += f", over the {computed:,} computed since the run was resumed"
         elif reused:
             speed += f", over the {computed:,} computed"
         return [

@@ -500,7 +500,7 @@ def test_killed_while_computing_it_resumes_without_reuse(known: RunFolder, llama
     summary = resume(command)
     assert summary.metrics["computed_entries"] == len(more) + KNOWN - written
     assert summary.reused == {str(known.root): KNOWN}
-    assert summary.lines()[5].endswith("computed since the run went on")
+    assert summary.lines()[5].endswith("computed since the run was resumed")
     assert_as_computed(summary, memvec.compose(command[3:]), tmp_path)
 
 

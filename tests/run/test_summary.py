@@ -56,7 +56,7 @@ def test_the_closing_summary_is_five_lines_of_counts_speed_and_place(tmp_path: P
 def test_the_speed_of_a_run_that_went_on_says_what_it_was_measured_over(tmp_path: Path) -> None:
     summary = write(tmp_path)
     resumed = RunSummary(summary.folder, summary.manifest, {**METRICS, "computed_entries": 2})
-    assert resumed.lines()[3].endswith(", over the 2 computed since the run went on")
+    assert resumed.lines()[3].endswith(", over the 2 computed since the run was resumed")
 
 
 def test_reused_vectors_are_counted_by_their_runs_folder(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_reused_vectors_are_counted_by_their_runs_folder(tmp_path: Path) -> None
     ]
     many = replaced(summary, {f"runs/{n}": 1_000 for n in range(4)}, computed=2)
     assert many.lines()[3] == "reused     4,000 from 4 runs"
-    assert many.lines()[4].endswith(", over the 2 computed since the run went on")
+    assert many.lines()[4].endswith(", over the 2 computed since the run was resumed")
 
 
 def test_rejected_rows_point_to_the_file_that_names_them(tmp_path: Path) -> None:
