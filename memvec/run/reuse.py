@@ -194,9 +194,8 @@ def _positions_in(part: Path, index: DigestIndex, is_left: NDArray[np.bool_]) ->
     if not is_left.any():
         return np.empty(0, dtype=np.int64)
     found = [index.find(digests_of(batch)) for batch in read_batches(part, DIGESTS)]
-    positions = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *found]))
-    positions = positions[positions >= 0]
-    return positions[is_left[positions]]
+    positions: NDArray[np.int64] = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *found]))
+    return positions[(positions >= 0) & is_left[positions]]
 
 
 def _vectors(batch: pa.RecordBatch, rows: NDArray[np.int64]) -> NDArray[Any]:

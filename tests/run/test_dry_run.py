@@ -79,7 +79,7 @@ def test_lines_show_the_first_ranks_and_all_in_sum() -> None:
     assert len(many.lines()) == 4 + 1 + 16 + 1 + 2
     assert many.lines()[-2] == "start      load 1.2 s"
     assert many.lines()[-1] == "predict    about 5 s at 50 of these tokens/s, 0.8 entries/s a rank"
-    alone = DryRun(2, 0, 5, [RankPlan(2, 1, 100, 125)], {"load": 1.25}, 50.0)
+    alone = DryRun(2, 0, 5, [RankPlan(2, 1, 100, 125)], {"load": 1.25}, 50.0, {})
     assert alone.lines()[2] == "batches    1 over 1 rank, 20.0% padding"
 
 
