@@ -28,11 +28,28 @@ from tests.helpers.models import ARCHITECTURES, NEARLY_FREE, build_tokenizer, sa
 from tests.helpers.processes import MANY, arguments, resume, stop_fork_server, write_texts
 from tests.helpers.scripted import save_scripted_model
 
+IN_CI = bool(os.environ.get("CI"))
+EVERYDAY_LANE = "not processes and not slow and not stress and not gpu"
+CI_LANES = "not stress and not gpu"
+
 # The same commit passes or fails every time, on however slow a machine; `pytest --hypothesis-profile=search` looks
 # for new counterexamples, which then become an `@example`.
-settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("everyday", max_examples=25, derandomize=True, deadline=None)
+settings.register_profile("ci", max_examples=100, derandomize=True, deadline=None)
 settings.register_profile("search", max_examples=2000, deadline=None)
-settings.load_profile("repeatable")
+settings.load_profile("ci" if IN_CI else "everyday")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Chooses the lanes where the command line names none with `-m`."""
+    config.option.markexpr = config.option.markexpr or (CI_LANES if IN_CI else EVERYDAY_LANE)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Runs named files in this process, whose start is quicker than theirs, and the suite in one a core, up to four."""
+    is_suite = config.args_source is not pytest.Config.ArgsSource.ARGS
+    return min(4, len(os.sched_getaffinity(0))) if is_suite else 0
+
 
 TEXTS = [
     "爱喝茶",

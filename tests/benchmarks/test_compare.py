@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks import compare
-from tests.benchmarks.contestants import CONTESTANTS
+from tests.benchmarks.contestants import ALL, CONTESTANTS
 from tests.benchmarks.limit import build as build_limit
 from tests.benchmarks.task import Task, evenly_spaced, measure_work
 from tests.benchmarks.worker import Worker, WorkerError
@@ -110,8 +110,9 @@ def test_a_worker_outlives_an_error_and_its_death_is_one() -> None:
 
 def test_contestants_that_cannot_run_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "find_spec", lambda _: None)
-    names, skipped = compare.available(["padded", "sentence-transformers"], "cpu")
+    names, skipped = compare.available(ALL, ["padded", "sentence-transformers"], "cpu")
     assert names == ["padded"]
     assert "sentence_transformers is not installed" in skipped["sentence-transformers"]
     monkeypatch.setattr(compare, "find_spec", lambda _: object())
-    assert compare.available(["openvino", "memvec"], "cuda") == (["memvec"], {"openvino": "it does not run on cuda"})
+    names, skipped = compare.available(ALL, ["openvino", "memvec"], "cuda")
+    assert (names, skipped) == (["memvec"], {"openvino": "it does not run on cuda"})
