@@ -15,6 +15,8 @@ import memvec
 from tests.conftest import TEXTS
 from tests.helpers.processes import start
 
+pytestmark = pytest.mark.processes
+
 Done = subprocess.CompletedProcess[str]
 
 HYDRA_ADVICE = ("HYDRA_FULL_ERROR", "To append to your config", "full_key", "Error executing job", "hydra.verbose")

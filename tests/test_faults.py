@@ -35,6 +35,8 @@ from tests.helpers.processes import (
     wait_until_gone,
 )
 
+pytestmark = pytest.mark.processes
+
 TWO_RANKS = ("trainer.devices=2", "trainer.strategy=ddp")
 ONE_RANK = ("trainer.devices=1",)
 SLOW = ("data.batch_size=4",)
@@ -172,7 +174,7 @@ def test_a_folder_with_other_files_is_never_written_to(
     assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
 
 
-def test_a_second_run_in_the_same_folder_is_refused_while_the_first_works(
+def test_a_second_run_in_a_folder_at_work_is_refused(
     many: Path, llama: Path, undisturbed: Dataset, tmp_path: Path
 ) -> None:
     output_dir = tmp_path / "run"

@@ -94,7 +94,7 @@ def test_a_real_server_writes_what_the_same_model_writes_here(
     assert notes["prompt_tokens"] > notes["completion_tokens"] > 0
 
 
-def test_killed_in_the_midst_it_asks_a_real_server_only_for_what_is_missing(
+def test_after_a_kill_a_real_server_is_asked_for_what_is_missing(
     base_url: str, scripted: Path, data: Path, tmp_path: Path
 ) -> None:
     expected = generated(asking(data, tmp_path / "expected", base_url, scripted))

@@ -64,7 +64,7 @@ def test_a_finished_folder_holds_the_result_and_nothing_else(write_jsonl: Write,
     assert summary.counts.rejected == summary.counts.truncated == 0
 
 
-def test_rows_come_in_input_order_with_their_text_and_token_count(
+def test_rows_come_in_input_order_with_text_and_token_count(
     write_jsonl: Write, tiny_config: Configure, llama: Path
 ) -> None:
     cfg = tiny_config(write_jsonl(TEXTS), "data.batch_size=3")
@@ -78,9 +78,7 @@ def test_rows_come_in_input_order_with_their_text_and_token_count(
     assert dataset["vector"][:].shape == (len(TEXTS), 32)
 
 
-def test_the_result_is_a_fixed_size_list_of_float32_that_other_tools_read(
-    write_jsonl: Write, tiny_config: Configure
-) -> None:
+def test_the_result_is_a_list_of_float32_that_other_tools_read(write_jsonl: Write, tiny_config: Configure) -> None:
     cfg = tiny_config(write_jsonl(TEXTS))
     memvec.predict(cfg)
     files = sorted(str(path) for path in (Path(cfg.output_dir) / "vectors").glob("*.parquet"))
@@ -275,7 +273,7 @@ def test_the_same_command_again_does_nothing_and_says_so(
         ("trainer.precision=bf16-true", "dtype was 'float32', is 'bfloat16'"),
     ],
 )
-def test_a_run_of_something_else_is_refused_naming_the_field_the_old_and_the_new(
+def test_a_run_of_something_else_is_refused_naming_the_field(
     override: str, change: str, tiny_config: Configure, write_jsonl: Write
 ) -> None:
     path = write_jsonl(TEXTS)

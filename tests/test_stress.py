@@ -19,6 +19,8 @@ import pytest
 import memvec
 from tests.helpers.processes import arguments, assert_same, finish, kill_group, resume, rows_written, start, write_texts
 
+pytestmark = pytest.mark.processes
+
 ROWS = 4_000
 LONGEST_SECONDS = 12
 

@@ -25,6 +25,7 @@ def tiny_task(texts: list[str], model: Path, scratch: Path) -> Task:
     return Task(texts, [0], str(model), "32-true", "cpu", 1, scratch)
 
 
+@pytest.mark.processes
 def test_a_run_measures_every_contestant_and_their_vectors_agree(
     llama: Path,
     write_jsonl: Callable[..., Path],
@@ -67,7 +68,7 @@ def test_a_run_measures_every_contestant_and_their_vectors_agree(
         assert (tmp_path / "benchmark" / "llama-32-true.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_fewest_tokens_count_equal_prompts_and_their_beginning_once(llama: Path, tmp_path: Path) -> None:
+def test_the_fewest_tokens_count_what_prompts_share_once(llama: Path, tmp_path: Path) -> None:
     task = tiny_task(["tea", "tea", "cats"], llama, tmp_path)
     tea, same, cats = task.tokenizer()(task.prompts(task.texts))["input_ids"]
     work = measure_work(task)
@@ -97,6 +98,7 @@ def _divide(dividend: int) -> Callable[[int], int]:
     return lambda number: dividend // number if number >= 0 else os._exit(7)
 
 
+@pytest.mark.processes
 def test_a_worker_outlives_an_error_and_its_death_is_one() -> None:
     worker = Worker("division", _divide, 10)
     worker.wait()

@@ -187,7 +187,7 @@ def test_eight_ranks_share_memory_texts_evenly(rows: int, max_tokens: int) -> No
     ("draw", "max_tokens"),
     [(locomo_like_lengths, 1024), (locomo_like_lengths, 32_768), (lengths_to_2000, 32_768)],
 )
-def test_a_thousand_ranks_share_ten_million_rows_evenly_planned_in_seconds_and_little_memory(
+def test_a_thousand_ranks_share_ten_million_rows_evenly(
     draw: Callable[[int], NDArray[np.int32]], max_tokens: int
 ) -> None:
     lengths = draw(10_000_000)
@@ -226,7 +226,7 @@ def test_balance_is_the_largest_load_over_the_mean() -> None:
     assert balance([0, 0]) == 1
 
 
-def test_ranks_in_step_yield_equally_many_batches_and_nobody_writes_the_added_ones() -> None:
+def test_ranks_in_step_yield_equally_many_batches() -> None:
     groups = [(np.array([7, 3, 9]), np.array([50, 20, 30], dtype=np.int32))]
     samplers = [plan(groups, max_tokens=30, rank=rank, world_size=4) for rank in range(4)]
     most = max(map(len, samplers))

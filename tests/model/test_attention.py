@@ -40,7 +40,7 @@ def test_it_gives_the_numbers_of_eager_attention(architecture: str, with_prefix:
     torch.testing.assert_close(last_hidden_state(decoder, GROUPED, prefix), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_it_scales_by_the_size_of_a_head_where_nothing_else_is_said() -> None:
+def test_it_scales_by_the_size_of_a_head_by_default() -> None:
     generator = torch.Generator().manual_seed(0)
     query, key = torch.randn(2, 6, 5, 8, generator=generator), torch.randn(2, 2, 7, 8, generator=generator)
     found, _ = grouped_attention(torch.nn.Module(), query, key, key, None)
@@ -48,7 +48,7 @@ def test_it_scales_by_the_size_of_a_head_where_nothing_else_is_said() -> None:
     torch.testing.assert_close(found, expected.transpose(1, 2))
 
 
-def test_capped_logits_are_refused_and_tuning_keeps_the_models_own_attention() -> None:
+def test_capped_logits_keep_the_models_own_attention() -> None:
     config = Gemma2Config(**DECODER, head_dim=8, attn_logit_softcapping=50.0, attn_implementation="eager")
     decoder = AutoModelForCausalLM.from_config(config).eval().get_decoder()
     input_ids = torch.arange(3, 13)[None]

@@ -34,7 +34,7 @@ def decoder() -> PreTrainedModel:
     return build_model("llama").get_decoder()
 
 
-def test_on_a_cpu_there_are_several_attentions_and_products_the_default_first(decoder: PreTrainedModel) -> None:
+def test_a_cpu_has_several_kernels_the_default_first(decoder: PreTrainedModel) -> None:
     cpu = torch.device("cpu")
     assert attention_choices("sdpa", device=cpu) == ["sdpa", GROUPED]
     assert attention_choices("eager", device=cpu) == ["eager", "sdpa", GROUPED]
@@ -48,7 +48,7 @@ def test_layers_that_cannot_be_packed_leave_the_default_alone() -> None:
     assert product_choices(gpt2, computed_in=torch.float32, device=torch.device("cpu")) == ["default"]
 
 
-def test_autocast_gpus_and_other_attention_kernels_leave_nothing_to_choose(decoder: PreTrainedModel) -> None:
+def test_autocast_and_gpus_leave_nothing_to_choose(decoder: PreTrainedModel) -> None:
     assert product_choices(decoder, computed_in=torch.bfloat16, device=torch.device("cpu")) == ["default"]
     assert product_choices(decoder, computed_in=torch.float32, device=torch.device("cuda")) == ["default"]
     assert attention_choices("sdpa", device=torch.device("cuda")) == ["sdpa"]
@@ -125,7 +125,7 @@ def test_an_attention_the_user_chose_stays(
     assert all(name.startswith("eager attention") for name in notes["kernel_milliseconds"])
 
 
-def test_rows_much_longer_than_those_it_was_measured_on_take_the_default_attention(llama: Path) -> None:
+def test_much_longer_rows_take_the_default_attention(llama: Path) -> None:
     extractor = Extractor(load_backbone(llama), speedups=Speedups(), computed_in=torch.float32)
     extractor.kernels = Choice(Kernels("eager"), {}, default_attention="sdpa", longest=20)
     used = []

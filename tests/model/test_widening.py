@@ -65,7 +65,7 @@ def test_cast_back_the_weights_are_bit_for_bit_what_they_were(dtype: torch.dtype
 
 
 @pytest.mark.parametrize("dtype", [*HALF, torch.float32])
-def test_weights_are_widened_where_the_processor_lacks_their_dtype(
+def test_weights_are_widened_where_their_dtype_is_emulated(
     dtype: torch.dtype, caplog: pytest.LogCaptureFixture
 ) -> None:
     decoder = half_decoder("llama", dtype)
@@ -86,7 +86,7 @@ def test_weights_for_which_there_is_no_room_stay_as_they_are(caplog: pytest.LogC
     assert ("no memory for the weights in float32" in caplog.text) == (not has_matmul(torch.bfloat16))
 
 
-def test_widened_weights_have_the_products_of_float32_to_choose_from() -> None:
+def test_widened_weights_may_be_packed_as_float32() -> None:
     decoder, exact = half_decoder("llama", torch.bfloat16), half_decoder("llama", torch.float32)
     widen(decoder)
     tried = [product_choices(model, computed_in=torch.float32, device=CPU) for model in (decoder, exact)]
@@ -108,7 +108,7 @@ def test_a_run_in_half_precision_says_what_it_computed_in(
     assert 1e-6 < relative_error(*vectors) < TOLERANCE[torch.bfloat16]
 
 
-def test_whether_kernels_are_measured_does_not_change_the_vectors_of_half_precision(
+def test_measuring_does_not_change_half_precision_vectors(
     write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
 ) -> None:
     """A query to a run, and a rank with few rows, have too little to compute for a measurement to pay."""

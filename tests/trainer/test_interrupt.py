@@ -29,6 +29,8 @@ from tests.helpers.processes import (
     wait_until_gone,
 )
 
+pytestmark = pytest.mark.processes
+
 # One row a batch, so that a rank's batches are its rows; and frames so large that the last one is hardly ever full.
 SLOW = ("data.batch_size=1", "writer.flush_every=200")
 ONE_RANK = ("trainer.devices=1",)
@@ -85,7 +87,7 @@ def assert_all_is_flushed(output_dir: Path, *, ranks: int) -> None:
         pytest.param(TWO_SHARING_RANKS, signal.SIGINT, 130, id="2 ranks that share the weights, Ctrl-C"),
     ],
 )
-def test_a_signal_flushes_says_how_to_go_on_and_sets_the_exit_code(
+def test_a_signal_flushes_and_sets_the_exit_code(
     overrides: tuple[str, ...], number: int, code: int, many: Path, llama: Path, undisturbed: Dataset, tmp_path: Path
 ) -> None:
     output_dir, ranks = tmp_path / "run", 1 if overrides is ONE_RANK else 2
@@ -153,7 +155,7 @@ def test_a_signal_in_a_sweep_flushes_the_job_and_starts_no_other(
 
 
 @pytest.mark.parametrize(("launcher", "number"), [("torchrun", signal.SIGINT), ("SLURM", signal.SIGTERM)])
-def test_a_signal_that_comes_twice_loses_nothing_where_something_else_started_the_ranks(
+def test_a_signal_that_comes_twice_loses_nothing(
     launcher: str, number: int, many: Path, llama: Path, undisturbed: Dataset, tmp_path: Path
 ) -> None:
     """From the terminal or the scheduler, and from what started the ranks; here it comes until they have ended."""
