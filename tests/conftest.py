@@ -12,6 +12,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,14 @@ def undisturbed(many: Path, llama: Path, tmp_path_factory: pytest.TempPathFactor
     output_dir = tmp_path_factory.mktemp("undisturbed") / "run"
     resume(arguments(many, output_dir, llama))
     return memvec.load(output_dir)
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port of this machine at which nobody listens, nor can begin to."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        yield int(holder.getsockname()[1])
 
 
 @pytest.fixture

@@ -27,7 +27,6 @@ from tests.helpers.chat_server import (
     ChatServerDouble,
     chat_server,
     completion,
-    free_port,
     half,
     hangs_up,
     refuses,
@@ -157,8 +156,8 @@ def test_whatever_happens_to_some_windows_the_others_finish(root: Path, data: Pa
 
 
 def test_a_server_that_is_back_is_asked_for_what_is_missing(root: Path, data: Path, tmp_path: Path) -> None:
-    port, output = free_port(), tmp_path / "run"
-    with chat_server(ChatServerDouble(), port) as double:
+    output = tmp_path / "run"
+    with chat_server(ChatServerDouble()) as double:
         gone = refuses(503, "shutting down")
         double.troubles = {f"number {number}.": (gone, None) for number in range(30, ROWS)}
         answered_greeting = threading.Event()
@@ -174,7 +173,7 @@ def test_a_server_that_is_back_is_asked_for_what_is_missing(root: Path, data: Pa
         with pytest.raises(ServerError) as caught:
             generated(data, output, double.base_url)
     line = str(caught.value)
-    assert line.startswith(f"generation.base_url=http://127.0.0.1:{port}/v1: 503 shutting down (after 1 retries)")
+    assert line.startswith(f"generation.base_url={double.base_url}: 503 shutting down (after 1 retries)")
     assert line.endswith(f"what was computed is kept: the same command with output_dir={output} goes on")
     kept = windows_done(output)
     assert 26 <= kept <= 30
@@ -186,9 +185,9 @@ def test_a_server_that_is_back_is_asked_for_what_is_missing(root: Path, data: Pa
     assert len(asked) == ROWS - kept + len([n for n in range(kept) if n % 5 in (3, 4)])
 
 
-def test_a_server_that_never_answered_leaves_the_folder_free(data: Path, tmp_path: Path) -> None:
+def test_a_server_that_never_answered_leaves_the_folder_free(data: Path, tmp_path: Path, closed_port: int) -> None:
     with pytest.raises(ServerError, match="after 1 retries"):
-        generated(data, tmp_path / "run", f"http://127.0.0.1:{free_port()}/v1", "generation.model=wrong")
+        generated(data, tmp_path / "run", f"http://127.0.0.1:{closed_port}/v1", "generation.model=wrong")
     with chat_server(ChatServerDouble()) as double:
         assert generated(data, tmp_path / "run", double.base_url, "data.limit=3").generation.windows == 3
 
@@ -305,7 +304,7 @@ def jobs(root: Path, llama: Path) -> dict[str, Any]:
 
     def disturbed(name: str, do: Callable[[Any], Done]) -> Any:
         output = root / name
-        with chat_server(ChatServerDouble(seconds=0.2)) as double:
+        with chat_server(ChatServerDouble(seconds=0.5)) as double:
             process = start(flow("generate", overrides(data, output, double.base_url)))
             wait_until(lambda: journal_bytes(output) > 2_000, process)
             assert process.poll() is None

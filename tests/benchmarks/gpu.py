@@ -6,8 +6,8 @@ In: shapes of published models, whose random weights are drawn on the device; se
 Out: for every shape and set a JSON file, a chart, and a profile of where memvec's time goes; the tables on stdout.
 
 How: a shape and a set get an equal part of the time that is left, and as much text as fits into it by the device's own
-best bfloat16 rate. All contestants run in this process, in turn, and each repeat begins with another one; what counts is
-the median. After every turn a line is printed and the JSON written, so that a run that is cut off leaves what it has
+best bfloat16 rate. All contestants run in this process, in turn, and each repeat begins with another one; the median
+counts. After every turn a line is printed and the JSON written, so that a run that is cut off leaves what it has
 measured; a contestant that fails is a line with the reason.
 """
 

@@ -202,7 +202,7 @@ def test_values_of_any_type_are_handed_on(tmp_path: Path) -> None:
 
 
 def test_an_integer_among_texts_changes_no_other_row(tmp_path: Path) -> None:
-    """`datasets` and pyarrow put quotes around every string of such a block (LIBRARY_FACTS.md)."""
+    """`datasets` and pyarrow put quotes around every string of such a block."""
     texts = [1, *["plain"] * 30_000, 2, *["2021-05-04"] * 10]
     save_jsonl(tmp_path / "a.jsonl", {"text": texts})
     assert [text for _, _, text in read(tmp_path / "a.jsonl")] == texts

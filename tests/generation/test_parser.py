@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 from memvec.generation.echoes import Instructions, PromptContent
 from memvec.generation.parser import Outcome, Parsed, parse
+from tests.helpers.processes import SLOWNESS
 
 FACTS = ("Jon likes green tea.", "Gina's store opens at 9:30 in Lyon", "她喜欢喝茶，也养猫")
 
@@ -360,11 +360,10 @@ HOSTILE += [
 ]
 
 
+@pytest.mark.timeout(60 * SLOWNESS)
 @pytest.mark.parametrize("piece", HOSTILE)
 def test_time_grows_no_faster_than_the_output(piece: str) -> None:
     """At 100,000 characters one quadratic step would take minutes, where a linear one takes a tenth of a second."""
     output = (piece * 100_000)[:100_000]
     for end in ("", "x", '"]'):
-        start = time.process_time()
         parse(output + end, is_cut=True, prompt=PROMPT)
-        assert time.process_time() - start < 30

