@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset
 from hypothesis import settings
 from omegaconf import DictConfig
@@ -46,6 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.option.markexpr = config.option.markexpr or (CI_LANES if IN_CI else EVERYDAY_LANE)
 
 
+@pytest.hookimpl(optionalhook=True)  # a machine with a GPU may lack pytest-xdist
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Runs named files in this process, whose start is quicker than theirs, and the suite in one a core, up to four."""
     is_suite = config.args_source is not pytest.Config.ArgsSource.ARGS
@@ -72,6 +74,12 @@ TEXTS = [
 def _fork_server() -> Iterator[None]:
     yield
     stop_fork_server()
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """What a test draws from torch's own generator is the same every time."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

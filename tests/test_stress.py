@@ -1,7 +1,7 @@
 """Kills runs at random moments, over one and two ranks, until they finish, and counts what was lost.
 
 pytest -m stress                       a hundred kills, ten minutes or more, and the soak
-MEMVEC_STRESS_DATA=memories.jsonl pytest -m stress -k kills -s     over a file of one's own
+MEMVEC_STRESS_DATA=memories.jsonl pytest -n 0 -m stress -k kills -s     over a file of one's own
 """
 
 from __future__ import annotations
