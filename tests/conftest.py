@@ -12,6 +12,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
+import shutil
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -159,6 +160,23 @@ def tiny_config(llama: Path, tmp_path: Path) -> Callable[..., DictConfig]:
         )
 
     return configure
+
+
+@pytest.fixture(scope="session")
+def finished_once(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `TEXTS` as memories.jsonl, and with a finished run over them; tests work on copies."""
+    root = tmp_path_factory.mktemp("finished")
+    rows = ({"id": f"m/{n}", "text": text} for n, text in enumerate(TEXTS))
+    (root / "memories.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    resume(arguments(root / "memories.jsonl", root / "run", llama))
+    return root
+
+
+@pytest.fixture
+def finished(finished_once: Path, tiny_config: Callable[..., DictConfig], tmp_path: Path) -> DictConfig:
+    """Composes a configuration whose run over `TEXTS` is finished already."""
+    shutil.copytree(finished_once, tmp_path, dirs_exist_ok=True)
+    return tiny_config(tmp_path / "memories.jsonl")
 
 
 @pytest.fixture(scope="session")

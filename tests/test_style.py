@@ -1,4 +1,4 @@
-"""How tests are written: names that can be read at a glance, no clock that decides, no chance that nobody has seeded."""
+"""How tests are written: names that are read at a glance, no clock that decides, no chance that is not seeded."""
 
 from __future__ import annotations
 
