@@ -29,8 +29,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from memvec.config.prompts import named_prompt
 from memvec.errors import one_line
 from memvec.files import write_json
+from memvec.prompt.encoder import PromptEncoder
+from memvec.prompt.template import Prompt
 from tests.benchmarks import limit, report
 from tests.benchmarks.compare import available, each_of, positive, say
 from tests.benchmarks.contestants import compete, forget_models, truth
@@ -192,6 +195,10 @@ def _where_time_goes(task: Task, run: Callable[[Sequence[int]], Turn]) -> str:
 
     rows = evenly_spaced(len(task.texts), 2_000)
     plain = median(run(rows).seconds for _ in range(3))
+    prompts = PromptEncoder(task.tokenizer(), Prompt(*named_prompt("one_token_zh")))
+    start = time.perf_counter()
+    prompts.encode([task.texts[row] for row in rows])
+    tokenising = time.perf_counter() - start
     on_device = task.device == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_device else [])]
     with profile(activities=activities) as recorded:
@@ -199,8 +206,9 @@ def _where_time_goes(task: Task, run: Callable[[Sequence[int]], Turn]) -> str:
     events = recorded.key_averages()
     column = "self_device_time_total" if on_device else "self_cpu_time_total"
     busy = sum(getattr(event, column) for event in events) / 1e6
+    worker = "the device" if on_device else "the processor"
     head = (
-        f"{len(rows):,} entries: {plain:.3f} s; {'the device' if on_device else 'the processor'} works for {busy:.3f} s"
+        f"{len(rows):,} entries: {plain:.3f} s, of them tokenising {tokenising:.3f} s; {worker} works for {busy:.3f} s"
     )
     return f"{head}\n\n{events.table(sort_by=column, row_limit=25, max_name_column_width=60)}\n"
 

@@ -48,6 +48,8 @@ def encoder(
     model = full_model(task, task.dtype)
     decoder = model.get_decoder()
     held = Encoder(model, tokenizer=task.tokenizer(), **options)
+    if options.get("max_tokens") == "auto":
+        held.encode(task.texts)  # which chooses, once
     passes: list[torch.Tensor] = []
 
     def note(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:

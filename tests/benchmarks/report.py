@@ -163,6 +163,8 @@ def write(results: Results, folder: Path, *, name: str | None = None) -> list[Pa
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / f"{name}.json"]
     write_json(written[0], results)
+    if not results["contestants"]:
+        return written
     try:
         import matplotlib as mpl
     except ImportError:
