@@ -207,9 +207,7 @@ def _where_time_goes(task: Task, run: Callable[[Sequence[int]], Turn]) -> str:
     column = "self_device_time_total" if on_device else "self_cpu_time_total"
     busy = sum(getattr(event, column) for event in events) / 1e6
     worker = "the device" if on_device else "the processor"
-    head = (
-        f"{len(rows):,} entries: {plain:.3f} s, tokenising {tokenising:.3f} s; {worker} works for {busy:.3f} s"
-    )
+    head = f"{len(rows):,} entries: {plain:.3f} s, tokenising {tokenising:.3f} s; {worker} works for {busy:.3f} s"
     return f"{head}\n\n{events.table(sort_by=column, row_limit=25, max_name_column_width=60)}\n"
 
 
