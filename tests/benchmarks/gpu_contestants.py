@@ -19,8 +19,6 @@ import torch
 import memvec.data.plan
 import memvec.model.held
 from memvec import Encoder
-from memvec.model.transformers_internals import attention_of
-from memvec.model.tuning import use_attention
 from tests.benchmarks.ablation import GivenOrder
 from tests.benchmarks.contestants import CONTESTANTS, Contestant, full_model, sentence_transformers
 from tests.benchmarks.contestants import memvec as predict
@@ -57,15 +55,15 @@ def encoder(
 
     def run(texts: Sequence[str]) -> Turn:
         passes.clear()
-        before = attention_of(decoder)
-        use_attention(decoder, attention or before)
+        before = decoder.config._attn_implementation
+        decoder.set_attn_implementation(attention or before)
         handle = decoder.register_forward_pre_hook(note, with_kwargs=True)
         try:
             with instead():
                 vectors, seconds = timed(task, lambda: held.encode(texts))
         finally:
             handle.remove()
-            use_attention(decoder, before)
+            decoder.set_attn_implementation(before)
         details = {"passes": len(passes), "computed_tokens": sum(ids.numel() for ids in passes)}
         return Turn(vectors.numpy(), seconds, padding_share((ids != 0).cpu() for ids in passes), details)
 

@@ -21,7 +21,6 @@ from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_availa
 import memvec
 from memvec import Encoder
 from memvec.encoder import DTYPES
-from memvec.model.attention import GROUPED
 from tests.conftest import TEXTS
 from tests.helpers.families import FAMILIES
 from tests.helpers.models import ARCHITECTURES
@@ -33,11 +32,10 @@ pytestmark = pytest.mark.gpu
 ZH = '请用一个Token总结以下文本"{text}"：'
 ROUNDING = 1e-4  # of float32, as the probe allows
 LAYERS = [1, -1]
-# Every attention implementation that memvec documents or chooses; in float32 where that exists.
+# The attention implementations that memvec documents, in float32 where they know it.
 ATTENTION = {
     "eager": ("float32", True),
     "sdpa": ("float32", True),
-    GROUPED: ("float32", True),
     "flash_attention_2": ("bfloat16", is_flash_attn_2_available()),
     "flash_attention_3": ("bfloat16", is_flash_attn_3_available()),
 }
