@@ -80,6 +80,14 @@ def without_loading_report() -> Iterator[None]:
 
 
 @contextmanager
+def without_peft_warnings() -> Iterator[None]:
+    """Keeps peft from warning of what it sets right itself, such as how a layer's matrix lies in memory."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*", category=UserWarning)
+        yield
+
+
+@contextmanager
 def without_dataset_bars() -> Iterator[None]:
     """Keeps `datasets` from drawing progress bars."""
     import datasets  # a second to import, and asked for when a dataset is made
