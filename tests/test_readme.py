@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from memvec.config.compose import register_resolvers
+from memvec.config.options import read_options
 from tests.conftest import TEXTS
+from tests.helpers.option_tables import TABLE, with_tables
 from tests.test_rooms import FLOOR
 
 ROOT = Path(__file__).parent.parent
 READMES = ["README.md", *(f"{folder}/README.md" for folder in ("conf", "memvec", "memvec/trainer", "tests"))]
 READMES.append("tests/benchmarks/README.md")
-SECTION = re.compile(r"^### `(conf/[\w/]+\.yaml)`.*?\n(.*?)(?=^##|\Z)", re.DOTALL | re.MULTILINE)
-OPTION = re.compile(r"^\| `([\w.]+)` \| (.*?) \| .*\|$", re.MULTILINE)
 FILE = re.compile(r"^([\w/]+\.py) +\S", re.MULTILINE)
-# What memvec needs of the Trainer; nobody should change it.
-FIXED = {
-    f"trainer.{name}" for name in ("use_distributed_sampler", "logger", "enable_checkpointing", "enable_model_summary")
-}
-# The files whose options a command's help explains one by one.
+# What a command's help shows, a file of conf/ each.
 HELP = {
-    "predict": ("predict", "data/default", "prompt/raw", "model/hub", "trainer/default", "writer/default"),
+    "predict": ("predict", "data/default", "prompt/one_token_zh", "model/hub", "trainer/default", "writer/default"),
     "generate": ("generate", "data/conversations", "generation/facts_en", "generation/server", "writer/completions"),
+    "extract": ("extract",),
     "search": ("search",),
     "evaluate": ("evaluate",),
 }
@@ -36,51 +32,31 @@ HELP = {
 SAID_IN_WORDS = {"ddp", "fsdp", "tensor_parallel", "smollm2", "one_word_en", "raw", "chat", "facts_zh", "server_zh"}
 
 
-def documented() -> dict[str, dict[str, str]]:
-    """Returns the tables of conf/README.md: for each file its options, with what stands in the column of defaults."""
-    sections = SECTION.findall((ROOT / "conf/README.md").read_text(encoding="utf-8"))
-    return {path: dict(OPTION.findall(text)) for path, text in sections}
+def documented() -> list[str]:
+    """Returns the files whose options have a table in conf/README.md."""
+    text = (ROOT / "conf/README.md").read_text(encoding="utf-8")
+    return [path for _, path, _ in TABLE.findall(text)]
 
 
-def options(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yields the options of a file of conf/ by the names of their overrides, with their defaults."""
-    group = path.parent.name
-    content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    assert isinstance(content, dict)
-    for name, value in content.items():
-        if name in ("defaults", "hydra", "_target_"):
-            continue
-        override = str(name) if group == "conf" else f"{group}.{name}"
-        if isinstance(value, dict):
-            yield from ((f"{override}.{inner}", default) for inner, default in value.items() if inner != "_target_")
-        else:
-            yield override, value
+def test_tables_of_options_are_those_of_conf() -> None:
+    text = (ROOT / "conf/README.md").read_text(encoding="utf-8")
+    assert with_tables(text) == text, "python -m tests.helpers.option_tables writes them"
 
 
-def shown(value: Any) -> str | None:
-    """Returns a default as a table shows it; None where that is said in words."""
-    if isinstance(value, list | dict) or (isinstance(value, str) and (value.startswith("${") or "\n" in value)):
-        return None
-    words = {None: "null", True: "true", False: "false"}
-    return words[value] if value is None or isinstance(value, bool) else str(value)
-
-
-@pytest.mark.parametrize("path", sorted(documented()))
-def test_options_and_defaults_are_those_of_conf(path: str) -> None:
-    found, expected = documented()[path], dict(options(ROOT / path))
-    assert sorted(found) == sorted(expected)
-    for name, value in expected.items():
-        assert shown(value) in (None, found[name].strip("`")), name
+@pytest.mark.parametrize("path", documented())
+def test_every_option_has_help_above_it(path: str) -> None:
+    options = read_options(ROOT / path)
+    assert [option.name for option in options if not option.help] == []
 
 
 @pytest.mark.parametrize("command", HELP)
 def test_help_names_every_option(command: str) -> None:
-    top: Any = OmegaConf.to_container(OmegaConf.load(ROOT / f"conf/{command}.yaml"), resolve=False)
-    text = top["hydra"]["help"]["template"]
-    named = {name: value for path in HELP[command] for name, value in options(ROOT / f"conf/{path}.yaml")}
-    for name in named.keys() - FIXED:
-        is_of_model = str(named[name]).startswith("${model.")
-        assert is_of_model or re.search(rf"(?<![\w.]){re.escape(name)}(?![\w.])", text), name
+    register_resolvers()
+    top = OmegaConf.load(ROOT / f"conf/{command}.yaml")
+    text = f"{top.hydra.help.template}\n"
+    for path in HELP[command]:
+        for option in read_options(ROOT / f"conf/{path}.yaml"):
+            assert re.search(rf"^  {re.escape(option.name)}\s", text, re.MULTILINE), option.name
 
 
 def test_every_file_with_options_has_a_table() -> None:

@@ -18,6 +18,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
+from memvec.config.options import help_lines, read_options
 from memvec.config.overrides import as_override, quoted
 from memvec.errors import ConfigError
 
@@ -42,6 +43,11 @@ def sample_conversations_path() -> str:
     return str(resources.files("memvec") / "generation" / "sample.jsonl")
 
 
+def options_help(file: str) -> str:
+    """Returns the options of a file of conf/, such as `data/default`, as lines of a `--help`."""
+    return help_lines(read_options(conf_folder() / f"{file}.yaml"))
+
+
 def register_resolvers() -> None:
     """Makes memvec's resolvers known to OmegaConf: what the YAML files write as `${memvec.…:}`."""
     OmegaConf.register_new_resolver("memvec.sample", sample_path, replace=True)
@@ -50,6 +56,7 @@ def register_resolvers() -> None:
         "memvec.either", lambda value, other: other if value is None else value, replace=True
     )
     OmegaConf.register_new_resolver("memvec.processes", count_processes, replace=True)
+    OmegaConf.register_new_resolver("memvec.options", options_help, replace=True)
 
 
 def count_processes(accelerator: str, devices: Any, num_nodes: int) -> int:
