@@ -80,9 +80,9 @@ def refuse_adapter(location: str, *, revision: str | None) -> None:
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ModelError(f"{file}: {one_line(error)}") from error
     shown = base if isinstance(base, str) else "its base model"
+    advice = f"name both: model.name_or_path={shown} model.adapter={location}" if kind == "LORA" else "allowed: a model"
     raise ModelError(
-        f"model.name_or_path={location}: a {kind} adapter of {base!r}, without that model's weights; name both: "
-        f"model.name_or_path={shown} model.adapter={location}"
+        f"model.name_or_path={location}: a {kind} adapter of {base!r}, without that model's weights; {advice}"
     )
 
 
