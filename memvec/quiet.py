@@ -81,9 +81,13 @@ def without_loading_report() -> Iterator[None]:
 
 @contextmanager
 def without_peft_warnings() -> Iterator[None]:
-    """Keeps peft from warning of what it sets right itself, such as how a layer's matrix lies in memory."""
+    """Keeps peft from warning of what it does itself, while an adapter is merged."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*", category=UserWarning)
+        for message in (
+            ".*fan_in_fan_out.*",  # how a layer's matrix lies in memory, which it finds out
+            ".*is_gradient_checkpointing.*deprecated.*",  # which it asks for
+        ):
+            warnings.filterwarnings("ignore", message=message)
         yield
 
 

@@ -86,13 +86,13 @@ class Adapter:
                 weights = peft.load_peft_weights(str(self.folder), device="cpu")
                 part = _adapted_part(model, weights)
                 _untie(part, weights)
-                tuner = peft.LoraModel(part, peft.LoraConfig(**self.options, init_lora_weights=False), LAID_IN)
-                found = peft.set_peft_model_state_dict(part, weights, adapter_name=LAID_IN)
+                both = peft.PeftModel(part, peft.LoraConfig(**self.options, init_lora_weights=False), LAID_IN)
+                found = peft.set_peft_model_state_dict(both, weights, adapter_name=LAID_IN)
                 missing = [key for key in found.missing_keys if f".{LAID_IN}" in key]
                 for keys, what in ((found.unexpected_keys, "have no place in it"), (missing, "are missing")):
                     if keys:
                         raise ModelError(f"{misfit}: {len(keys)} weights {what}, such as {min(keys)!r}")
-                tuner.merge_and_unload(safe_merge=True)
+                both.merge_and_unload(safe_merge=True)
         except MemvecError:
             raise
         except Exception as error:  # peft raises whatever it has for what is not as it expects

@@ -50,7 +50,8 @@ def adapter(llama: Path, tmp_path: Path) -> Path:
         ("llama", {}),
         ("llama", {"use_rslora": True, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 3}}),
         ("llama", {"use_dora": True}),
-        ("llama", {"target_modules": "all-linear", "layers_to_transform": [1]}),
+        ("llama", {"target_modules": "all-linear"}),
+        ("llama", {"layers_to_transform": [1]}),
         ("llama", {"target_modules": ["embed_tokens", "lm_head", "q_proj"]}),
         ("llama", {"modules_to_save": ["embed_tokens"]}),
         ("qwen2", {"bias": "all"}),
@@ -228,7 +229,7 @@ def test_a_folder_that_is_not_there_is_said(name: str, llama: Path) -> None:
 @pytest.mark.parametrize(
     ("architecture", "options", "said"),
     [
-        ("nearly_free", {}, "size mismatch for model.layers.0"),
+        ("nearly_free", {}, "size mismatch for base_model.model.model.layers.0"),
         ("gpt2", {"target_modules": ["c_attn"]}, "Target modules {'c_attn'} not found"),
     ],
 )
@@ -246,7 +247,7 @@ def test_weights_without_a_place_and_missing_ones_are_said(llama: Path, adapter:
     path = adapter / "adapter_model.safetensors"
     weights = load_file(path)
     name = min(weights)
-    save_file({**weights, name.replace("layers.0", "layers.7"): weights[name]}, path)
+    save_file({**weights, name.replace("layers.0", "layers.7"): weights[name].clone()}, path)
     with pytest.raises(ModelError, match=r"1 weights have no place in it, such as .*layers\.7"):
         Checkpoint(str(llama), adapter=str(adapter)).load_decoder(torch.float32)
     save_file({other: weight for other, weight in weights.items() if other != name}, path)
