@@ -180,15 +180,15 @@ def _used_options(config: dict[str, Any], named: str) -> dict[str, Any]:
     return {name: config[name] for name in USED if config.get(name) is not None}
 
 
-def _adapted_part(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> PreTrainedModel:
+def _adapted_part(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> Any:
     """Returns what the weights' names begin at: the whole model, or the model without its head."""
-    inner: PreTrainedModel = model.base_model
+    inner: Any = model.base_model
     adapted = _adapted_modules(weights)
-    names = {name for name, _ in model.named_modules()}
-    return inner if not adapted & names and adapted & {name for name, _ in inner.named_modules()} else model
+    in_whole, in_inner = ({name for name, _ in part.named_modules()} for part in (model, inner))
+    return inner if adapted & in_inner and not adapted & in_whole else model
 
 
-def _untie(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> None:
+def _untie(model: Any, weights: dict[str, torch.Tensor]) -> None:
     """Gives a head weights of its own where it shares those of embeddings that the adapter changes."""
     embeddings, head, adapted = model.get_input_embeddings(), model.get_output_embeddings(), _adapted_modules(weights)
     is_adapted = any(module is embeddings and name in adapted for name, module in model.named_modules())
