@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
+from datasets import Dataset
 from omegaconf import DictConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -26,7 +29,7 @@ def reference(folder: Path, texts: list[str], template: str, layer: int = -1) ->
     return reference_vectors(model, AutoTokenizer.from_pretrained(folder), texts, template=template, layer=layer)
 
 
-def test_encode_gives_the_vectors_of_predict_in_the_order_of_the_texts(
+def test_encode_gives_the_vectors_of_predict_in_order(
     llama: Path, write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
 ) -> None:
     vectors = memvec.encode(TEXTS, model=llama, **CPU)
@@ -54,7 +57,7 @@ def test_a_prompt_is_a_name_or_a_template_of_ones_own(prompt: str, template: str
     torch.testing.assert_close(vectors, reference(llama, texts, template), rtol=1e-5, atol=1e-5)
 
 
-def test_a_template_that_a_configuration_would_resolve_is_taken_as_it_stands(llama: Path) -> None:
+def test_a_template_is_taken_as_it_stands(llama: Path) -> None:
     template = "${data.path} {text}="
     vectors = memvec.encode(TEXTS[:2], model=llama, prompt=template, **CPU)
     torch.testing.assert_close(vectors, reference(llama, TEXTS[:2], template), rtol=1e-5, atol=1e-5)
@@ -134,7 +137,7 @@ def test_a_loaded_run_is_a_torch_dataset_in_input_order(
     assert len(memvec.load(Path(cfg.output_dir))) == len(TEXTS)
 
 
-def test_loading_twice_after_the_run_was_replaced_gives_the_new_vectors(
+def test_loading_again_gives_the_vectors_of_a_replaced_run(
     write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
     """`datasets` caches by path; a run made anew in the same folder must not come out as the old one."""
@@ -153,7 +156,7 @@ def test_a_folder_without_a_run_cannot_be_loaded(tmp_path: Path) -> None:
             memvec.load(folder)
 
 
-def test_an_unfinished_run_cannot_be_loaded_and_says_how_to_go_on(tmp_path: Path) -> None:
+def test_an_unfinished_run_says_how_to_resume_it(tmp_path: Path) -> None:
     (tmp_path / "journal").mkdir()
     with pytest.raises(RunFolderError, match="an unfinished run; run the same command again to resume it"):
         memvec.load(tmp_path)
@@ -166,6 +169,7 @@ def test_a_folder_with_a_manifest_of_something_else_holds_no_run(tmp_path: Path,
         memvec.load(tmp_path)
 
 
+@pytest.mark.processes
 def test_predict_is_the_function_however_it_is_imported() -> None:
     script = (
         "import memvec.predict\n"
@@ -183,6 +187,7 @@ def test_predict_is_the_function_however_it_is_imported() -> None:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+@pytest.mark.processes
 def test_the_package_is_imported_without_waiting_for_torch() -> None:
     script = "import sys, memvec; assert memvec.__version__; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True)
@@ -193,3 +198,49 @@ def test_every_public_name_is_there_and_no_other_is() -> None:
         assert getattr(memvec, name) is not None
     with pytest.raises(AttributeError, match="module 'memvec' has no attribute 'predcit'"):
         memvec.predcit  # noqa: B018
+
+
+GIVEN: dict[str, Callable[[list[dict[str, Any]]], Any]] = {
+    "dictionaries": lambda rows: rows,
+    "a dataset": Dataset.from_list,
+    "a table": pa.Table.from_pylist,
+    "a frame": lambda rows: pytest.importorskip("pandas").DataFrame(rows),
+}
+
+
+@pytest.mark.parametrize("kind", GIVEN)
+def test_rows_of_a_program_give_what_a_file_of_them_gives(
+    kind: str, write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
+) -> None:
+    rows = [{"id": f"m/{n}", "text": text} for n, text in enumerate([*TEXTS, " "])]
+    memvec.predict(expected := tiny_config(write_jsonl(rows), output="expected"))
+    cfg = tiny_config("null")
+    summary = memvec.predict(cfg, data=GIVEN[kind](rows))
+    found = memvec.load(cfg.output_dir)
+    for column in ("id", "text", "vector"):
+        assert list(map(str, found[column][:])) == list(map(str, memvec.load(expected.output_dir)[column][:]))
+    assert summary.manifest["config"]["data"]["path"] is None
+    line = json.loads(summary.folder.rejected.read_text())
+    assert line == {"file": "data", "row": len(TEXTS), "id": f"m/{len(TEXTS)}", "reason": "'text' is blank"}
+    assert cfg == tiny_config("null")  # the program's own is left alone
+
+
+def test_the_same_rows_resume_a_run_and_others_are_refused(
+    tiny_config: Callable[..., DictConfig], caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = tiny_config("null")
+    memvec.predict(cfg, data=list(TEXTS))
+    caplog.set_level("INFO", "memvec")
+    memvec.predict(cfg, data=tuple(TEXTS))
+    assert "is complete already; nothing to do" in caplog.text
+    with pytest.raises(RunFolderError, match="a run of something else: input has other content than it had"):
+        memvec.predict(cfg, data=TEXTS[:-1])
+
+
+def test_rows_and_a_path_are_one_too_many(tiny_config: Callable[..., DictConfig]) -> None:
+    with pytest.raises(
+        ConfigError, match=r"data\.path=memories\.jsonl: the rows are given as data; allowed: one of the two"
+    ):
+        memvec.predict(tiny_config("memories.jsonl"), data=TEXTS)
+    with pytest.raises(InputError, match="data: found one string"):
+        memvec.predict(tiny_config("null"), data="tea")

@@ -19,7 +19,7 @@ from memvec.prompt.template import Prompt
 from memvec.schema import VECTOR_DTYPES, vector_columns
 
 # What the fingerprints of a run and of an encoder both hold, apart from the layer.
-IDENTITY = ("model", "dtype", "tokenizer", "template", "chat", "max_length")
+IDENTITY = ("model", "adapter", "dtype", "tokenizer", "template", "chat", "max_length")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Manifest:
         max_length: Most tokens in a prompt; None is the model's own limit.
         name_or_path: The model.
         revision: Of a Hub model.
+        adapter: The LoRA adapter merged into it; None is none.
         layer: Which hidden state; a list where the result has a column for each of several.
         vector_dtype: Of the numbers in the result.
         normalize: Whether its vectors have unit length.
@@ -60,6 +61,7 @@ class Manifest:
     max_length: int | None
     name_or_path: str
     revision: str | None
+    adapter: str | None
     layer: int | list[int]
     vector_dtype: str
     normalize: bool
@@ -142,6 +144,7 @@ def known_of(manifest: JsonObject) -> Manifest:
         max_length=data.take_or("max_length", int),
         name_or_path=model.take_text("name_or_path"),
         revision=model.take_text("revision") if model.has("revision") else None,
+        adapter=model.take_text("adapter") if model.has("adapter") else None,
         layer=_layer(model),
         vector_dtype=_vector_dtype(writer),
         normalize=writer.take_or("normalize", bool) is True,

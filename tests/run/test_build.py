@@ -10,8 +10,9 @@ import pytest
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from omegaconf import DictConfig
 
+import memvec
 from memvec.errors import ConfigError
-from memvec.run.build import build_writer, run_folder
+from memvec.run.build import build_writer, run_folder, without_path
 from memvec.trainer.build import build_trainer
 
 Configure = Callable[..., DictConfig]
@@ -54,7 +55,7 @@ def test_torchrun_counts_inside_slurm(build: Callable[..., object]) -> None:
 
 
 @pytest.mark.parametrize("environment", [TORCHRUN, SLURM], ids=["torchrun", "SLURM"])
-def test_as_many_processes_as_are_configured_must_have_been_started(
+def test_as_many_processes_as_configured_must_be_started(
     environment: dict[str, str], build: Callable[..., object]
 ) -> None:
     message = "has started 2 processes, but trainer.devices=3 trainer.num_nodes=1 means 3"
@@ -71,9 +72,7 @@ def test_what_slurm_was_not_told_is_one_line(build: Callable[..., object]) -> No
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "fsdp_cpu_offload", "deepspeed_stage_3"])
-def test_strategies_that_memvec_cannot_keep_in_step_name_those_it_can(
-    strategy: str, build: Callable[..., object]
-) -> None:
+def test_strategies_that_cannot_be_used_name_those_that_can(strategy: str, build: Callable[..., object]) -> None:
     with pytest.raises(ConfigError, match=f"trainer.strategy={strategy}: .*trainer=fsdp or trainer=tensor_parallel"):
         build({}, f"trainer.strategy={strategy}")
 
@@ -82,3 +81,10 @@ def test_sizes_that_do_not_make_up_the_processes_are_one_line(build: Callable[..
     message = "data_parallel_size=3 times tensor_parallel_size=1 must be the number of processes, 2"
     with pytest.raises(ConfigError, match=re.escape(message)):
         build({}, "trainer=fsdp", "trainer.devices=2", "trainer.strategy.data_parallel_size=3")
+
+
+def test_rows_that_are_given_take_the_place_of_the_default_path(tmp_path: Path) -> None:
+    cfg = memvec.compose([f"output_dir={tmp_path}", "data.limit=3"])
+    given = without_path(cfg)
+    assert (given.data.path, given.data.limit) == (None, 3)
+    assert str(cfg.data.path).endswith("sample.jsonl")
