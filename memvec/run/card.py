@@ -1,0 +1,93 @@
+"""The dataset card of a published run: what the vectors are, and how to load them.
+
+In: what memvec reads of a manifest. Out: the text of `README.md`, with the metadata that the Hub reads at its top.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import DatasetCardData
+
+from memvec.errors import on_one_line
+from memvec.run.manifest import Manifest
+
+SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
+MORE = "n>10M"
+
+
+def dataset_card(manifest: Manifest, *, repo_id: str) -> str:
+    """Returns the card of a run of vectors.
+
+    Args:
+        manifest: The run's.
+        repo_id: The dataset's name on the Hub.
+    """
+    data = DatasetCardData(
+        pretty_name=repo_id.rpartition("/")[2],
+        tags=["memvec", "embeddings"],
+        task_categories=["feature-extraction"],
+        size_categories=[next((size for most, size in SIZES if manifest.rows < most), MORE)],
+        configs=[
+            {"config_name": "default", "data_files": [{"split": "train", "path": "vectors/*.parquet"}], "default": True}
+        ],
+    )
+    template = "" if manifest.prompt is None else manifest.prompt.template
+    is_chat = manifest.prompt is not None and manifest.prompt.chat
+    facts = [
+        (
+            "model",
+            _code(shown_name(manifest.name_or_path))
+            + (f", revision {_code(found)}" if (found := manifest.revision) else ""),
+        ),
+        ("layer", f"{manifest.layer}" + (" (after the final norm)" if manifest.layer == -1 else "")),
+        ("dimension", f"{manifest.dimension:,} float32"),
+        ("rows", f"{manifest.rows:,}"),
+        ("texts", "in the column `text`" if manifest.keep_text else "not kept"),
+        ("computed in", _code(manifest.precision)),
+        ("memvec", _code(manifest.versions.get("memvec", "?"))),
+    ]
+    table = "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in facts)])
+    prompt = "\n".join(f"    {on_one_line(line)}" for line in template.splitlines())
+    return f"""---
+{data.to_yaml()}
+---
+
+# Hidden-state vectors of {manifest.rows:,} texts
+
+For each text, memvec filled in this prompt{" and put it into the model's chat template" if is_chat else ""}, ran the model
+once, and kept the hidden state of the prompt's last token:
+
+{prompt}
+
+{table}
+
+## Load
+
+```python
+import memvec
+
+dataset = memvec.load("hf://datasets/{repo_id}")  # dataset["vector"][:10] is a tensor [10, {manifest.dimension}]
+hits = memvec.search("hf://datasets/{repo_id}", ["what is looked for"], k=10)[0]
+```
+
+or, without memvec:
+
+```python
+import datasets
+
+dataset = datasets.load_dataset("{repo_id}", split="train").with_format("torch")
+```
+
+`manifest.json` holds the whole configuration, the versions and the checksums.
+"""
+
+
+def shown_name(name_or_path: str) -> str:
+    """Returns the name of a model: of a local folder or file its last part, of anything else the whole."""
+    path = Path(name_or_path).expanduser()
+    return path.name if path.is_absolute() or path.exists() else name_or_path
+
+
+def _code(text: str) -> str:
+    return f"`{on_one_line(text).replace('`', ' ').replace('|', ' ')}`"
