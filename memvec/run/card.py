@@ -32,33 +32,30 @@ def dataset_card(manifest: Manifest, *, repo_id: str) -> str:
             {"config_name": "default", "data_files": [{"split": "train", "path": "vectors/*.parquet"}], "default": True}
         ],
     )
-    template = "" if manifest.prompt is None else manifest.prompt.template
-    is_chat = manifest.prompt is not None and manifest.prompt.chat
+    prompt = manifest.prompt
+    model, revision, precision = map(_code, (shown_name(manifest.name_or_path), manifest.revision, manifest.precision))
     facts = [
-        (
-            "model",
-            _code(shown_name(manifest.name_or_path))
-            + (f", revision {_code(found)}" if (found := manifest.revision) else ""),
-        ),
-        ("layer", f"{manifest.layer}" + (" (after the final norm)" if manifest.layer == -1 else "")),
-        ("dimension", f"{manifest.dimension:,} float32"),
+        ("model", model if manifest.revision is None else f"{model}, revision {revision}"),
+        ("layer", f"{manifest.layer} (after the final norm)" if manifest.layer == -1 else manifest.layer),
+        ("dimension", f"{manifest.dimension} float32"),
         ("rows", f"{manifest.rows:,}"),
         ("texts", "in the column `text`" if manifest.keep_text else "not kept"),
-        ("computed in", _code(manifest.precision)),
-        ("memvec", _code(manifest.versions.get("memvec", "?"))),
+        ("computed in", precision),
+        ("memvec", _code(manifest.versions.get("memvec"))),
     ]
     table = "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in facts)])
-    prompt = "\n".join(f"    {on_one_line(line)}" for line in template.splitlines())
+    template = "" if prompt is None else "\n".join(f"    {on_one_line(line)}" for line in prompt.template.splitlines())
+    by_chat = " as a user's message of the model's chat template" if prompt is not None and prompt.chat else ""
     return f"""---
 {data.to_yaml()}
 ---
 
 # Hidden-state vectors of {manifest.rows:,} texts
 
-For each text, memvec filled in this prompt{" and put it into the model's chat template" if is_chat else ""}, ran the model
-once, and kept the hidden state of the prompt's last token:
+For each text, memvec put it into this prompt{by_chat},
+ran the model once, and kept the hidden state of the prompt's last token:
 
-{prompt}
+{template}
 
 {table}
 
