@@ -74,12 +74,12 @@ def open_remote(url: str, *, option: str) -> tuple[FileSystem, str]:
         package, extra = EXTRAS[protocol]
         import_extra(package, extra=extra, purpose=f"{protocol}://")
     try:
-        file_system, path = fsspec.core.url_to_fs(url, **_patience(protocol))
+        # Not one that an earlier call has made: it would keep the listings and credentials of then.
+        file_system, path = fsspec.core.url_to_fs(url, skip_instance_cache=True, **_patience(protocol))
     except ImportError as error:
         raise ExtraError(f"{option}={masked(url)}: {one_line(error)}") from error
     except Exception as error:  # what a package's constructor does not like, in errors of its own
         raise ConfigError(f"{option}={masked(url)}: cannot be used: {one_line(error)}") from error
-    file_system.invalidate_cache()  # what an earlier call in this process has seen
     return file_system, str(path)
 
 

@@ -92,13 +92,13 @@ def fetch(url: str, *, split: str | None = None, is_resumed: bool = False) -> li
         ExtraError: The package of its protocol is not installed.
         InputError: Nothing is there, or it cannot be read or kept here.
     """
+    file_system, path = open_remote(url, option=OPTION)
     try:
         shelf = private_shelf(SHELF)
     except OSError as error:
         raise InputError(f"{masked(url)}: there is no place to keep it: {one_line(error)} (MEMVEC_CACHE)") from error
     note = shelf / f"{digest(f'{url}|{split}'.encode('utf-8', 'surrogateescape')).hex()}.json"
     try:
-        file_system, path = open_remote(url, option=OPTION)
         files = _list_files(file_system, path, url, split)
         _fetch_missing(file_system, files, shelf, masked(url))
     except InputError as error:

@@ -1,8 +1,8 @@
 """Turns `data.path` into the list of sources it names: files, or one dataset.
 
 In: a file, folder, glob, address, `datasets` folder or Hub dataset name, or a list of them. Out: `Source`s in a fixed
-order (a folder's files sorted by name), each able to yield its records and to say a digest of its content, which goes into
-the run's fingerprint: a resume over changed input is refused.
+order (a folder's files sorted by name), each able to yield its records and to say a digest of its content, which goes
+into the run's fingerprint: a resume over changed input is refused.
 """
 
 from __future__ import annotations

@@ -33,14 +33,14 @@ def dataset_card(manifest: Manifest, *, repo_id: str) -> str:
         ],
     )
     prompt = manifest.prompt
-    model, revision, precision = map(_code, (shown_name(manifest.name_or_path), manifest.revision, manifest.precision))
     facts = [
-        ("model", model if manifest.revision is None else f"{model}, revision {revision}"),
+        ("model", _code(shown_name(manifest.name_or_path))),
+        ("weights", f"{_code(str(manifest.fingerprint.get('model')))} (commit on the Hub, or a digest of the files)"),
         ("layer", f"{manifest.layer} (after the final norm)" if manifest.layer == -1 else manifest.layer),
         ("dimension", f"{manifest.dimension} float32"),
         ("rows", f"{manifest.rows:,}"),
         ("texts", "in the column `text`" if manifest.keep_text else "not kept"),
-        ("computed in", precision),
+        ("computed in", _code(manifest.precision)),
         ("memvec", _code(manifest.versions.get("memvec"))),
     ]
     table = "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in facts)])
@@ -86,5 +86,5 @@ def shown_name(name_or_path: str) -> str:
     return path.name if path.is_absolute() or path.exists() else name_or_path
 
 
-def _code(text: str) -> str:
-    return f"`{on_one_line(text).replace('`', ' ').replace('|', ' ')}`"
+def _code(text: str | None) -> str:
+    return f"`{on_one_line(text or '?').replace('`', ' ').replace('|', ' ')}`"
