@@ -36,19 +36,25 @@ class HubDataset:
     """
 
     def __init__(self, url: str) -> None:
-        self.name = url.rstrip("/")
-        self.repo_id = self.name.removeprefix(HUB)
+        self.repo_id = url.rstrip("/").removeprefix(HUB)
         if not NAME.fullmatch(self.repo_id):
             raise ConfigError(f"publish={url}: allowed: {HUB}NAME or {HUB}OWNER/NAME, and nothing behind it")
 
+    @property
+    def name(self) -> str:
+        """The dataset's address."""
+        return f"{HUB}{self.repo_id}"
+
     def check(self) -> None:
-        """Asks the Hub who this is.
+        """Asks the Hub who this is, whose a dataset without an owner becomes.
 
         Raises:
             RunFolderError: It cannot be reached, or there is no token that it knows.
         """
         with remote_errors(self.name, kind=RunFolderError, cannot=CANNOT):
-            HfApi().whoami()
+            owner = HfApi().whoami()["name"]
+        if "/" not in self.repo_id:
+            self.repo_id = f"{owner}/{self.repo_id}"
 
     def commit(self, files: dict[str, Path], content: bytes, manifest: Manifest) -> bool:
         """Commits a run; returns whether it was not there yet.

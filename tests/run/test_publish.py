@@ -201,7 +201,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubDouble]:
 def test_a_dataset_on_the_hub_is_one_commit_with_a_card(
     run: RunLayout, hub: HubDouble, caplog: pytest.LogCaptureFixture
 ) -> None:
-    copy(run, "hf://datasets/me/vectors")
+    copy(run, "hf://datasets/vectors")
     assert [asked["visibility"] for asked in hub.created] == ["private"]
     assert len(hub.commits) == 1
     files = hub.datasets["me/vectors"]
@@ -222,11 +222,11 @@ def test_a_card_that_is_there_stays_and_another_run_is_refused(run: RunLayout, h
     hub.datasets["me/vectors"] = {"README.md": b"mine"}
     copy(run, "hf://datasets/me/vectors")
     assert hub.datasets["me/vectors"]["README.md"] == b"mine"
-    with pytest.raises(RunFolderError, match="^hf://datasets/me/vectors: holds another run; name another dataset"):
+    with pytest.raises(RunFolderError, match=r"^hf://datasets/me/vectors: holds another run; name another dataset"):
         copy(write_run(tmp_path / "other", VECTORS + 1), "hf://datasets/me/vectors")
 
 
 def test_the_hub_that_does_not_know_the_token_says_so(hub: HubDouble, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    with pytest.raises(RunFolderError, match="^hf://datasets/me/vectors: cannot be published to: .*(denied|[Tt]oken)"):
+    with pytest.raises(RunFolderError, match=r"^hf://datasets/me/vectors: cannot be published to: .*(denied|[Tt]oken)"):
         open_place("hf://datasets/me/vectors")
