@@ -217,7 +217,7 @@ def _fetch_missing(file_system: FileSystem, files: Sequence[RemoteFile], shelf: 
             f"{name}: {size / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB are free in {shelf}; "
             "MEMVEC_CACHE names another folder"
         )
-    log.info("fetching %s: %d files, %.1f MiB", name, len(missing), size / 2**20)
+    log.info("fetching %s: %d of %d files, %.1f MiB", name, len(missing), len(files), size / 2**20)
 
     def fetch_one(file: RemoteFile) -> None:
         copy = file.copy_on(shelf)

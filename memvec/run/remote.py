@@ -105,7 +105,7 @@ def _mirror(file_system: FileSystem, root: str, url: str, content: bytes, folder
             raise RunFolderError(f"{name}/manifest.json: damaged, or not of memvec: {part!r} is no file of a run")
     make_folder(folder.vectors)
     missing = [part for part in parts if not (folder.root / part).is_file()]
-    log.info("fetching %s: %d files", name, len(missing))
+    log.info("fetching %s: %d of %d files", name, len(missing), len(parts))
 
     def fetch_part(part: str) -> None:
         local = folder.root / part

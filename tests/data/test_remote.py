@@ -94,7 +94,7 @@ def test_a_file_is_fetched_once_until_it_changes(s3: S3Server, bucket: str, capl
     url = f"s3://{bucket}/a.jsonl"
     s3.fill(bucket, {"a.jsonl": lines("first")})
     assert read(url) == read(url) == [(url, "first")]
-    assert [record.message for record in caplog.records] == [f"fetching {url}: 1 files, 0.0 MiB"]
+    assert [record.message for record in caplog.records] == [f"fetching {url}: 1 of 1 files, 0.0 MiB"]
     s3.fill(bucket, {"a.jsonl": lines("other")})  # as long
     assert read(url) == [(url, "other")]
     assert cache_folder().joinpath("inputs").stat().st_mode & 0o777 == 0o700
@@ -210,7 +210,7 @@ def test_a_server_that_is_killed_costs_only_what_was_not_there(
     with s3_server(server.port) as again:
         again.fill("killed", objects)
         assert len(read("s3://killed/*.jsonl")) == 300_000
-    assert f"fetching s3://killed/*.jsonl: {60 - done} files" in caplog.text
+    assert f"fetching s3://killed/*.jsonl: {60 - done} of 60 files" in caplog.text
 
 
 def fetched_files() -> list[Path]:

@@ -76,7 +76,7 @@ def test_a_run_that_is_read_again_is_fetched_once(
     copy(run, place)
     caplog.set_level(logging.INFO)
     assert local_run(place) == local_run(f"{place}/")
-    assert [record.message for record in caplog.records] == [f"fetching {place}: 1 files"]
+    assert [record.message for record in caplog.records] == [f"fetching {place}: 1 of 1 files"]
     assert local_run(run.root) == local_run(str(run.root)) == local_run(f"file://{run.root}") == run.root
     assert (cache_folder() / "runs").stat().st_mode & 0o777 == 0o700
 
