@@ -17,7 +17,8 @@ from memvec.urls import masked
 
 CANNOT = "be published to"
 # A file there needs no folder; and to make one would make the bucket, which whoever mistyped its name does not want.
-OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf"})
+BUCKETS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl"})
+OBJECT_STORES = BUCKETS | {"hf"}
 
 
 class Place(Protocol):
@@ -146,8 +147,9 @@ class FolderThere:
         with remote_errors(self.url, kind=RunFolderError, cannot=CANNOT):
             try:
                 found = self.file_system.find(self.root, detail=True)
-            except FileNotFoundError:  # nothing yet; but what it would lie in has to be there
-                self.file_system.ls(self.root.partition("/")[0])
+            except FileNotFoundError:  # nothing yet; but the bucket has to be there
+                if self._protocol in BUCKETS:
+                    self.file_system.info(self.root.partition("/")[0])
                 return {}
         names = {path.removeprefix(f"{self.root}/"): info for path, info in found.items()}
         return {name: int(info["size"] or 0) for name, info in names.items() if name and not name.endswith("/")}
@@ -194,8 +196,12 @@ class FolderThere:
         with remote_errors(self.url, kind=RunFolderError, cannot="be cleaned up"):
             self.file_system.rm_file(f"{self.root}/{name}")
 
+    @property
+    def _protocol(self) -> str:
+        return self.url.partition("://")[0].lower()
+
     def _make_folder_of(self, name: str) -> None:
-        if self.url.partition("://")[0].lower() not in OBJECT_STORES:
+        if self._protocol not in OBJECT_STORES:
             self.file_system.makedirs(f"{self.root}/{name}".rpartition("/")[0], exist_ok=True)
 
 
