@@ -159,9 +159,11 @@ def remote_errors(url: str, *, kind: type[MemvecError], cannot: str = "be read")
 def _said(error: Exception, url: str) -> str:
     """Returns what a library's error says, in words where it says only a name or a code."""
     cause = error.__cause__
-    if isinstance(error, FileNotFoundError) and isinstance(cause, Exception):
-        # fsspec says so of any web address that does not answer; S3's says whether it is the bucket.
-        error = cause
+    answer = getattr(cause, "response", None)
+    if isinstance(answer, dict) and answer.get("Error", {}).get("Code") == "NoSuchBucket":
+        return "there is no such bucket"
+    if isinstance(error, FileNotFoundError) and isinstance(cause, Exception) and not isinstance(answer, dict):
+        error = cause  # fsspec says so of any web address that does not answer
     said = getattr(error, "server_message", None) or one_line(error)  # the Hub's errors begin with the code alone
     if query := QUERY.search(url):
         said = said.replace(query[0], "?…")

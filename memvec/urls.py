@@ -19,7 +19,7 @@ WEB = ("http://", "https://")
 # `hf://datasets/NAME@revision`), and a secret key may have slashes.
 USER_OF_WEB = re.compile(r"(?<=://)[^/\s?#]*@")
 USER = re.compile(r"(?<=://)[^/\s@:]*:\S*@")
-QUERY = re.compile(r"\?.+", re.DOTALL)
+QUERY = re.compile(r"\?(?!…).+", re.DOTALL)  # but one that is masked already, and what a message says behind it
 # Options that hold addresses, by the last part of their names.
 OPTIONS = frozenset({"path", "publish", "reuse", "output_dir"})
 

@@ -148,8 +148,9 @@ class FolderThere:
             try:
                 found = self.file_system.find(self.root, detail=True)
             except FileNotFoundError:  # nothing yet; but the bucket has to be there
-                if self._protocol in BUCKETS:
-                    self.file_system.info(self.root.partition("/")[0])
+                bucket = self.root.partition("/")[0]
+                if self._protocol in BUCKETS and not self.file_system.exists(bucket):
+                    raise RunFolderError(f"{self.name}: cannot {CANNOT}: there is no such bucket") from None
                 return {}
         names = {path.removeprefix(f"{self.root}/"): info for path, info in found.items()}
         return {name: int(info["size"] or 0) for name, info in names.items() if name and not name.endswith("/")}

@@ -84,7 +84,8 @@ class S3Server:
             self._post("/moto-api/reset-auth", b"inf")
 
     def _post(self, path: str, content: bytes) -> None:
-        with urlopen(Request(f"{self.url}{path}", data=content, method="POST")):
+        headers = {"Content-Type": "text/plain"}  # a form would be taken apart
+        with urlopen(Request(f"{self.url}{path}", data=content, headers=headers, method="POST")):
             pass
 
     def kill(self) -> None:
