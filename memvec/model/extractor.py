@@ -3,8 +3,8 @@
 In: a `Batch` (`memvec.data.collator`). Out: `[B, D]` float32, the hidden state of each row's last token; of several
 layers `[B, L, D]`.
 
-How: it owns what makes a pass fast and what makes it trustworthy: the shared prefix's keys and values, the choice of
-kernels, the execution mode that the probe allows, and halving on out of memory. Lightning's module, a program's
+How: it owns what makes a pass fast and what makes it trustworthy: the shared prefix's keys and values, packed
+weights, the execution mode that the probe allows, and halving on out of memory. Lightning's module, a program's
 encoder and the dry run all hold one; it knows nothing of trainers, files or configurations.
 """
 
@@ -31,8 +31,7 @@ from memvec.model.packing import unpack
 from memvec.model.parity import ExecutionMode, choose_mode, parts_of_batch
 from memvec.model.pooling import last_token
 from memvec.model.prefix import SharedPrefix, share_prefix
-from memvec.model.transformers_internals import attention_of
-from memvec.model.tuning import Choice, attention_choices, choose_kernels, measure, product_choices, use_attention
+from memvec.model.tuning import Choice, choose_matmuls, is_worth_measuring, measure
 
 
 @dataclass(frozen=True)
@@ -41,10 +40,9 @@ class Speedups:
 
     Args:
         prefix_cache: `auto` computes the tokens that all prompts share once, where the model allows; `off` never.
-        tune: `auto` measures on a CPU which attention and matmul kernels are fastest; `off` takes the defaults.
+        tune: `auto` measures on a CPU whether packed weights are faster; `off` leaves them as they are.
         compile: Whether norms and feed-forward blocks are compiled, which costs 10 to 20 seconds.
         probe: `auto` compares the fast way with the plain one on a few rows before it is trusted; `off` trusts it.
-        attention_is_free: Whether the attention implementation may be chosen too: the user has named none.
 
     Raises:
         ConfigError: One of them is none of these.
@@ -54,7 +52,6 @@ class Speedups:
     tune: Literal["auto", "off"] = "auto"
     compile: bool = False
     probe: Literal["auto", "off"] = "auto"
-    attention_is_free: bool = True
 
     def __post_init__(self) -> None:
         for name, allowed in (("prefix_cache", ("auto", "off")), ("tune", ("auto", "off")), ("probe", ("auto", "off"))):
@@ -90,7 +87,7 @@ class Extractor:
         self.prefix: SharedPrefix | None = None
         self.mode = ExecutionMode.BATCHED
         self.probe_errors: dict[str, float] = {}
-        self.kernels: Choice | None = None
+        self.matmuls: Choice | None = None
         self.compile_seconds: float | None = None
         self.rejections: dict[int, str] = {}  # rows that do not fit into memory even alone, and why
 
@@ -191,26 +188,17 @@ class Extractor:
             return None
         return fewest / (rows * (width - prefix_length))
 
-    def choose_kernels(self, batch: Batch) -> None:
-        """Takes the fastest kernels, measured on a batch."""
-        if self.speedups.tune == "off":
-            return
-        batch, decoder = to_device(batch, self.device), self.decoder
-        present = attention_of(decoder)
-        products = product_choices(decoder, computed_in=self.computed_in, device=self.device)
-        attentions = attention_choices(present, device=self.device) if self.speedups.attention_is_free else [present]
-        if len(products) * len(attentions) > 1:
-            self.kernels = choose_kernels(
-                decoder,
-                lambda: self._compute(self.mode, batch)[0],
-                products=products,
-                attentions=attentions,
-                dtype=self.computed_in,
-                tokens=batch["input_ids"].shape[1],
+    def choose_matmuls(self, batch: Batch) -> None:
+        """Packs the weights where that is faster, measured on a batch."""
+        is_wanted = self.speedups.tune == "auto"
+        if is_wanted and is_worth_measuring(self.decoder, computed_in=self.computed_in, device=self.device):
+            batch = to_device(batch, self.device)
+            self.matmuls = choose_matmuls(
+                self.decoder, lambda: self._compute(self.mode, batch)[0], dtype=self.computed_in
             )
 
     def compile(self, batch: Batch) -> None:
-        """Compiles what the chosen kernels have left to compile."""
+        """Compiles what packed weights have left to compile."""
         if self.speedups.compile:
             batch = to_device(batch, self.device)
             self.compile_seconds = compile_regions(self.decoder, lambda: self._compute(self.mode, batch))
@@ -256,8 +244,6 @@ class Extractor:
             )
 
     def _pass(self, input_ids: torch.Tensor, length: torch.Tensor, prefix_length: int) -> torch.Tensor:
-        if self.kernels is not None:
-            use_attention(self.decoder, self.kernels.attention_for(input_ids.shape[1]))
         if prefix_length and self.prefix is not None:
             cache = self.prefix.expand(len(input_ids))
             states = self.backbone(input_ids[:, prefix_length:], cache=cache)  # of each layer [B, T - P, D]
