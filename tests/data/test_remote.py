@@ -223,14 +223,16 @@ def test_a_run_goes_on_when_its_input_is_gone(
 ) -> None:
     url, output_dir = f"s3://{bucket}/many.jsonl", tmp_path / "run"
     s3.fill(bucket, {"many.jsonl": write_texts(tmp_path / "many.jsonl", 400).read_bytes()})
-    command = [*arguments(Path("unused"), output_dir, llama, "data.batch_size=1", "writer.flush_every=5", f"data.path={url}")]
+    command = [
+        *arguments(Path("unused"), output_dir, llama, "data.batch_size=1", "writer.flush_every=5", f"data.path={url}")
+    ]
     command = [argument for argument in command if argument != "data.path=unused"]
     process = start(command)
     wait_until(lambda: journal_bytes(output_dir) > 0, process)
     kill_group(process)
     assert not (output_dir / "manifest.json").exists()
     s3.client.delete_object(Bucket=bucket, Key="many.jsonl")
-    overrides = [argument for argument in command[3:] if not argument.startswith("output_dir=")]
+    overrides = [argument for argument in command[3:] if not argument.startswith(("output_dir=", "data.batch_size="))]
     with pytest.raises(InputError, match="no such file"):  # another run would have to read it
         memvec.predict(memvec.compose([*overrides, f"output_dir={tmp_path / 'other'}"]))
     summary = memvec.predict(memvec.compose([*overrides, f"output_dir={output_dir}"]))

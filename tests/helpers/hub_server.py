@@ -108,14 +108,14 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(200, {"type": "user", "name": "me", "auth": {}})
         name, what = self._dataset(path)
         if name not in double.datasets:
-            return self._send(404, {"error": "Repository not found"}, **{"X-Error-Code": "RepoNotFound"})
+            return self._send(404, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
         files = double.datasets[name]
         if what.startswith("resolve/"):
             content = files.get(what.split("/", 2)[2])
             if content is None:
-                return self._send(404, {"error": "Entry not found"}, **{"X-Error-Code": "EntryNotFound"})
+                return self._send(404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound")
             digest = hashlib.sha1(content).hexdigest()
-            return self._send(200, content, with_body=with_body, **{"X-Repo-Commit": COMMIT, "ETag": f'"{digest}"'})
+            return self._send(200, content, with_body=with_body, X_Repo_Commit=COMMIT, ETag=f'"{digest}"')
         if what.startswith("tree/"):
             folder = what.split("/", 2)[2] if what.count("/") > 1 else ""
             tree = [entry for entry in self._tree(files) if not folder or entry["path"].startswith(f"{folder}/")]
@@ -143,7 +143,7 @@ class _Handler(BaseHTTPRequestHandler):
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
         for name, value in {"Content-Length": str(len(content)), **headers}.items():
-            self.send_header(name, value)
+            self.send_header(name.replace("_", "-"), value)
         if not isinstance(body, bytes):
             self.send_header("Content-Type", "application/json")
         self.end_headers()

@@ -99,8 +99,8 @@ def s3_server(port: int | None = None) -> Iterator[S3Server]:
     """Serves until it is left."""
     port = port or free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    server = S3Server(subprocess.Popen(command, **quiet), port)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = S3Server(process, port)
     try:
         deadline = time.monotonic() + SECONDS_TO_START
         while not _listens(port):
