@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.request import Request, urlopen
 
-from tests.helpers.chat_server import free_port
-from tests.helpers.processes import SECONDS_TO_START
+from tests.helpers.processes import SECONDS_TO_START, free_port
 
 KEY = "AKIDFORTESTS"
 SECRET = "very/secret+0123456789"

@@ -18,7 +18,7 @@ from memvec.page.groups import MOST_GROUPS, by_length, by_name, by_prefix
         (["a/1", "a/2", "a/3", "plain", "bare"], ["a", "other"]),
     ],
 )
-def test_ids_are_grouped_by_the_shortest_prefix_that_tells_some_apart(ids: list[str], groups: list[str]) -> None:
+def test_ids_are_grouped_by_the_shortest_telling_prefix(ids: list[str], groups: list[str]) -> None:
     colouring = by_prefix(ids)
     assert colouring is not None
     assert colouring.groups == groups
@@ -27,7 +27,7 @@ def test_ids_are_grouped_by_the_shortest_prefix_that_tells_some_apart(ids: list[
 
 
 @pytest.mark.parametrize("ids", [["1", "2", "3"], ["a/1", "b/2", "c/3", "d/4"], ["all/1"], ["same/1", "same/2"]])
-def test_ids_whose_prefix_tells_none_apart_or_all_are_not_grouped(ids: list[str]) -> None:
+def test_ids_whose_prefix_tells_none_or_all_are_not_grouped(ids: list[str]) -> None:
     assert by_prefix(ids) is None
 
 

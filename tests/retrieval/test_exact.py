@@ -34,7 +34,7 @@ def test_the_nearest_are_those_of_the_plain_computation(center: bool, parts: int
         np.testing.assert_allclose(scores, truth[rows], atol=2e-6)
 
 
-def test_groups_of_queries_that_fit_into_memory_give_what_all_at_once_give(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_of_queries_give_what_all_at_once_give(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, queries = random_vectors(300), random_vectors(11, seed=1)
     index = ExactIndex([vectors], center=True)
     whole = index.nearest(queries, 5)
@@ -44,7 +44,7 @@ def test_groups_of_queries_that_fit_into_memory_give_what_all_at_once_give(monke
         np.testing.assert_allclose(scores, same_scores, atol=1e-6)
 
 
-def test_centring_stays_exact_where_the_mean_is_nearly_all_of_a_vector() -> None:
+def test_centring_stays_exact_where_the_mean_dominates() -> None:
     vectors = random_vectors(200) + np.float32(3000)
     truth = cosines(vectors, vectors[:5], center=True)
     for (scores, rows), expected in zip(ExactIndex([vectors], center=True).nearest(vectors[:5], 3), truth, strict=True):
