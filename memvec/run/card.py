@@ -35,6 +35,7 @@ def dataset_card(manifest: Manifest, *, repo_id: str) -> str:
     prompt = manifest.prompt
     facts = [
         ("model", _code(shown_name(manifest.name_or_path))),
+        ("adapter", "none" if manifest.adapter is None else _code(shown_name(manifest.adapter))),
         ("weights", f"{_code(str(manifest.fingerprint.get('model')))} (commit on the Hub, or a digest of the files)"),
         ("layer", f"{manifest.layer} (after the final norm)" if manifest.layer == -1 else manifest.layer),
         ("dimension", f"{manifest.dimension} float32"),

@@ -125,13 +125,14 @@ def published_manifest(
         folder: The run's folder.
         files: What is published, by name.
         checksums: Their SHA-256.
-        keeps_paths: Whether the path of a model here stays, with which the owner can search; else only its name does.
+        keeps_paths: Whether the path of a model or adapter here stays, with which the owner can search; else only its
+            name does.
     """
     content = JsonObject.read(folder.manifest).content
     content["config"] = _without_places(content["config"])
     model = content["config"]["model"]
     if not keeps_paths:
-        model["name_or_path"] = shown_name(str(model["name_or_path"]))
+        model |= {name: shown_name(str(model[name])) for name in ("name_or_path", "adapter") if model.get(name)}
     content[FILES] = {name: {"bytes": path.stat().st_size, "sha256": checksums[name]} for name, path in files.items()}
     return (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode("utf-8", "backslashreplace")
 
