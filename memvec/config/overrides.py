@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 TEXTS = frozenset({"query", "template"})
 NAMES = frozenset(
     {
-        *("path", "output_dir", "reuse", "name_or_path", "adapter", "queries", "revision", "split", "encoding"),
-        *("delimiter", "text_column", "id_column", "messages_column", "date_column"),
+        *("path", "output_dir", "publish", "reuse", "name_or_path", "adapter", "queries", "revision", "split"),
+        *("encoding", "delimiter", "text_column", "id_column", "messages_column", "date_column"),
     }
 )
 FOLDERS_OF_HYDRA = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")

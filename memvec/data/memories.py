@@ -29,7 +29,8 @@ class MemoryTexts:
     """Memory texts, one row an entry.
 
     Args:
-        path: File, folder, glob or Hub dataset name with one row an entry, or a list of them; None with `given`.
+        path: File, folder, glob, address or Hub dataset name with one row an entry, or a list of them; None with
+            `given`.
         prompt: The prompt each text is put into.
         tokenizer: The model's tokenizer.
         model_limit: Most tokens the model takes; None is no limit.
@@ -49,6 +50,7 @@ class MemoryTexts:
             tries several on real rows.
         max_length: Most tokens in one prompt; None is the model's own limit.
         num_workers: Processes that build batches; 0 builds them in the predicting process, which rarely waits for them.
+        is_resumed: Whether a run goes on that has read the input before: then remote files need not be there any more.
 
     Raises:
         ConfigError: An option does not make sense.
@@ -75,6 +77,7 @@ class MemoryTexts:
         max_tokens: int | Literal["auto"] | None = None,
         max_length: int | None = None,
         num_workers: int = 0,
+        is_resumed: bool = False,
     ) -> None:
         self.path = path
         self.given = given
@@ -87,6 +90,7 @@ class MemoryTexts:
         self.limit = at_least_or_none("data.limit", limit, 1)
         self.rules = BatchRules(batch_size=batch_size, max_tokens=max_tokens)
         self.num_workers = at_least("data.num_workers", num_workers, 0)
+        self.is_resumed = is_resumed
         self.encoder = PromptEncoder(
             tokenizer, prompt, max_length=text_limit(max_length, model_limit), vocabulary=vocabulary
         )
@@ -96,7 +100,13 @@ class MemoryTexts:
         """What a program has given, or `data.path` names."""
         if self.given is not None:
             return [source_of(self.given, split=self.split)]
-        return find_sources(self.path or "", split=self.split, revision=self.revision, text_format=self.text_format)
+        return find_sources(
+            self.path or "",
+            split=self.split,
+            revision=self.revision,
+            text_format=self.text_format,
+            is_resumed=self.is_resumed,
+        )
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns what decides the prompts of a run: the input's content and how it is read and tokenised."""

@@ -12,6 +12,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from memvec.config.instantiate import build_group
+from memvec.config.values import folder_here
 from memvec.data.datamodule import PromptDataModule
 from memvec.data.memories import MemoryTexts
 from memvec.errors import ConfigError
@@ -27,11 +28,11 @@ def run_folder(cfg: DictConfig) -> RunFolder:
     """Returns the run's folder.
 
     Raises:
-        ConfigError: `output_dir` is not set; the command line sets it, a program has to.
+        ConfigError: `output_dir` is not set; the command line sets it, a program has to. Or it is an address.
     """
     if not cfg.output_dir:
         raise ConfigError("output_dir is not set; name the folder the results go to")
-    return RunFolder(str(cfg.output_dir))
+    return RunFolder(str(folder_here("output_dir", cfg.output_dir)))
 
 
 def build_model(cfg: DictConfig) -> HiddenStateModule:
@@ -75,6 +76,7 @@ def build_datamodule(
         model_limit=prompt_limit(module.checkpoint.config),
         vocabulary=vocabulary_size(module.checkpoint.config),
         given=data,
+        is_resumed=folder.holds_run,
     )
     return PromptDataModule(texts, folder=folder, is_done=partial(has_vectors, folder))
 
