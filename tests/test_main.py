@@ -36,9 +36,10 @@ def test_it_lists_its_commands(arguments: tuple[str, ...]) -> None:
 def imported_by(arguments: list[str]) -> set[str]:
     """Returns which slow libraries a command line imports."""
     script = (
-        f"import sys; from memvec.__main__ import main; main({arguments})\n"
+        "import atexit, sys; from memvec.__main__ import main\n"
         "slow = {'torch', 'transformers', 'datasets', 'hydra', 'lightning', 'numpy', 'pyarrow'}\n"
-        "sys.stderr.write(' '.join(slow & set(sys.modules)))"
+        "atexit.register(lambda: sys.stderr.write(' '.join(slow & set(sys.modules))))\n"
+        f"main({arguments})"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout
