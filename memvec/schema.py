@@ -29,9 +29,18 @@ DIGEST = "digest"
 VECTOR = "vector"
 REASON = "reason"
 NUM_TOKENS = "num_tokens"
+PROMPT_DIGEST = "prompt_digest"
 
+CONVERSATION = "conversation"
 CONVERSATION_ID = "conversation_id"
 MESSAGE_START = "message_start"
 MESSAGE_END = "message_end"
 DATE = "date"
 SPEAKERS = "speakers"
+# Where a memory comes from.
+PROVENANCE = (CONVERSATION_ID, MESSAGE_START, MESSAGE_END, DATE)
+
+
+def is_own_column(name: str) -> bool:
+    """Whether a name is one of a finished table's own columns, and not of a column of the input that is kept."""
+    return name in (ID, TEXT, VECTOR, NUM_TOKENS, PROMPT_DIGEST) or name.startswith(f"{VECTOR}_")

@@ -7,12 +7,15 @@ tokenizer, the run's folder) is added here.
 from __future__ import annotations
 
 from functools import partial
+from inspect import signature
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from memvec.config.instantiate import build_group
+from memvec.config.compose import to_container
+from memvec.config.instantiate import build_group, one_line_errors
 from memvec.data.datamodule import PromptDataModule
 from memvec.data.memories import MemoryTexts
+from memvec.data.rows import InputRows
 from memvec.errors import ConfigError
 from memvec.model.checkpoint import prompt_limit, vocabulary_size
 from memvec.model.module import HiddenStateModule
@@ -40,15 +43,25 @@ def build_model(cfg: DictConfig) -> HiddenStateModule:
 
 def build_datamodule(cfg: DictConfig, module: HiddenStateModule, folder: RunFolder) -> PromptDataModule:
     """Returns the data module of memory texts, for a model's tokenizer and limit."""
+    rows, options = build_rows(cfg.data)
     texts: MemoryTexts = build_group(
         "data",
-        cfg.data,
+        options,
+        rows=rows,
         prompt=build_group("prompt", cfg.prompt),
         tokenizer=module.checkpoint.load_tokenizer(),
         model_limit=prompt_limit(module.checkpoint.config),
         vocabulary=vocabulary_size(module.checkpoint.config),
     )
     return PromptDataModule(texts, folder=folder, is_done=partial(has_vectors, folder))
+
+
+def build_rows(data: DictConfig) -> tuple[InputRows, DictConfig]:
+    """Returns the rows that a `data` group names, and its options that are not about rows."""
+    options = to_container(data)
+    about_rows = {name: options.pop(name) for name in signature(InputRows).parameters if name in options}
+    with one_line_errors("data"):
+        return InputRows(**about_rows), OmegaConf.create(options)
 
 
 def build_writer(cfg: DictConfig, folder: RunFolder) -> VectorWriter:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from memvec.data.kept import names_to_keep
 from memvec.errors import ConfigError, RunFolderError
 from memvec.fields import JsonObject, Scalar
 from memvec.layout import RunLayout
@@ -34,6 +35,7 @@ class Manifest:
         parts: How many rows each Parquet file of the result has, by its name in the run's folder; None in a manifest of
             an earlier version.
         keep_text: Whether the result has the texts.
+        keep_columns: Which columns of the input the result has.
         fingerprint: What decided the vectors, as far as an encoder knows it too.
         max_length: Most tokens in a prompt; None is the model's own limit.
         name_or_path: The model.
@@ -53,6 +55,7 @@ class Manifest:
     dimension: int | None
     parts: dict[str, int] | None
     keep_text: bool
+    keep_columns: tuple[str, ...]
     fingerprint: dict[str, Scalar]
     max_length: int | None
     name_or_path: str
@@ -113,6 +116,7 @@ def known_of(manifest: JsonObject) -> Manifest:
         dimension=None if prompt is None else manifest.take("counts.dimension", int),
         parts=manifest.within("parts").take_all(int) if manifest.has("parts") else None,
         keep_text=config.within("writer").take_or("keep_text", bool) is not False,
+        keep_columns=_kept(data),
         fingerprint={name: fingerprint.take_any(name) for name in IDENTITY if name in fingerprint.content},
         max_length=data.take_or("max_length", int),
         name_or_path=model.take_text("name_or_path"),
@@ -124,6 +128,13 @@ def known_of(manifest: JsonObject) -> Manifest:
         precision=told.take_text("precision") if told.has("precision") else "32-true",
         prompt=prompt,
     )
+
+
+def _kept(group: JsonObject) -> tuple[str, ...]:
+    try:
+        return names_to_keep(group.take_list("keep_columns", str)) if group.has("keep_columns") else ()
+    except ConfigError as error:
+        raise RunFolderError(f"{group.path}: damaged, or not of memvec: {error}") from error
 
 
 def _prompt(group: JsonObject) -> Prompt:

@@ -29,7 +29,7 @@ from memvec.features import vector_features
 from memvec.files import atomic_file, make_folder, make_root
 from memvec.layout import RunLayout
 from memvec.run.manifest import Manifest, read_manifest
-from memvec.schema import ID, NUM_TOKENS, VECTOR
+from memvec.schema import ID, NUM_TOKENS, VECTOR, is_own_column
 
 ROWS_PER_BATCH = 5_000
 PART = re.compile(r"part-(\d{5,})-of-(\d{5,})\.parquet")
@@ -42,8 +42,9 @@ def load(output_dir: str | Path) -> Dataset:
         output_dir: The run's folder.
 
     Returns:
-        A memory-mapped dataset with columns `id`, `text` (where kept), `vector` and `num_tokens`, in input order; its
-        format is torch: `dataset["vector"][:]` is a `[N, D]` float32 tensor.
+        A memory-mapped dataset with columns `id`, `text` (where kept), those of `data.keep_columns`, `vector` and
+        `num_tokens`, in input order. Its format is torch, `dataset["vector"][:]` being a `[N, D]` float32 tensor, but
+        for columns that are kept, which have Python's own types.
 
     Raises:
         RunFolderError: There is no finished run, or a file of it is missing or damaged.
@@ -54,7 +55,11 @@ def load(output_dir: str | Path) -> Dataset:
         raise RunFolderError(
             f"{folder.root}: holds memory texts; memvec.predict data.path={folder.memories} computes their vectors"
         )
-    return mapped_result(folder, manifest).with_format("torch")
+    dataset = mapped_result(folder, manifest)
+    if not manifest.keep_columns:
+        return dataset.with_format("torch")
+    own = [name for name in dataset.column_names if name not in manifest.keep_columns]
+    return dataset.with_format("torch", columns=own, output_all_columns=True)
 
 
 def part_rows(folder: RunLayout) -> dict[str, int]:
@@ -154,6 +159,7 @@ def _schema(part: Path, manifest: Manifest) -> pa.Schema:
             dimension=manifest.dimension or 0,
             integer_ids=pa.types.is_integer(found.field(ID).type),
             keep_text=manifest.keep_text,
+            kept={name: found.field(name).type for name in manifest.keep_columns},
         )
         return features.arrow_schema
 
@@ -212,7 +218,7 @@ def _is_of_type(found: pa.DataType, wanted: pa.DataType) -> bool:
 def _checked(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     """Refuses rows that memvec never writes, and whose use could end the process."""
     batch.validate(full=True)
-    for name in schema.names:
+    for name in filter(is_own_column, schema.names):
         column = batch.column(name)
         if column.null_count or (name == VECTOR and column.flatten().null_count):
             raise ValueError(f"column {name!r} has rows without a value")

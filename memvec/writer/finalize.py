@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from numpy.typing import NDArray
 
+from memvec.data.kept import KeptRows
 from memvec.data.prepared import read_signature
 from memvec.data.validation import Rejection
 from memvec.digest import digest
@@ -71,6 +72,7 @@ class Finalizer:
         self.keep_text = keep_text
         self.summary = read_json(folder.input_summary)
         self.entries = Dataset.from_file(str(folder.entries)).with_format("arrow")
+        self.kept_columns = KeptRows(folder.kept)
         prompts = Dataset.from_file(str(folder.prompts))
         self.lengths: NDArray[np.int32] = prompts.data.column(LENGTH).to_numpy()
         self.truncated: NDArray[np.bool_] = prompts.data.column(TRUNCATED).to_numpy()
@@ -129,7 +131,10 @@ class Finalizer:
 
     def _write_part(self, path: Path, rows: NDArray[np.int64]) -> None:
         features = vector_features(
-            dimension=self.journal.dimension, integer_ids=self.summary["integer_ids"], keep_text=self.keep_text
+            dimension=self.journal.dimension,
+            integer_ids=self.summary["integer_ids"],
+            keep_text=self.keep_text,
+            kept=self.kept_columns.types,
         )
         schema = features.arrow_schema  # carries the features, so that `datasets` reads them back as they are
         held = digest(
@@ -138,14 +143,13 @@ class Finalizer:
         if _held_rows(path) == held:
             return
         schema = schema.with_metadata({**schema.metadata, ROWS_KEY: held})
-        text_columns = [name for name in (ID, TEXT) if name in schema.names]
         with (
             atomic_file(path) as partial,
             pq.ParquetWriter(
                 partial,
                 schema,
                 # Vectors do not compress and have no repeated values; trying costs more time than writing them.
-                compression={name: "zstd" if name in text_columns else "none" for name in _leaves(schema)},
+                compression={leaf: "none" if leaf.startswith(VECTOR) else "zstd" for leaf in _leaves(schema)},
                 use_dictionary=False,
                 write_page_checksum=True,  # what a disk or a copy has damaged is noticed when it is read
             ) as writer,
@@ -157,6 +161,7 @@ class Finalizer:
                 columns = {
                     ID: entries.column(ID).cast(schema.field(ID).type),
                     TEXT: entries.column(TEXT),
+                    **self.kept_columns.columns(some),
                     VECTOR: pa.FixedSizeListArray.from_arrays(vectors, self.journal.dimension),
                     NUM_TOKENS: pa.array(self.lengths[some]),
                 }
@@ -173,5 +178,8 @@ def _held_rows(path: Path) -> str | None:
 
 
 def _leaves(schema: pa.Schema) -> list[str]:
-    """Names the columns as Parquet does, where a list column is named by its values."""
-    return [f"{field.name}.list.element" if field.name == VECTOR else field.name for field in schema]
+    """Names the columns as Parquet does, where each value within a list or an object has a column."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), sink)
+    columns = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
+    return [columns.column(position).path for position in range(len(columns.names))]
