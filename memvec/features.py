@@ -5,7 +5,7 @@ Why apart: a program's encoder needs the names, and not the seconds that importi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import pyarrow as pa
 from datasets import Features, List, Value
@@ -94,7 +94,13 @@ def _check_kept(kind: pa.DataType) -> None:
 
 
 def vector_features(
-    *, dimension: int, integer_ids: bool, keep_text: bool, kept: Mapping[str, pa.DataType] | None = None
+    *,
+    dimension: int,
+    integer_ids: bool,
+    keep_text: bool,
+    kept: Mapping[str, pa.DataType] | None = None,
+    columns: Iterable[str] = (VECTOR,),
+    dtype: str = "float32",
 ) -> Features:
     """Returns the features of the finished table.
 
@@ -103,14 +109,16 @@ def vector_features(
         integer_ids: Whether every id of the input was an integer; then the column is int64, else string.
         keep_text: Whether the `text` column is there.
         kept: Types of the columns of the input that are kept, by their names.
+        columns: Of the vectors, one a layer.
+        dtype: Of the vectors.
     """
-    columns = {ID: Value("int64" if integer_ids else "string")}
+    features = {ID: Value("int64" if integer_ids else "string")}
     if keep_text:
-        columns[TEXT] = Value("string")
-    columns |= kept_features(kept or {})
-    columns[VECTOR] = List(Value("float32"), length=dimension)
-    columns[NUM_TOKENS] = Value("int32")
-    return Features(columns)
+        features[TEXT] = Value("string")
+    features |= kept_features(kept or {})
+    features |= {name: List(Value(dtype), length=dimension) for name in columns}
+    features[NUM_TOKENS] = Value("int32")
+    return Features(features)
 
 
 def memory_features(*, integer_ids: bool, kept: Mapping[str, pa.DataType]) -> Features:

@@ -133,7 +133,9 @@ class KeptColumns:
         self._flush()
         files = ", ".join(source.name for source in sources[:3])
         if self._absent:
-            found = dict.fromkeys(name for source in sources[:3] for name in source.column_names(text_column=text_column))
+            found = dict.fromkeys(
+                name for source in sources[:3] for name in source.column_names(text_column=text_column)
+            )
             raise InputError(
                 f"{files}: no row has the column {min(self._absent)!r}; "
                 f"columns found: {', '.join([*found][:NAMES_SHOWN]) or 'none'} (set data.keep_columns)"

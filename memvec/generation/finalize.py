@@ -34,6 +34,7 @@ from memvec.generation.rows import prompt_content
 from memvec.layout import RunLayout
 from memvec.schema import CONVERSATION, CONVERSATION_ID, ID, PROVENANCE, TEXT, TRUNCATED
 from memvec.table import as_json
+
 ROWS_PER_GROUP = 10_000
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from memvec.errors import ConfigError, one_line
 from memvec.extras import import_extra
-from memvec.schema import VECTOR
+from memvec.schema import is_vector_column
 
 SANDBOX = {
     "enable_external_access": "false",
@@ -40,7 +40,7 @@ def rows_where(dataset: Dataset, where: str) -> NDArray[np.bool_]:
         ExtraError: DuckDB is not installed.
     """
     duckdb: Any = import_extra("duckdb", extra="where", purpose="where=")
-    names = [name for name in dataset.column_names if not name.startswith(VECTOR)]
+    names = [name for name in dataset.column_names if not is_vector_column(name)]
     try:
         with duckdb.connect(":memory:", config=SANDBOX) as connection:
             for setting in SETTINGS:
@@ -53,5 +53,7 @@ def rows_where(dataset: Dataset, where: str) -> NDArray[np.bool_]:
                 raise ConfigError(f"where={where}: is of type {found}; allowed: true or false, such as {EXAMPLE}")
             holds = condition.to_arrow_table().column(0)
     except duckdb.Error as error:
-        raise ConfigError(f"where={where}: {one_line(error)}; columns: {', '.join(names)}; such as {EXAMPLE}") from error
+        raise ConfigError(
+            f"where={where}: {one_line(error)}; columns: {', '.join(names)}; such as {EXAMPLE}"
+        ) from error
     return np.asarray(holds.fill_null(value=False).to_numpy(), dtype=bool)

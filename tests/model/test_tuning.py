@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 import memvec
 from memvec.data.collator import Batch
 from memvec.model.attention import GROUPED
-from memvec.model.extractor import Extractor, Speedups
+from memvec.model.extractor import Extractor
 from memvec.model.packing import is_packed
+from memvec.model.speedups import Speedups
 from memvec.model.tuning import (
     Choice,
     Kernels,
