@@ -26,7 +26,7 @@ from memvec.layout import RunLayout
 from memvec.retrieval.encoder import query_options
 from memvec.retrieval.queries import read_queries
 from memvec.retrieval.searcher import EXACT_ROWS, Hit, Searcher
-from memvec.table import aligned
+from memvec.table import aligned, as_json
 
 _kept: list[tuple[tuple[Any, ...], Searcher]] = []
 _kept_lock = threading.Lock()
@@ -37,6 +37,7 @@ def search(
     queries: Sequence[str],
     *,
     k: int = 10,
+    where: str | None = None,
     layer: int | None = None,
     center: bool = False,
     prompt: str | None = None,
@@ -51,6 +52,7 @@ def search(
         output_dir: The folder of a finished run.
         queries: Q texts, embedded with the run's own model, revision, layer and precision.
         k: How many memories for each query.
+        where: An SQL condition that they fulfil, over the run's columns: `user = 'ana' and created_at >= '2024-05-01'`.
         layer: One of the run's; may be None where the run has one.
         center: Whether the mean of the run's vectors is subtracted from vectors and queries first.
         prompt: Name or template for the queries; None is the run's own.
@@ -64,7 +66,7 @@ def search(
 
     Raises:
         ConfigError: An option does not make sense.
-        ExtraError: An index is needed, and FAISS is not installed.
+        ExtraError: An index is needed, and FAISS is not installed; or DuckDB, which `where` needs.
         InputError: A query cannot be used.
         ModelError: The run's model is gone.
         RunFolderError: There is no finished run, or a file of it is missing or damaged.
@@ -83,7 +85,7 @@ def search(
         if not _kept or _kept[0][0] != settings:
             _kept[:] = [(settings, Searcher(output_dir, **options))]
         searcher = _kept[0][1]
-    return searcher.search(queries, k=k)
+    return searcher.search(queries, k=k, where=where)
 
 
 def _state(folder: RunLayout) -> tuple[Any, ...]:
@@ -111,16 +113,26 @@ class SearchResult:
         answers = zip(self.queries, self.hits, strict=True)
         if self.as_json:
             return [
-                json_on_one_line({"query": query, "rank": rank, **asdict(hit)})
+                json_on_one_line({"query": query, "rank": rank, **as_json(asdict(hit))})
                 for query, hits in answers
                 for rank, hit in enumerate(hits, start=1)
             ]
         return [line for query, hits in answers for line in self._table(query, hits)]
 
     def _table(self, query: str, hits: list[Hit]) -> list[str]:
-        rows = [(f"{hit.score:.4f}", str(hit.id), hit.text or "") for hit in hits]
-        table = aligned([("score", "id", "text"), *rows], left=(1, 2))
+        kept = list(hits[0].columns) if hits else []
+        rows = [
+            (f"{hit.score:.4f}", str(hit.id), *(_cell(hit.columns[name]) for name in kept), hit.text or "")
+            for hit in hits
+        ]
+        table = aligned([("score", "id", *kept, "text"), *rows], left=range(1, len(kept) + 3))
         return table if len(self.queries) == 1 else [f"query: {query}", *table, ""]
+
+
+def _cell(value: Any) -> str:
+    """Returns the value of a column as a table shows it."""
+    plain = as_json(value)
+    return plain if isinstance(plain, str) else "" if plain is None else json_on_one_line(plain)
 
 
 def search_for_config(cfg: DictConfig) -> SearchResult:
@@ -141,7 +153,7 @@ def search_for_config(cfg: DictConfig) -> SearchResult:
         trust_remote_code=options.trust_remote_code,
         use_safetensors=options.use_safetensors,
     )
-    return SearchResult(queries, searcher.search(queries, k=cfg.k), as_json)
+    return SearchResult(queries, searcher.search(queries, k=cfg.k, where=cfg.where), as_json)
 
 
 if __name__ == "__main__":

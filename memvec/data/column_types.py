@@ -1,6 +1,6 @@
 """The one type of a column: of values as a row holds them, and of batches of them.
 
-In: values of JSON, CSV or Arrow as Python has them. Out: Arrow arrays, and the type that several of them have in common.
+In: values of JSON, CSV or Arrow as Python has them, or their Arrow types. Out: the type that all have in common.
 
 How: Arrow infers and promotes (null and anything, integers and floats, objects with other fields, at any depth). What
 it refuses has no type in common, and is refused here with the value at which it comes to that: any guess, such as

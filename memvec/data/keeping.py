@@ -142,11 +142,14 @@ class KeptColumns:
             )
         try:
             schema = kept_features({name: settled(kind) for name, kind in self._types.items()}).arrow_schema
-            with atomic_file(self.path) as partial, pa.OSFile(str(partial), "wb") as sink:
-                with pa.ipc.new_stream(sink, schema) as stream:
-                    for batch in self._spooled(schema):
-                        kept, is_kept = is_kept[: len(batch)], is_kept[len(batch) :]
-                        stream.write_batch(batch.filter(pa.array(kept)))
+            with (
+                atomic_file(self.path) as partial,
+                pa.OSFile(str(partial), "wb") as sink,
+                pa.ipc.new_stream(sink, schema) as stream,
+            ):
+                for batch in self._spooled(schema):
+                    kept, is_kept = is_kept[: len(batch)], is_kept[len(batch) :]
+                    stream.write_batch(batch.filter(pa.array(kept)))
         except (ValueError, pa.ArrowException) as error:  # an integer among floats that no float is equal to
             raise InputError(f"{files}: data.keep_columns: {one_line(error)}") from error
 
@@ -162,11 +165,14 @@ class KeptColumns:
         """Spools the rows that wait."""
         if not self._rows:
             return
-        columns = [self._column(name, list(values)) for name, values in zip(self.names, zip(*self._rows), strict=True)]
+        columns = [self._column(name, [row[at] for row in self._rows]) for at, name in enumerate(self.names)]
         batch = pa.record_batch(columns, names=list(self.names))
-        with writing(self._spool), os.fdopen(create_file(self._spool, os.O_APPEND), "ab") as sink:
-            with pa.ipc.new_stream(sink, batch.schema) as stream:
-                stream.write_batch(batch)
+        with (
+            writing(self._spool),
+            os.fdopen(create_file(self._spool, os.O_APPEND), "ab") as sink,
+            pa.ipc.new_stream(sink, batch.schema) as stream,
+        ):
+            stream.write_batch(batch)
         self._numbers, self._rows, self._bytes = [], [], 0
 
     def _column(self, name: str, values: list[Any]) -> pa.Array:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -27,6 +28,7 @@ from memvec.prompt.template import Prompt
 from memvec.retrieval.approximate import ApproximateIndex
 from memvec.retrieval.encoder import QueryOptions, query_encoder, query_vectors
 from memvec.retrieval.exact import ExactIndex, Vectors, mapped_vectors
+from memvec.retrieval.filter import rows_where
 from memvec.retrieval.queries import Id
 from memvec.run.folder import RunFolder
 from memvec.run.manifest import read_manifest
@@ -44,11 +46,13 @@ class Hit:
         score: Cosine similarity with the query, -1 to 1.
         id: The memory's id.
         text: Its text; None where the run kept none.
+        columns: The columns of the input that the run has kept (`data.keep_columns`), by their names.
     """
 
     score: float
     id: Id
     text: str | None
+    columns: dict[str, Any] = field(default_factory=dict, hash=False)
 
 
 class Searcher:
@@ -94,35 +98,43 @@ class Searcher:
         [(self.layer, self.column)] = columns.items()
         self.dataset: Dataset = load(self.folder.root)
         self._index: ExactIndex | ApproximateIndex | None = None
+        self._filtered: tuple[str, ExactIndex] | None = None
         self._encoder: Encoder | None = None
         self._lock = threading.Lock()
 
-    def search(self, queries: Sequence[str], *, k: int = 10) -> list[list[Hit]]:
+    def search(self, queries: Sequence[str], *, k: int = 10, where: str | None = None) -> list[list[Hit]]:
         """Finds the memories nearest to each query.
 
         Args:
             queries: Q texts.
             k: How many memories for each.
+            where: An SQL condition that they fulfil, over the run's columns but for the vectors. Such a search is
+                exact, whatever `exact_rows` is.
 
         Returns:
             Q lists of at most k hits, the nearest first.
 
         Raises:
-            ExtraError: An index is needed, and FAISS is not installed.
+            ConfigError: `where` is no condition over columns that are there.
+            ExtraError: An index is needed, and FAISS is not installed; or DuckDB, which `where` needs.
             InputError: A query cannot be used.
             ModelError: The run's model is gone.
             RunFolderError: The run's vectors or index cannot be used.
         """
         at_least("k", k, 1)
+        index = self.index if where is None else self._index_where(where)
         vectors = self.encode(queries)
-        columns = [name for name in (ID, TEXT) if name in self.dataset.column_names]
+        kept = self.manifest.keep_columns
+        columns = [name for name in (ID, TEXT, *kept) if name in self.dataset.column_names]
         texts = self.dataset.with_format(None).select_columns(columns)
         found = []
-        for scores, rows in self.index.nearest(vectors, k):
+        for scores, rows in index.nearest(vectors, k):
             if not np.isfinite(scores).all():
                 raise RunFolderError(f"{self.folder.vectors}: damaged, or not of memvec: a vector has no finite length")
             hits = zip(scores.tolist(), texts.select(rows), strict=True)
-            found.append([Hit(score, row[ID], row.get(TEXT)) for score, row in hits])
+            found.append(
+                [Hit(score, row[ID], row.get(TEXT), {name: row[name] for name in kept}) for score, row in hits]
+            )
         return found
 
     def encode(self, queries: Sequence[str]) -> Vectors:
@@ -149,12 +161,21 @@ class Searcher:
                     self._index = ExactIndex(mapped_vectors(self.dataset, self.column), center=self.center)
             return self._index
 
+    def _index_where(self, where: str) -> ExactIndex:
+        """Returns what finds the rows that a condition holds for; it is kept for the next query."""
+        with self._lock:
+            if self._filtered is None or self._filtered[0] != where:
+                among = rows_where(self.dataset, where)
+                vectors = mapped_vectors(self.dataset, self.column)
+                self._filtered = (where, ExactIndex(vectors, center=self.center, among=among))
+            return self._filtered[1]
+
     def close(self) -> None:
         """Lets go of the model and the index; the next query loads them again."""
         with self._lock:
             if self._encoder is not None:
                 self._encoder.close()
-            self._encoder = self._index = None
+            self._encoder = self._index = self._filtered = None
 
     def __enter__(self) -> Searcher:
         """Returns the searcher itself."""
