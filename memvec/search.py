@@ -113,7 +113,7 @@ class SearchResult:
         answers = zip(self.queries, self.hits, strict=True)
         if self.as_json:
             return [
-                json_on_one_line({"query": query, "rank": rank, **as_json(asdict(hit))})
+                json_on_one_line({"query": query, "rank": rank, **_fields(hit)})
                 for query, hits in answers
                 for rank, hit in enumerate(hits, start=1)
             ]
@@ -127,6 +127,11 @@ class SearchResult:
         ]
         table = aligned([("score", "id", *kept, "text"), *rows], left=range(1, len(kept) + 3))
         return table if len(self.queries) == 1 else [f"query: {query}", *table, ""]
+
+
+def _fields(hit: Hit) -> dict[str, Any]:
+    """Returns a hit as JSON has it; without columns where the run has kept none."""
+    return {name: as_json(value) for name, value in asdict(hit).items() if name != "columns" or value}
 
 
 def _cell(value: Any) -> str:

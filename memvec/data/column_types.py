@@ -45,7 +45,7 @@ def size_of(value: Any, *, integers: range, fields: set[str], depth: int = 0) ->
     if depth == DEEPEST:
         raise ValueError(f"is nested more than {DEEPEST} deep")
     if isinstance(value, dict):
-        fields |= value.keys()
+        fields.update(value)
         value = [*value.keys(), *value.values()]
     if isinstance(value, list):
         return sum(size_of(inner, integers=integers, fields=fields, depth=depth + 1) for inner in value)
@@ -62,22 +62,26 @@ def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
     return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
 
 
-def first_misfit(values: Iterable[Any], kind: pa.DataType) -> tuple[int, str, str] | None:
-    """Returns which of some values has no type in common with those before it, and both types in words.
+def first_misfit(values: Iterable[Any], kind: pa.DataType) -> tuple[int, pa.DataType | None, pa.DataType] | None:
+    """Finds the first of some values that has no type in common with those before it.
 
     Args:
         values: Which as a whole have none.
         kind: What came before them.
+
+    Returns:
+        Its position, its type, and that of those before it. Its type is None where it is a list or an object within
+        which there is none. None where it is not a matter of types.
     """
     for position, value in enumerate(values):
         try:
-            found = pa.infer_type([value])
-        except pa.ArrowException:  # a list of numbers and strings
-            return position, "values of several types", str(kind)
+            found = pa.array([value]).type
+        except pa.ArrowException:
+            return position, None, kind
         try:
             kind = common_type(kind, found)
         except pa.ArrowException:
-            return position, str(found), str(kind)
+            return position, found, kind
     return None
 
 

@@ -130,7 +130,7 @@ def write_entries(
         if summary.accepted == 0:
             example = f"; the first: {reader.rejected.first}" if reader.rejected.first else ""
             raise InputError(f"{', '.join(reader.names[:3])}: none of {summary.rows} rows can be used{example}")
-        kept_columns.finish(sources, text_column=text_column, is_kept=is_first)
+        kept_columns.finish(text_column=text_column, is_kept=is_first)
     return summary
 
 

@@ -29,6 +29,7 @@ from memvec.files import atomic_file, create_file, writing
 ROWS_PER_BATCH = 10_000
 BYTES_PER_BATCH = 32_000_000
 MOST_FIELDS = 1_000  # of different names in the objects of a column
+REMEDY = "give it values of one type, or leave it out of data.keep_columns"
 
 
 class TypedSource(Protocol):
@@ -59,7 +60,8 @@ class KeptColumns:
         self._spool = path.with_name(f".{path.name}-spool.{os.getpid()}.partial")
         self._types: dict[str, pa.DataType] = dict.fromkeys(names, pa.null())
         self._declared: dict[str, pa.DataType] = {}  # by the source of the rows that come now
-        self._source = ""
+        self._source = ""  # the name of that
+        self._sources: list[TypedSource] = []
         self._first: dict[str, str] = {}  # where a column first had a value
         self._absent = set(names)  # columns that no row has had
         self._fields: dict[str, set[str]] = {name: set() for name in names}
@@ -75,6 +77,7 @@ class KeptColumns:
         """
         self._flush()
         self._source, self._declared = source.name, {}
+        self._sources.append(source)
         for name, kind in source.column_types(self.names).items() if self.names else ():
             try:
                 self._declared[name] = kept_features({name: kind}).arrow_schema.field(0).type
@@ -117,11 +120,10 @@ class KeptColumns:
             self._flush()
         return None
 
-    def finish(self, sources: Sequence[TypedSource], *, text_column: str, is_kept: NDArray[np.bool_]) -> None:
+    def finish(self, *, text_column: str, is_kept: NDArray[np.bool_]) -> None:
         """Writes the file.
 
         Args:
-            sources: All of them, for a message.
             text_column: Name of the field with the text.
             is_kept: Which of the rows go into the file, `[N]`.
 
@@ -131,27 +133,20 @@ class KeptColumns:
         if not self.names:
             return
         self._flush()
-        files = ", ".join(source.name for source in sources[:3])
         if self._absent:
-            found = dict.fromkeys(
-                name for source in sources[:3] for name in source.column_names(text_column=text_column)
-            )
-            raise InputError(
-                f"{files}: no row has the column {min(self._absent)!r}; "
-                f"columns found: {', '.join([*found][:NAMES_SHOWN]) or 'none'} (set data.keep_columns)"
-            )
+            raise self._no_such_column(min(self._absent), text_column)
         try:
             schema = kept_features({name: settled(kind) for name, kind in self._types.items()}).arrow_schema
-            with (
-                atomic_file(self.path) as partial,
-                pa.OSFile(str(partial), "wb") as sink,
-                pa.ipc.new_stream(sink, schema) as stream,
-            ):
-                for batch in self._spooled(schema):
-                    kept, is_kept = is_kept[: len(batch)], is_kept[len(batch) :]
-                    stream.write_batch(batch.filter(pa.array(kept)))
-        except (ValueError, pa.ArrowException) as error:  # an integer among floats that no float is equal to
-            raise InputError(f"{files}: data.keep_columns: {one_line(error)}") from error
+        except ValueError as error:
+            raise InputError(f"{self._files}: data.keep_columns: {one_line(error)}") from error
+        with (
+            atomic_file(self.path) as partial,
+            pa.OSFile(str(partial), "wb") as sink,
+            pa.ipc.new_stream(sink, schema) as stream,
+        ):
+            for batch in self._spooled(schema):
+                kept, is_kept = is_kept[: len(batch)], is_kept[len(batch) :]
+                stream.write_batch(batch.filter(pa.array(kept)))
 
     def __enter__(self) -> KeptColumns:
         """Returns itself."""
@@ -184,25 +179,43 @@ class KeptColumns:
             raise self._no_common_type(name, values, error) from error
         return column
 
+    @property
+    def _files(self) -> str:
+        """The sources in words."""
+        return ", ".join(source.name for source in self._sources[:3])
+
+    def _no_such_column(self, name: str, text_column: str) -> InputError:
+        names = [one for source in self._sources[:3] for one in source.column_names(text_column=text_column)]
+        found = ", ".join([*dict.fromkeys(names)][:NAMES_SHOWN]) or "none"
+        return InputError(
+            f"{self._files}: no row has the column {name!r}; columns found: {found} (set data.keep_columns)"
+        )
+
     def _no_common_type(self, name: str, values: list[Any], error: Exception) -> InputError:
-        remedy = "give all rows values of one type, or leave the column out of data.keep_columns"
+        place = f"{self._source}, rows {self._numbers[0]} to {self._numbers[-1]}"
         if name in self._declared:
             found, kind = self._declared[name], self._types[name]
-            return InputError(f"{self._source}: column {name!r} is of type {found}, but {kind} before it; {remedy}")
+            return InputError(f"{self._source}: column {name!r} is of type {found}, but {kind} before it; {REMEDY}")
         misfit = first_misfit(values, self._types[name])
         if misfit is None:
-            rows = f"rows {self._numbers[0]} to {self._numbers[-1]}"
-            return InputError(f"{self._source}, {rows}: {name!r}: {one_line(error)}; {remedy}")
+            return InputError(f"{place}: {name!r}: {one_line(error)}; {REMEDY}")
         position, found, kind = misfit
-        return InputError(
-            f"{self._source}, row {self._numbers[position]}: {name!r} is of type {found}, but of type {kind} from "
-            f"{self._first[name]} on; {remedy}"
-        )
+        place = f"{self._source}, row {self._numbers[position]}"
+        if found is None:
+            return InputError(f"{place}: {name!r} holds values of several types ({one_line(error)}); {REMEDY}")
+        before = f"of type {kind} from {self._first[name]} on"
+        return InputError(f"{place}: {name!r} is of type {found}, but {before}; {REMEDY}")
 
     def _spooled(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         """Yields the rows of the spool, brought to the types of a schema."""
         with pa.OSFile(str(self._spool), "rb") as source:
             while source.tell() < source.size():
                 for batch in pa.ipc.open_stream(source):
-                    columns = [column.cast(field.type) for column, field in zip(batch.columns, schema, strict=True)]
+                    columns = [self._cast(column, field) for column, field in zip(batch.columns, schema, strict=True)]
                     yield pa.record_batch(columns, schema=schema)
+
+    def _cast(self, column: pa.Array, field: pa.Field) -> pa.Array:
+        try:
+            return column.cast(field.type)
+        except pa.ArrowException as error:  # an integer among floats that no float is equal to
+            raise InputError(f"{self._files}: {field.name!r}: {one_line(error)}; {REMEDY}") from error

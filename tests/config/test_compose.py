@@ -20,7 +20,7 @@ from memvec.config.compose import compose, conf_folder, count_processes, sample_
 from memvec.config.values import at_least, at_least_or_none, one_of
 from memvec.data.memories import MemoryTexts
 from memvec.errors import ConfigError
-from memvec.generation.build import OF_BATCHES, build_completion_writer, build_generator
+from memvec.generation.build import build_completion_writer, build_generator, build_reader
 from memvec.generation.conversations import Conversations
 from memvec.generation.module import GenerationModule
 from memvec.generation.writer import CompletionWriter
@@ -319,6 +319,5 @@ def test_every_file_of_generation_builds_what_it_names(language: str, llama: Pat
     module = build_generator(cfg)
     folder = RunFolder(tmp_path)
     assert type(module) is GenerationModule
-    options = [option for option in cfg.data if option not in OF_BATCHES]
-    assert type(instantiate(OmegaConf.masked_copy(cfg.data, options), _convert_="all")) is Conversations
+    assert type(build_reader(cfg)) is Conversations
     assert type(build_completion_writer(cfg, folder)) is CompletionWriter
