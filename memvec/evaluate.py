@@ -89,7 +89,7 @@ def evaluate_run(
     dataset = load(folder.root)
     among = None if where is None else rows_where(dataset, where)
     ids = (dataset if among is None else dataset.select(np.flatnonzero(among))).with_format(None)[ID][:]
-    check_relevant(queries, ids)
+    check_relevant(queries, ids, where=where)
     with query_encoder(folder, manifest, options) as encoder:
         vectors = query_vectors(encoder, manifest, [query.text for query in queries])
     layers = []

@@ -179,8 +179,18 @@ def test_measures_are_taken_where_a_condition_holds(run: RunFolder, tmp_path: Pa
     evaluate(compose([*common, "where=user = 'bo'"], config_name="evaluate"))
     result = read_json(run.evaluation)
     assert (result["where"], result["measures"]["hit@1"]) == ("user = 'bo'", 1.0)
-    with pytest.raises(InputError, match="the relevant id 'm/1' is not among the run's 10 ids"):
+    with pytest.raises(InputError, match="the relevant id 'm/1' is not among the run's 10 ids where user = 'ana'"):
         evaluate(compose([*common, "where=user = 'ana'"], config_name="evaluate"))
+
+
+def test_the_page_colours_by_them(run: RunFolder) -> None:
+    pytest.importorskip("sklearn")
+    from memvec.page.run import run_page
+
+    colourings = {one["name"]: one for one in run_page(run)["map"]["colourings"]}
+    assert [group["name"] for group in colourings["user"]["groups"]] == ["ana", "bo"]
+    assert colourings["score"]["steps"]
+    assert not {"created_at", "tags", "meta"} & colourings.keys()  # which tell none apart, or are no values
 
 
 def test_columns_of_conversations_travel_to_memories_and_vectors(scripted: Path, tmp_path: Path) -> None:

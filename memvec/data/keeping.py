@@ -111,8 +111,8 @@ class KeptColumns:
                 )
             if value is not MISSING:
                 self._absent.discard(name)
-                if value is not None:
-                    self._first.setdefault(name, f"{self._source}, row {row}")
+                if value is not None and name not in self._first:
+                    self._first[name] = f"{self._source}, row {row}"
         self._numbers.append(row)
         self._rows.append([None if value is MISSING else value for value in values])
         self._bytes += size
@@ -149,7 +149,8 @@ class KeptColumns:
                 stream.write_batch(batch.filter(pa.array(kept)))
 
     def __enter__(self) -> KeptColumns:
-        """Returns itself."""
+        """Removes what an attempt that was killed has left; returns itself."""
+        self._spool.unlink(missing_ok=True)
         return self
 
     def __exit__(self, *error: object) -> None:
