@@ -77,7 +77,8 @@ def _by_moment(name: str, values: pa.ChunkedArray) -> Colouring:
     zone = values.type.tz if pa.types.is_timestamp(values.type) else None
     seconds = _numbers(values.cast(pa.timestamp("s", tz=zone), safe=False).cast(pa.int64()))
     there = seconds[np.isfinite(seconds)]
-    unit = "D" if np.ptp(there, initial=0) > STEPS * SECONDS_OF_A_DAY else "m"
+    spread = np.ptp(there) if len(there) else 0
+    unit = "D" if spread > STEPS * SECONDS_OF_A_DAY else "m"
 
     def shown(moment: float) -> str:
         return str(np.datetime64(int(moment), "s").astype(f"datetime64[{unit}]")).replace("T", " ")

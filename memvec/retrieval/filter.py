@@ -56,4 +56,4 @@ def rows_where(dataset: Dataset, where: str) -> NDArray[np.bool_]:
         raise ConfigError(
             f"where={where}: {one_line(error)}; columns: {', '.join(names)}; such as {EXAMPLE}"
         ) from error
-    return np.asarray(holds.fill_null(value=False).to_numpy(), dtype=bool)
+    return np.asarray(holds.fill_null(False).to_numpy(), dtype=bool)
