@@ -151,7 +151,7 @@ class MemoryFinalizer:
                 provenance[CONVERSATION_ID] = int(provenance[CONVERSATION_ID])
             if window[CONVERSATION_ID] != conversation:
                 conversation, known = window[CONVERSATION_ID], set()
-                kept = self.kept.row(window[CONVERSATION])
+                kept = self.kept.row(window[CONVERSATION]) if self.kept.types else {}
             counts[_COUNTED[result.outcome]] += 1
             counts["retried"] += len(outputs) > 1
             counts["cut"] += bool(outputs) and outputs[-1].is_cut

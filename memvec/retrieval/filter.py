@@ -25,7 +25,6 @@ SANDBOX = {
     "autoload_known_extensions": "false",
 }
 SETTINGS = ("python_enable_replacements = false", "TimeZone = 'UTC'", "lock_configuration = true")
-EXAMPLE = "user = 'ana' (texts in single quotes, names in double ones where they need any)"
 
 
 def rows_where(dataset: Dataset, where: str) -> NDArray[np.bool_]:
@@ -41,19 +40,27 @@ def rows_where(dataset: Dataset, where: str) -> NDArray[np.bool_]:
     """
     duckdb: Any = import_extra("duckdb", extra="where", purpose="where=")
     names = [name for name in dataset.column_names if not is_vector_column(name)]
-    try:
-        with duckdb.connect(":memory:", config=SANDBOX) as connection:
-            for setting in SETTINGS:
-                connection.execute(f"SET {setting}")
-            rows = connection.from_arrow(dataset.data.table.select(names))
+    with duckdb.connect(":memory:", config=SANDBOX) as connection:
+        for setting in SETTINGS:
+            connection.execute(f"SET {setting}")
+        rows = connection.from_arrow(dataset.data.table.select(names))
+        try:
             rows.filter(where)  # refuses what is no condition of a single row, such as an average
             condition = rows.project(where)
-            if [str(kind) for kind in condition.types] != ["BOOLEAN"]:
-                found = ", ".join(str(kind) for kind in condition.types)
-                raise ConfigError(f"where={where}: is of type {found}; allowed: true or false, such as {EXAMPLE}")
+            if (found := [str(kind) for kind in condition.types]) != ["BOOLEAN"]:
+                raise ConfigError(f"where={where}: of type {', '.join(found)}; allowed: BOOLEAN, such as user = 'ana'")
             holds = condition.to_arrow_table().column(0)
-    except duckdb.Error as error:
-        raise ConfigError(
-            f"where={where}: {one_line(error)}; columns: {', '.join(names)}; such as {EXAMPLE}"
-        ) from error
+        except duckdb.Error as error:
+            advice = f"columns: {', '.join(names)}"
+            if (in_single_quotes := where.replace('"', "'")) != where and _is_condition(rows, in_single_quotes, duckdb):
+                advice = f"texts stand in single quotes: where={in_single_quotes}"
+            raise ConfigError(f"where={where}: {one_line(error)}; {advice}") from error
     return np.asarray(holds.fill_null(False).to_numpy(), dtype=bool)
+
+
+def _is_condition(rows: Any, where: str, duckdb: Any) -> bool:
+    try:
+        rows.filter(where)
+    except duckdb.Error:
+        return False
+    return True
