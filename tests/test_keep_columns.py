@@ -83,7 +83,7 @@ def test_points_in_time_of_a_parquet_file_stay_what_they_are(tmp_path: Path, tin
     dataset = memvec.load(cfg.output_dir)
     assert dataset.data.schema.field("at").type == moments.type
     assert dataset["at"][:] == [pd.Timestamp("2024-05-01", tz="UTC"), None]
-    hits = memvec.search(cfg.output_dir, ["tea"], where="at = '2024-05-01'", accelerator="cpu")[0]
+    hits = memvec.search(cfg.output_dir, ["tea"], where="\"at\" = TIMESTAMP '2024-05-01'", accelerator="cpu")[0]
     assert [(hit.id, hit.text, hit.columns) for hit in hits] == [
         (0, None, {"at": pd.Timestamp("2024-05-01", tz="UTC")})
     ]
@@ -202,7 +202,7 @@ def test_columns_of_conversations_travel_to_memories_and_vectors(scripted: Path,
     dataset = memvec.load(tmp_path / "run")
     assert dataset.column_names[2:5] == ["user", "at", "conversation_id"]
     users = {row["id"]: row["user"] for row in rows}
-    assert len(dataset) > 2
+    assert len(dataset) > 1
     assert all(row["user"] == users[row["conversation_id"]] == f"u{row['at']['day']}" for row in dataset)
     [*lines] = read_lines(tmp_path / "run" / "memories" / "memories.jsonl")
     assert [(line["user"], line["at"]) for line in lines] == [(row["user"], row["at"]) for row in dataset]

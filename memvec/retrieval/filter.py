@@ -51,7 +51,8 @@ def rows_where(dataset: Dataset, where: str) -> NDArray[np.bool_]:
                 raise ConfigError(f"where={where}: of type {', '.join(found)}; allowed: BOOLEAN, such as user = 'ana'")
             holds = condition.to_arrow_table().column(0)
         except duckdb.Error as error:
-            advice = f"columns: {', '.join(names)}"
+            columns = ", ".join(str(duckdb.ColumnExpression(name)) for name in names)  # as SQL has them, in quotes
+            advice = f"columns: {columns}"
             if (in_single_quotes := where.replace('"', "'")) != where and _is_condition(rows, in_single_quotes, duckdb):
                 advice = f"texts stand in single quotes: where={in_single_quotes}"
             raise ConfigError(f"where={where}: {one_line(error)}; {advice}") from error
