@@ -26,6 +26,7 @@ from memvec.generation.module import GenerationModule
 from memvec.generation.writer import CompletionWriter
 from memvec.model.module import HiddenStateModule
 from memvec.prompt.template import Prompt
+from memvec.run.build import build_rows
 from memvec.run.folder import RunFolder
 from memvec.writer.prediction_writer import VectorWriter
 
@@ -123,7 +124,10 @@ def test_every_group_file_builds_what_it_names(
         "trainer": {"accelerator": "cpu", "devices": 1, "num_nodes": 1},
     }
     cfg = compose_with(path, f"model.name_or_path={llama}")
-    built = instantiate(cfg[group], _partial_=True, _convert_="all")(**known.get(group, {}))
+    options = cfg[group]
+    if group == "data":
+        known[group]["rows"], options = build_rows(options)
+    built = instantiate(options, _partial_=True, _convert_="all")(**known.get(group, {}))
     assert isinstance(built, BUILT[group])
 
 
