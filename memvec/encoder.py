@@ -71,7 +71,7 @@ class Encoder:
         revision: Of a Hub model; None is its main branch.
         attn_implementation: transformers' name (`sdpa`, `eager`, `flash_attention_2`); None is the model's default.
         prefix_cache: `auto` computes the tokens that all prompts share once, where the model allows; `off` never.
-        tune: `auto` measures which kernels are fastest, where there is enough to compute; `off` takes the defaults.
+        tune: `auto` packs weights where a measurement says that it pays; `off` leaves them as they are.
         probe: `auto` compares the fast way with the plain one before it is trusted; `off` trusts it.
         trust_remote_code: Whether code that comes with the model may run.
         use_safetensors: Whether pickled checkpoints, which can run code, are refused.
@@ -274,13 +274,13 @@ class Encoder:
         return self._hold(
             Backbone(decoder, layers=self.layers).eval(),
             prompts,
-            Speedups(self.prefix_cache, self.tune, False, self.probe, self.attn_implementation is None),
+            Speedups(self.prefix_cache, self.tune, False, self.probe),
             lambda: Backbone(checkpoint.load_decoder(torch.float32), layers=self.layers).eval().to(device),
             cache(lambda: checkpoint.digest),
         )
 
     def _borrow(self) -> HeldModel:
-        """Holds the model that the program lends; its kernels are left alone."""
+        """Holds the model that the program lends; its weights are left alone."""
         decoder = decoder_of(self.model)
         backbone = Backbone(decoder, layers=self.layers)
         prompts = self._prompts(self.tokenizer, decoder.config)

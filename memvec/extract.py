@@ -5,7 +5,7 @@
     conversations ─ memvec.generate ─> memory texts ─ memvec.predict ─> vectors
 
 In: a composed configuration (conf/extract.yaml). Out: a run folder as `memvec.predict` leaves it, so `memvec.load`
-reads it, and within it `memories/`, as `memvec.generate` leaves it. Killed in either stage, the same command goes on
+reads it, and within it `memories/`, as `memvec.generate` leaves it. Killed in either stage, the same command resumes
 there.
 
 The weights are loaded once where both stages use the same model: the decoder that wrote the texts computes the vectors.
@@ -56,7 +56,7 @@ class ExtractSummary:
 
 
 def extract(cfg: DictConfig) -> ExtractSummary:
-    """Runs both stages, or goes on in the one in which an earlier attempt stopped.
+    """Runs both stages, or resumes the one in which an earlier attempt stopped.
 
     Args:
         cfg: The configuration, as `memvec.compose(…, config_name="extract")` returns it, with `output_dir` set.
@@ -94,7 +94,7 @@ def share_weights(generator: GenerationModule, module: HiddenStateModule) -> boo
     if generator.loaded is None or generator.checkpoint != module.checkpoint:
         return False
     loaded, generator.loaded = generator.loaded, None  # its head is not needed any more
-    unpack(loaded)  # the second stage chooses its own kernels
+    unpack(loaded)  # the second stage chooses its own matmuls
     language_model: Any = loaded.model
     module.backbone = Backbone(language_model.get_decoder(), layers=module.layers).eval()
     module.backbone.keep_dtypes(loaded.dtype)  # weights that the first stage has widened stay so

@@ -14,7 +14,7 @@ evaluation.json  how well its vectors find memories, where `memvec.evaluate` has
 report.html      the page that `memvec.report` made
 index/           what `memvec.search` found its way by, above a million rows
 .datasets/       the vectors as `memvec.load` maps them
-journal/         all that an unfinished run needs to go on; removed when the run is complete
+journal/         all that an unfinished run needs to resume; removed when the run is complete
 """
 
 from __future__ import annotations

@@ -155,7 +155,7 @@ def test_a_folder_without_a_run_cannot_be_loaded(tmp_path: Path) -> None:
 
 def test_an_unfinished_run_cannot_be_loaded_and_says_how_to_go_on(tmp_path: Path) -> None:
     (tmp_path / "journal").mkdir()
-    with pytest.raises(RunFolderError, match="an unfinished run; run the same command again to go on"):
+    with pytest.raises(RunFolderError, match="an unfinished run; run the same command again to resume it"):
         memvec.load(tmp_path)
 
 

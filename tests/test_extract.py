@@ -124,9 +124,9 @@ def test_the_vectors_are_those_of_the_memories(root: Path, scripted: Path, tiny_
 def test_an_option_of_both_stages_or_the_second_holds_there(
     option: str, root: Path, scripted: Path, tiny_config: Configure, tmp_path: Path
 ) -> None:
-    same_kernels = "model.tune=off"  # whatever is measured, so that half precision differs in nothing
-    extracted(root, tmp_path / "both", scripted, option, same_kernels)
-    cfg = tiny_config(tmp_path / "both" / "memories" / "memories.parquet", option, same_kernels, model=scripted)
+    same_matmuls = "model.tune=off"  # whatever is measured, so that half precision differs in nothing
+    extracted(root, tmp_path / "both", scripted, option, same_matmuls)
+    cfg = tiny_config(tmp_path / "both" / "memories" / "memories.parquet", option, same_matmuls, model=scripted)
     memvec.predict(cfg)
     assert_same(memvec.load(tmp_path / "both"), memvec.load(cfg.output_dir))
 
@@ -232,7 +232,7 @@ def test_killed_anywhere_the_same_command_goes_on_where_it_was(
     else:  # the first attempt's outputs are all in the journal, and so are the second's once they are finalised
         left = summary.memories.generation.retried if name == "generating" else 0
         assert summary.memories.metrics["computed_entries"] == left
-    written = re.search(r"over the (\d+) written since the run went on", "\n".join(summary.lines()))
+    written = re.search(r"over the (\d+) written since the run was resumed", "\n".join(summary.lines()))
     assert (written is None) == is_second_stage
     assert written is None or int(written[1]) == summary.memories.metrics["computed_entries"]
     computed_again = 0 if name in ("computing vectors", "finalising the vectors") else summary.vectors.counts.unique
@@ -244,7 +244,7 @@ def test_after_an_interruption_the_folder_to_go_on_in_is_the_one_that_was_named(
 ) -> None:
     code, said = jobs["stopped"]
     assert code == 130, said
-    assert f"the same command with output_dir={root / 'stopped'} goes on\n" in said
+    assert f"the same command with output_dir={root / 'stopped'} resumes the run\n" in said
     again = generation_overrides(root / "many.jsonl", root / "stopped", scripted)
     summary = memvec.extract(memvec.compose(again, config_name="extract"))
     counts = summary.memories.generation

@@ -80,7 +80,7 @@ def test_a_killed_run_goes_on_where_it_was(
     with caplog.at_level("INFO", logger="memvec"):
         assert_same(resumed(many, output_dir, llama), undisturbed)
 
-    assert f"going on in {output_dir}: {MANY - kept} vectors are left to compute" in caplog.text
+    assert f"resuming {output_dir}: {MANY - kept} vectors are left to compute" in caplog.text
     assert json.loads((output_dir / "metrics.json").read_text())["computed_entries"] == MANY - kept
 
 

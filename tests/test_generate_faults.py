@@ -94,7 +94,7 @@ def test_a_killed_run_goes_on_without_computing_flushed_windows_again(
     assert 0 < kept < ROWS
     with caplog.at_level("INFO", logger="memvec"):
         summary = go_on(root, scripted, "killed")
-    assert f"going on in {root / 'killed'}: {ROWS - kept} windows are left to compute" in caplog.text
+    assert f"resuming {root / 'killed'}: {ROWS - kept} windows are left to compute" in caplog.text
     assert texts(root / "killed") == texts(root / "expected")
     assert summary.metrics["computed_entries"] == ROWS - kept + summary.generation.retried
 
@@ -107,7 +107,7 @@ def test_a_signal_flushes_says_how_to_go_on_and_sets_the_exit_code(
     assert ended_with == code, said
     assert "Traceback" not in said
     assert f"memvec: stopped by {name}; what was computed is kept" in said
-    assert f"output_dir={root / name} goes on" in said
+    assert f"output_dir={root / name} resumes the run" in said
     kept = windows_done(RunFolder(root / name))
     assert 0 < kept < ROWS
     summary = go_on(root, scripted, name)

@@ -179,7 +179,7 @@ def test_a_server_that_was_gone_and_is_back_is_asked_only_for_what_is_missing(
             generated(data, output, double.base_url)
     line = str(caught.value)
     assert line.startswith(f"generation.base_url=http://127.0.0.1:{port}/v1: 503 shutting down (after 1 retries)")
-    assert line.endswith(f"what was computed is kept: the same command with output_dir={output} goes on")
+    assert line.endswith(f"what was computed is kept: the same command with output_dir={output} resumes the run")
     kept = windows_done(output)
     assert 26 <= kept <= 30
     with chat_server(ChatServerDouble()) as again:  # at another address, which is no part of the fingerprint

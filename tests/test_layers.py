@@ -47,7 +47,7 @@ def runs(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run
 
 
 def judged(folder: Path, *overrides: str) -> list[str]:
-    questions = next(path for path in folder.parent.rglob("questions.jsonl"))
+    questions = next(path for outer in folder.parents if (path := outer / "questions.jsonl").exists())
     options = [f"output_dir={folder}", f"queries={questions}", "accelerator=cpu", *overrides]
     return evaluate(compose(options, config_name="evaluate")).lines()
 
@@ -123,10 +123,10 @@ def test_the_page_shows_the_last_layer_or_the_one_named(tmp_path: Path) -> None:
 def test_both_stages_of_extract_take_several_layers(
     scripted: Path, write_conversations: Callable[..., Path], tiny_generation: Callable[..., object]
 ) -> None:
-    cfg = tiny_generation(write_conversations(), "model.layer=[1,-1]", model=scripted, name="extract")
+    cfg = tiny_generation(write_conversations(), "model.layer=[0,-1]", model=scripted, name="extract")
     memvec.extract(cfg)  # type: ignore[arg-type]
     dataset = memvec.load(cfg.output_dir)  # type: ignore[attr-defined]
-    with memvec.Encoder(scripted, layer=[1, -1], device="cpu") as encoder:
+    with memvec.Encoder(scripted, layer=[0, -1], device="cpu") as encoder:
         expected = encoder.encode(dataset["text"][:])
-    for at, name in enumerate(("vector_1", "vector_-1")):
+    for at, name in enumerate(("vector_0", "vector_-1")):
         torch.testing.assert_close(dataset[name][:], expected[:, at], rtol=1e-4, atol=1e-4)

@@ -343,7 +343,7 @@ def test_the_sample_is_a_varied_set_of_memories() -> None:
     lines = Path(sample_path()).read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     texts = [row["text"] for row in rows]
-    assert len(rows) >= 200
+    assert len(rows) >= 120
     assert len({row["id"] for row in rows}) == len(rows)
     assert all(set(row) == {"id", "text"} and text == text.strip() for row, text in zip(rows, texts, strict=True))
     assert min(map(len, texts)) == 3

@@ -232,7 +232,7 @@ def test_a_run_of_many_attempts_resumes_with_few_descriptors(
     limited = ["bash", "-c", 'ulimit -n 150; exec "$@"', "bash"]
     code, said = finish(start([*limited, *arguments(path, folder.root, llama, "trainer.devices=1")]))
     assert code == 0, said
-    assert f"going on in {folder.root}: 20 vectors are left to compute" in said
+    assert f"resuming {folder.root}: 20 vectors are left to compute" in said
     vectors, right = (memvec.load(root)["vector"][:] for root in (folder.root, expected.output_dir))
     assert float((vectors - right).abs().max()) < 1e-5
 
@@ -263,4 +263,4 @@ def test_a_generations_prepared_files_are_made_again(
     with caplog.at_level("INFO", logger="memvec"):
         assert leave_unfinished(cfg, memvec.generate).root == root
     assert path.read_bytes() == whole
-    assert f"going on in {root}: 0 windows are left to compute" in caplog.text
+    assert f"resuming {root}: 0 windows are left to compute" in caplog.text

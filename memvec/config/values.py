@@ -60,12 +60,12 @@ def number(name: str, value: Any, *, least: float, most: float | None = None) ->
 
 
 def one_of(name: str, value: Value, allowed: Sequence[Value]) -> Value:
-    """Returns `value` where it is one of `allowed`.
+    """Returns `value` where it is one of `allowed`; 1 is not true.
 
     Raises:
         ConfigError: It is not.
     """
-    if value not in allowed:
+    if not any(type(value) is type(each) and value == each for each in allowed):
         raise ConfigError(f"{name}={value}: allowed: {', '.join(map(str, allowed))}")
     return value
 

@@ -94,7 +94,7 @@ def write_entries(
         kept: What writes the columns that are kept; None keeps none.
         text_column: Name of the field with the text.
         id_column: Name of the field with the id. None makes the row number the id; `auto` too, where no row has `id`.
-        on_error: `reject` names a row that cannot be used and goes on; `fail` stops at the first.
+        on_error: `reject` names a row that cannot be used and continues; `fail` stops at the first.
         limit: Read at most this many rows; None reads all.
 
     Returns:

@@ -20,9 +20,9 @@ from memvec.data.ranks import RankPlan, plan_ranks
 from memvec.data.rules import BatchRules
 from memvec.data.sampler import LengthGroupedBatchSampler
 
-# With fewer tokens to compute than this, measuring which kernels are fastest takes longer than the fastest save.
+# With fewer tokens to compute than this, measuring which matmuls are faster takes longer than the faster save.
 TOKENS_TO_PAY = 16_384
-# Enough to tell kernels apart, few enough to try several within a second or two.
+# Enough to tell matmuls apart, few enough to try several within a second or two.
 TOKENS_TO_MEASURE = 256
 # A batch that is generated decodes for all its rows: two of them are enough to measure on.
 ROWS_TO_MEASURE = 2

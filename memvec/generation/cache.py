@@ -1,4 +1,4 @@
-"""A cache of keys and values with room for what is still to be written.
+"""A cache of keys and values, preallocated for the tokens that are still to be decoded.
 
 In: the room, in tokens. Out: a transformers `Cache` for one call of `generate`.
 
@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from memvec.model.prefix import SHAREABLE_KINDS, SHAREABLE_LAYERS
 
 
-class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+class PreallocatedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """The keys and values of one layer, in buffers that later tokens are written into.
 
     Args:
@@ -52,14 +52,14 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self.values[:, :, held:] = value_states
         return self.keys, self.values
 
-    def of_rows(self, rows: slice, *, room: int) -> RoomyLayer:
+    def of_rows(self, rows: slice, *, room: int) -> PreallocatedLayer:
         """Returns a layer that begins with what some rows hold here, with a room of its own."""
         layer = copy.copy(self)
         layer.room = room
         layer.keys, layer.values = layer._with_room(self.keys[rows]), layer._with_room(self.values[rows])
         return layer
 
-    def put(self, rows: slice, part: RoomyLayer, *, length: int) -> None:
+    def put(self, rows: slice, part: PreallocatedLayer, *, length: int) -> None:
         """Puts what a layer of some rows has written behind what is held here, so that it ends at a length.
 
         Args:
@@ -94,7 +94,7 @@ def _longer(view: torch.Tensor, length: int) -> torch.Tensor:
     return view.as_strided((*view.shape[:2], length, view.shape[3]), view.stride())
 
 
-def roomy_cache(config: PreTrainedConfig, *, room: int, prefix: Cache | None = None) -> Cache | None:
+def preallocated_cache(config: PreTrainedConfig, *, room: int, prefix: Cache | None = None) -> Cache | None:
     """Returns a cache with room, or None where a model keeps a state that is not keys and values per token.
 
     Args:
@@ -106,13 +106,15 @@ def roomy_cache(config: PreTrainedConfig, *, room: int, prefix: Cache | None = N
     cache: Any = prefix if prefix is not None else DynamicCache(config=config)
     if not kinds <= SHAREABLE_KINDS or not {type(layer) for layer in cache.layers} <= set(SHAREABLE_LAYERS):
         return None
-    cache.layers = [RoomyLayer(room, layer) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [PreallocatedLayer(room, layer) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache  # type: ignore[no-any-return]
 
 
 def has_room(cache: Cache | None) -> bool:
     """Whether all that is kept of a row is keys and values in buffers with room, and some are there already."""
-    return cache is not None and all(isinstance(layer, RoomyLayer) and layer.is_initialized for layer in cache.layers)
+    return cache is not None and all(
+        isinstance(layer, PreallocatedLayer) and layer.is_initialized for layer in cache.layers
+    )
 
 
 def of_rows(cache: Cache, rows: slice, *, room: int) -> Cache:

@@ -2,11 +2,10 @@
 
 In: a model, left-padded prompts, how tokens are chosen. Out: the tokens of each answer.
 
-How: prompts are read a few rows of similar length at a time, since a processor's caches hold no more and padding need
-not be read, and all rows write together, since a step costs little more for many. They write in stretches of some
-tokens; after each, the rows that have come to their end leave the batch with their keys and values, so that a long
-answer does not make the short ones' places cost as much as its own. A row ends with one of the model's end tokens, when
-it goes round in circles, or when it may write no more.
+How: prefill runs over a few rows of similar length at a time, since a processor's caches hold no more and padding costs
+time, and all rows decode together, since a step costs little more for many. They decode in chunks of some tokens; after
+each, finished rows leave the batch with their keys and values, so that a long answer does not make the short ones'
+places cost as much as its own. A row ends with one of the model's end tokens, in a repetition loop, or at its longest.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ from transformers import (
 )
 from transformers.cache_utils import Cache
 
-from memvec.generation.cache import RoomyLayer, has_room, lengthen, of_rows, put
+from memvec.generation.cache import PreallocatedLayer, has_room, lengthen, of_rows, put
 from memvec.generation.sampling import Sampling
 from memvec.model.prefix import cache_argument
 from memvec.prompt.template import fill_chat_template
 
 # Short enough that few steps are run for rows that have ended, long enough that leaving costs little.
-TOKENS_IN_A_STRETCH = 24
+TOKENS_IN_A_CHUNK = 24
 # Of prompts, on a CPU: more at once is slower (measured with SmolLM2-135M: 22 rows of 516 tokens by a quarter).
 TOKENS_READ_AT_ONCE = 2048
 # A model that has written the same so many tokens so many times will not stop by itself.
@@ -89,11 +88,11 @@ def write_answers(
     while len(rows) > 0:
         written = prompts.input_ids.shape[1] - width
         left = max_new_tokens - written
-        parts = _to_read(prompts) if written == 0 else [slice(None)]
-        stretch = min(TOKENS_IN_A_STRETCH, left) if _can_leave(prompts.cache) else left
-        stretch = 1 if len(parts) > 1 else stretch  # the first token comes with reading
+        parts = _prefill_parts(prompts) if written == 0 else [slice(None)]
+        chunk = min(TOKENS_IN_A_CHUNK, left) if _can_leave(prompts.cache) else left
+        chunk = 1 if len(parts) > 1 else chunk  # the first token comes with prefill
         config = GenerationConfig(  # type: ignore[no-untyped-call]
-            max_new_tokens=stretch,
+            max_new_tokens=chunk,
             do_sample=False,  # the processors draw, where anything is to be drawn
             eos_token_id=list(end_token_ids) or None,
             pad_token_id=next(iter(end_token_ids), 0),
@@ -103,22 +102,24 @@ def write_answers(
         for part in parts:
             prompts_of_part = prompts if len(parts) == 1 else _part(prompts, part)
             read = prompts_of_part.input_ids.shape[1]
-            circles = CirclesStop(width=read - written, rows=len(rows[part]), device=device)
+            repetition = RepetitionStop(width=read - written, rows=len(rows[part]), device=device)
             output = prompts_of_part.generate(
                 model,
                 config,
                 logits_processor=sampling.processors([seeds[row] for row in rows[part].tolist()], width=read - written),
-                stopping_criteria=StoppingCriteriaList([circles]),
+                stopping_criteria=StoppingCriteriaList([repetition]),
             )
             new.append(output.sequences[:, read:])
-            stopped_at.append(circles.stopped_at)
+            stopped_at.append(repetition.stopped_at)
             if prompts.cache is not None and prompts_of_part.cache is not None and len(parts) > 1:
                 put(prompts.cache, part, prompts_of_part.cache, length=width)
         if prompts.cache is not None and len(parts) > 1:
             lengthen(prompts.cache, width)
         prompts = replace(prompts, input_ids=torch.cat([prompts.input_ids, torch.cat(new)], dim=1))
         tokens = prompts.input_ids[:, width:]  # [b, written + new]
-        length = _answer_length(tokens, end_token_ids, torch.cat(stopped_at))  # [b], more than there is if it goes on
+        length = _answer_length(
+            tokens, end_token_ids, torch.cat(stopped_at)
+        )  # [b], more than there is while it is unfinished
         positions = torch.arange(tokens.shape[1], device=device)
         answers[rows, : tokens.shape[1]] = tokens.masked_fill(positions >= length[:, None], -1)
         staying = ((length > tokens.shape[1]) & (tokens.shape[1] < max_new_tokens)).nonzero()[:, 0]
@@ -130,10 +131,10 @@ def write_answers(
 
 def _can_leave(cache: Cache | None) -> bool:
     """Whether rows can leave a batch: whether all that is kept of them is known to be keys and values."""
-    return cache is not None and any(isinstance(layer, RoomyLayer) for layer in cache.layers)
+    return cache is not None and any(isinstance(layer, PreallocatedLayer) for layer in cache.layers)
 
 
-def _to_read(prompts: Prompts) -> list[slice]:
+def _prefill_parts(prompts: Prompts) -> list[slice]:
     """Returns the rows whose prompts to read together.
 
     All at once where their keys and values could not be put together, and on a GPU, which has the most to do then.
@@ -169,8 +170,8 @@ def _keep(prompts: Prompts, staying: torch.Tensor) -> Prompts:
     return Prompts(prompts.input_ids[staying], mask[staying], prompts.cache)
 
 
-class CirclesStop(StoppingCriteria):
-    """Ends a row that goes round in circles: its last `REPEATED_TOKENS` tokens stand there `REPEATS` times.
+class RepetitionStop(StoppingCriteria):
+    """Ends a row in a repetition loop: its last `REPEATED_TOKENS` tokens stand there `REPEATS` times.
 
     Args:
         width: T, tokens of the prompts with their padding.
@@ -180,7 +181,7 @@ class CirclesStop(StoppingCriteria):
 
     def __init__(self, *, width: int, rows: int, device: torch.device) -> None:
         self.width = width
-        self.stopped_at = torch.zeros(rows, dtype=torch.long, device=device)  # tokens written; 0 where it goes on
+        self.stopped_at = torch.zeros(rows, dtype=torch.long, device=device)  # tokens written; 0 while it is unfinished
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:
         """Returns which rows are to end, `[B]`."""

@@ -92,7 +92,7 @@ class MemoryFinalizer:
         if missing:
             raise WriterError(
                 f"{folder.root}: {missing} of {len(self.first)} windows have no output yet; "
-                "run the same command again to go on"
+                "run the same command again to resume"
             )
         self._counts: dict[str, int] = {}
 

@@ -19,7 +19,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from memvec.data.collator import Batch, real_tokens
-from memvec.generation.cache import roomy_cache
+from memvec.generation.cache import preallocated_cache
 from memvec.generation.decoding import Prompts, write_answers
 from memvec.generation.sampling import Sampling, row_seed
 from memvec.model.checkpoint import length_boundaries
@@ -30,10 +30,9 @@ from memvec.model.memory import compute_in_parts
 from memvec.model.parity import ExecutionMode, choose_mode, parts_of_batch
 from memvec.model.prefix import SharedPrefix, share_prefix
 from memvec.model.speedups import Speedups
-from memvec.model.transformers_internals import attention_of
-from memvec.model.tuning import Choice, choose_kernels, product_choices
+from memvec.model.tuning import Choice, choose_matmuls, is_worth_measuring
 
-# Tokens decoded while kernels are timed: decoding then takes about as long as the prefill before it.
+# Tokens decoded while matmuls are timed: decoding then takes about as long as the prefill before it.
 TOKENS_TO_MEASURE = 8
 # Rows decode together, and the more of them, the less each costs: a batch is as large as its keys and values may be.
 CACHE_BYTES_ON_CPU = 2 * 2**30
@@ -86,7 +85,7 @@ class Generator:
         self.prefix: SharedPrefix | None = None
         self.mode = ExecutionMode.BATCHED
         self.probe_errors: dict[str, float] = {}
-        self.kernels: Choice | None = None
+        self.matmuls: Choice | None = None
         self.compile_seconds: float | None = None
         self.rejections: dict[int, str] = {}  # rows that do not fit into memory even alone, and why
 
@@ -159,25 +158,20 @@ class Generator:
         """Is not asked for: `data.max_tokens=auto` is refused for generation."""
         raise NotImplementedError
 
-    def choose_kernels(self, batch: Batch) -> None:
-        """Takes the fastest matmul kernels; a few rows do not tell which attention is fastest for many."""
-        if self.speedups.tune == "off":
-            return
-        batch = to_device(batch, self.device)
-        products = product_choices(self.model, computed_in=self.computed_in, device=self.device)
-        if len(products) > 1:
+    def choose_matmuls(self, batch: Batch) -> None:
+        """Packs the weights where that is faster, measured on a batch."""
+        is_wanted = self.speedups.tune == "auto"
+        if is_wanted and is_worth_measuring(self.model, computed_in=self.computed_in, device=self.device):
+            batch = to_device(batch, self.device)
             tokens = min(TOKENS_TO_MEASURE, self.decoding.max_new_tokens)
-            self.kernels = choose_kernels(
+            self.matmuls = choose_matmuls(
                 self.model,  # with its head, which each new token goes through
                 lambda: self._scores(self.mode, batch, tokens=tokens),
-                products=products,
-                attentions=[attention_of(self.decoder)],
                 dtype=self.computed_in,
-                tokens=batch["input_ids"].shape[1],
             )
 
     def compile(self, batch: Batch) -> None:
-        """Compiles what the chosen kernels have left to compile."""
+        """Compiles what packed weights have left to compile."""
         if self.speedups.compile:
             batch = to_device(batch, self.device)
             self.compile_seconds = compile_regions(self.decoder, lambda: self._scores(self.mode, batch, tokens=2))
@@ -232,7 +226,7 @@ class Generator:
         mask = real_tokens(length, width=width, left_behind=prefix_length)
         shares = prefix_length > 0 and self.prefix is not None and mode is ExecutionMode.SHARED_PREFIX
         prefix = self.prefix.expand(len(length)) if shares and self.prefix is not None else None
-        cache = roomy_cache(self.model.config, room=width + room, prefix=prefix)
+        cache = preallocated_cache(self.model.config, room=width + room, prefix=prefix)
         return Prompts(input_ids, mask.long(), cache)
 
 

@@ -51,7 +51,7 @@ class GenerationModule(pl.LightningModule):
         revision: Of a Hub model; None is its main branch.
         prefix_cache: As for `memvec.model.module.HiddenStateModule`, and so are the others.
         attn_implementation: transformers' name; None is the model's default.
-        tune: Whether kernels are chosen by measuring.
+        tune: `auto` packs weights where a measurement says that it pays.
         compile: Whether norms and feed-forward blocks are compiled.
         probe: Whether the fast path is compared with the plain one first.
         trust_remote_code: Whether code that comes with the model may run.
@@ -91,7 +91,7 @@ class GenerationModule(pl.LightningModule):
             trust_remote_code=trust_remote_code,
             use_safetensors=use_safetensors,
         )
-        self.speedups = Speedups(prefix_cache, tune, compile, probe, attention_is_free=attn_implementation is None)
+        self.speedups = Speedups(prefix_cache, tune, compile, probe)
         self.prompt = prompt
         self.max_new_tokens = at_least("generation.max_new_tokens", max_new_tokens, 1)
         self.sampling = Sampling(

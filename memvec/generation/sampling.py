@@ -3,7 +3,7 @@
 In: the scores of the next token for every row of a batch. Out: the scores of which the largest is taken.
 
 Why a noise of each row's own and not the library's sampling: that draws for the whole batch from one generator, so what
-a row gets depends on its neighbours, and a run that was stopped and goes on would write something else. Adding Gumbel
+a row gets depends on its neighbours, and a run that is stopped and resumed would write something else. Adding Gumbel
 noise to the scores and taking the largest draws from exactly the distribution that the scores mean (Gumbel 1954;
 Maddison et al., "A* Sampling", arXiv:1411.0030), and the noise of each token is seeded by its row and place alone.
 """

@@ -33,7 +33,7 @@ class GenerationSummary(RunSummary):
         windows = numbers.take("entries_per_second", float)
         speed = f"{tokens:,.0f} tokens/s ({windows:,.2f} windows/s; {self.computed})"
         if (computed := numbers.take("computed_entries", int)) < counts.windows + counts.retried:
-            speed += f", over the {computed:,} written since the run went on"
+            speed += f", over the {computed:,} written since the run was resumed"
         return [
             f"memories   {counts.memories:,} of {counts.conversations:,} conversations",
             f"windows    {counts.windows:,}: {found}, {failed}",

@@ -3,7 +3,7 @@
 In: after each batch, its tokens. Out: rows of `memvec.generation.completions.COMPLETION_SCHEMA`.
 
 How: in the writer's thread (`memvec.writer.prediction_writer`), so decoding and parsing cost the model no time. Whether
-an output was understood stands in the journal, so a run that goes on knows what to try again.
+an output was understood stands in the journal, so a resumed run knows what to try again.
 """
 
 from __future__ import annotations

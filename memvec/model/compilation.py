@@ -44,7 +44,7 @@ def compile_regions(decoder: PreTrainedModel, compute: Callable[[], object]) -> 
     except Exception as error:  # the compiler, the linker and their environment fail in ways of their own
         for region in regions:
             forget_compiled(region)
-        log.warning("model.compile: the compiler cannot be used (%s); going on without it", one_line(error))
+        log.warning("model.compile: the compiler cannot be used (%s); continuing without it", one_line(error))
         return None
     seconds = time.perf_counter() - start
     log.info("model.compile: %d norms and feed-forward blocks are compiled, in %.0f s", len(regions), seconds)

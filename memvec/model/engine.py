@@ -26,7 +26,7 @@ class Engine(Protocol):
     prefix: SharedPrefix | None
     mode: ExecutionMode
     probe_errors: dict[str, float]
-    kernels: Choice | None
+    matmuls: Choice | None
     compile_seconds: float | None
 
     @property
@@ -51,8 +51,8 @@ class Engine(Protocol):
     def seconds_per_token(self, batch: Batch) -> float | None:
         """Returns how long a token of a batch takes; None where the batch does not fit into memory."""
 
-    def choose_kernels(self, batch: Batch) -> None:
-        """Takes the fastest kernels, measured on a batch, where that is wanted."""
+    def choose_matmuls(self, batch: Batch) -> None:
+        """Packs the weights where that is wanted and, measured on a batch, faster."""
 
     def compile(self, batch: Batch) -> None:
         """Compiles what can be compiled, where that is wanted."""

@@ -3,8 +3,8 @@
 In: a `Batch` (`memvec.data.collator`). Out: `[B, D]` float32, the hidden state of each row's last token; of several
 layers `[B, L, D]`.
 
-How: it owns what makes a pass fast and what makes it trustworthy: the shared prefix's keys and values, the choice of
-kernels, the execution mode that the probe allows, and halving on out of memory. Lightning's module, a program's
+How: it owns what makes a pass fast and what makes it trustworthy: the shared prefix's keys and values, packed
+weights, the execution mode that the probe allows, and halving on out of memory. Lightning's module, a program's
 encoder and the dry run all hold one; it knows nothing of trainers, files or configurations.
 """
 
@@ -30,8 +30,7 @@ from memvec.model.parity import ExecutionMode, choose_mode, parts_of_batch
 from memvec.model.pooling import last_token
 from memvec.model.prefix import SharedPrefix, share_prefix
 from memvec.model.speedups import Speedups
-from memvec.model.transformers_internals import attention_of
-from memvec.model.tuning import Choice, attention_choices, choose_kernels, measure, product_choices, use_attention
+from memvec.model.tuning import Choice, choose_matmuls, is_worth_measuring, measure
 
 
 class Extractor:
@@ -62,7 +61,7 @@ class Extractor:
         self.prefix: SharedPrefix | None = None
         self.mode = ExecutionMode.BATCHED
         self.probe_errors: dict[str, float] = {}
-        self.kernels: Choice | None = None
+        self.matmuls: Choice | None = None
         self.compile_seconds: float | None = None
         self.rejections: dict[int, str] = {}  # rows that do not fit into memory even alone, and why
 
@@ -163,26 +162,17 @@ class Extractor:
             return None
         return fewest / (rows * (width - prefix_length))
 
-    def choose_kernels(self, batch: Batch) -> None:
-        """Takes the fastest kernels, measured on a batch."""
-        if self.speedups.tune == "off":
-            return
-        batch, decoder = to_device(batch, self.device), self.decoder
-        present = attention_of(decoder)
-        products = product_choices(decoder, computed_in=self.computed_in, device=self.device)
-        attentions = attention_choices(present, device=self.device) if self.speedups.attention_is_free else [present]
-        if len(products) * len(attentions) > 1:
-            self.kernels = choose_kernels(
-                decoder,
-                lambda: self._compute(self.mode, batch)[0],
-                products=products,
-                attentions=attentions,
-                dtype=self.computed_in,
-                tokens=batch["input_ids"].shape[1],
+    def choose_matmuls(self, batch: Batch) -> None:
+        """Packs the weights where that is faster, measured on a batch."""
+        is_wanted = self.speedups.tune == "auto"
+        if is_wanted and is_worth_measuring(self.decoder, computed_in=self.computed_in, device=self.device):
+            batch = to_device(batch, self.device)
+            self.matmuls = choose_matmuls(
+                self.decoder, lambda: self._compute(self.mode, batch)[0], dtype=self.computed_in
             )
 
     def compile(self, batch: Batch) -> None:
-        """Compiles what the chosen kernels have left to compile."""
+        """Compiles what packed weights have left to compile."""
         if self.speedups.compile:
             batch = to_device(batch, self.device)
             self.compile_seconds = compile_regions(self.decoder, lambda: self._compute(self.mode, batch))
@@ -228,8 +218,6 @@ class Extractor:
             )
 
     def _pass(self, input_ids: torch.Tensor, length: torch.Tensor, prefix_length: int) -> torch.Tensor:
-        if self.kernels is not None:
-            use_attention(self.decoder, self.kernels.attention_for(input_ids.shape[1]))
         if prefix_length and self.prefix is not None:
             cache = self.prefix.expand(len(input_ids))
             states = self.backbone(input_ids[:, prefix_length:], cache=cache)  # of each layer [B, T - P, D]

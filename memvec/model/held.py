@@ -1,11 +1,11 @@
-"""A model that is held in memory, with all that was found out about it once: its prefix, kernels, execution mode.
+"""A model that is held in memory, with all that was found out about it once: its prefix, matmuls, execution mode.
 
 In: tokenised prompts of any number of texts, call after call. Out: their vectors, in order.
 
 How: the warm-up runs once, on a few fixed texts, so that the first call of a program pays for three short rows and not
-for a measurement; kernels are measured at the first call that has enough to compute for it to pay. A model that is lent
+for a measurement; matmuls are measured at the first call that has enough to compute for it to pay. A model that is lent
 may have been trained since the last call: its prefix is computed anew in each call that is large enough to gain by it,
-its kernels are left alone, and every module is back in its mode when the call ends.
+its weights are left alone, and every module is back in its mode when the call ends.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class HeldModel:
         )
 
     def _plan(self, table: PromptTable) -> BatchPlan:
-        """Plans a call's batches; warms the model up at the first, and measures kernels at the first that is large."""
+        """Plans a call's batches; warms the model up at the first, and measures matmuls at the first that is large."""
         extractor, ranks = self.extractor, Ranks()
         if self._mode is None:
             probes = self._table(self.prompts.encode(PROBE_TEXTS), rows=np.arange(len(PROBE_TEXTS)))
@@ -144,7 +144,7 @@ class HeldModel:
             ranks=ranks,
         )
         if not self._has_measured and plan.pays_measuring and (typical := plan.typical()) is not None:
-            extractor.choose_kernels(typical)
+            extractor.choose_matmuls(typical)
             extractor.choose_mode(plan.to_probe())
             self._mode, self._has_measured = extractor.mode, True
         return plan

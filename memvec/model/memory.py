@@ -69,7 +69,7 @@ def compute_in_parts(
                 raise ModelError(
                     f"out of memory with a batch of {size} entries, which cannot be halved where weights are shared "
                     "out, since the other processes are computing it; set a smaller data.max_tokens: what was computed "
-                    "is kept, and the same command goes on"
+                    "is kept, and the same command resumes"
                 ) from error
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

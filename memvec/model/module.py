@@ -60,8 +60,8 @@ class HiddenStateModule(pl.LightningModule):
         revision: Of a Hub model; None is its main branch.
         prefix_cache: `auto` computes the tokens that all prompts share once, where the model allows; `off` never.
         attn_implementation: transformers' name (`sdpa`, `eager`, `flash_attention_2`); None is the model's default.
-        tune: `auto` measures on a CPU which attention and matmul kernels are fastest, and computes in float32 what the
-            CPU would emulate; `off` takes the defaults.
+        tune: `auto` measures on a CPU whether packed weights are faster, and computes in float32 what the CPU would
+            emulate; `off` leaves weights as they are.
         compile: Whether norms and feed-forward blocks are compiled, which costs 10 to 20 seconds.
         probe: `auto` compares the fast way with the plain one on a few rows before it is trusted; `off` trusts it.
         trust_remote_code: Whether code that comes with the model may run.
@@ -94,7 +94,7 @@ class HiddenStateModule(pl.LightningModule):
             use_safetensors=use_safetensors,
         )
         self.layer = one_or_more_layers("model.layer", layer)
-        self.speedups = Speedups(prefix_cache, tune, compile, probe, attention_is_free=attn_implementation is None)
+        self.speedups = Speedups(prefix_cache, tune, compile, probe)
         self.backbone: Backbone | None = None
         self.extractor: Extractor | None = None
 

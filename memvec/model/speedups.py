@@ -14,10 +14,9 @@ class Speedups:
 
     Args:
         prefix_cache: `auto` computes the tokens that all prompts share once, where the model allows; `off` never.
-        tune: `auto` measures on a CPU which attention and matmul kernels are fastest; `off` takes the defaults.
+        tune: `auto` measures on a CPU whether packed weights are faster; `off` leaves them as they are.
         compile: Whether norms and feed-forward blocks are compiled, which costs 10 to 20 seconds.
         probe: `auto` compares the fast way with the plain one on a few rows before it is trusted; `off` trusts it.
-        attention_is_free: Whether the attention implementation may be chosen too: the user has named none.
 
     Raises:
         ConfigError: One of them is none of these.
@@ -27,7 +26,6 @@ class Speedups:
     tune: Literal["auto", "off"] = "auto"
     compile: bool = False
     probe: Literal["auto", "off"] = "auto"
-    attention_is_free: bool = True
 
     def __post_init__(self) -> None:
         for name, allowed in (("prefix_cache", ("auto", "off")), ("tune", ("auto", "off")), ("probe", ("auto", "off"))):

@@ -13,11 +13,6 @@ if TYPE_CHECKING:
 INSTALLED = "_output_capturing_hooks_installed"
 
 
-def attention_of(model: PreTrainedModel) -> str:
-    """Returns the name of the attention implementation that a model computes with."""
-    return str(model.config._attn_implementation)
-
-
 def commit_of(config: PreTrainedConfig) -> str | None:
     """Returns the Hub's commit that a configuration was loaded at, or None."""
     commit: Any = getattr(config, "_commit_hash", None)

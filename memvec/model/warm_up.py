@@ -1,10 +1,10 @@
 """The warm-up: what happens once between loading a model and its first batch, in order.
 
-    shared prefix -> token budget -> plan -> kernels -> compile -> probe
+    shared prefix -> token budget -> plan -> matmuls -> compile -> probe
 
 In: an engine (`memvec.model.extractor.Extractor` computes vectors, `memvec.generation.generator.Generator` texts), the
 prompts that are left, how rows become batches. Out: the plan of this rank's batches, and the engine ready to run them
-as fast as it may be trusted to. The prefix comes first since it decides what a row costs; kernels are measured on rows
+as fast as it may be trusted to. The prefix comes first since it decides what a row costs; matmuls are measured on rows
 of the plan, and the probe comes last since it judges all that was chosen before.
 """
 
@@ -22,6 +22,7 @@ from memvec.data.rules import BatchRules
 from memvec.model.engine import Engine
 from memvec.model.lockstep import WeightGroup
 from memvec.model.parity import ExecutionMode
+from memvec.model.tuning import DEFAULT
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def warm_up(engine: Engine, table: PromptTable, rules: BatchRules, *, ranks: Ran
     # Processes with other batches would each measure something else, and wait for each other: no tuning there.
     if not engine.group.is_sharded and (typical := plan.typical()) is not None:
         if plan.pays_measuring:
-            engine.choose_kernels(typical)
+            engine.choose_matmuls(typical)
         engine.compile(typical)
     engine.choose_mode(plan.to_probe())
     return replace(plan, warm_up_seconds=time.perf_counter() - start)
@@ -59,8 +60,8 @@ def warm_up_notes(engine: Engine | None) -> dict[str, Any]:
             "computed_in": None,
             "path": "nothing was left to compute",
             "probe_relative_error": {},
-            "kernels": "default",
-            "kernel_milliseconds": {},
+            "matmuls": DEFAULT,
+            "matmul_milliseconds": {},
             "compile_seconds": None,
             "prefix_tokens": 0,
         }
@@ -70,8 +71,8 @@ def warm_up_notes(engine: Engine | None) -> dict[str, Any]:
         "computed_in": str(engine.computed_in).removeprefix("torch."),
         "path": engine.mode.value,
         "probe_relative_error": engine.probe_errors,
-        "kernels": str(engine.kernels.kernels) if engine.kernels is not None else "default",
-        "kernel_milliseconds": engine.kernels.milliseconds if engine.kernels is not None else {},
+        "matmuls": engine.matmuls.matmuls if engine.matmuls is not None else DEFAULT,
+        "matmul_milliseconds": engine.matmuls.milliseconds if engine.matmuls is not None else {},
         "compile_seconds": engine.compile_seconds,
         "prefix_tokens": len(engine.prefix) if has_prefix and engine.prefix is not None else 0,
     }

@@ -1,4 +1,4 @@
-"""The claim on a run's folder: whose it is, and whether a run may go on in it (`memvec.layout`: what lies where).
+"""The claim on a run's folder: whose it is, and whether it may be resumed (`memvec.layout`: what lies where).
 
 A run is identified by its fingerprint: everything that decides what is computed and written. A folder whose fingerprint
 differs, or that holds other things, is never written to. What lies there is read before the lock is taken, so that a

@@ -114,7 +114,7 @@ def read_manifest(folder: RunLayout) -> Manifest:
     """
     found = find_manifest(folder)
     if found is None:
-        state = "an unfinished run; run the same command again to go on" if folder.journal.is_dir() else "no run"
+        state = "an unfinished run; run the same command again to resume it" if folder.journal.is_dir() else "no run"
         raise RunFolderError(f"{folder.root}: holds {state}")
     return found
 

@@ -7,7 +7,7 @@ In: a `Stage`. Out: the folder, complete, and its summary.
 The process that leads (rank 0) claims the folder and prepares the data before any other process is started, so that
 what is wrong with the input, the model or the folder is said once. The rest runs on every rank, where it is Lightning
 that computes (`memvec.run.computation`). A program may run one stage behind another (`memvec.extract`): then the ranks
-stay, and go on to the next.
+stay for the next.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def _claim(stage: Stage) -> RunState:
                     folder.release(remove_journal=True)
                 raise
         if state is RunState.UNFINISHED:
-            log.info("going on in %s: %d %s are left to compute", folder.root, rows.count_remaining(), stage.what)
+            log.info("resuming %s: %d %s are left to compute", folder.root, rows.count_remaining(), stage.what)
     return state
 
 

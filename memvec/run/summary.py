@@ -81,7 +81,7 @@ class RunSummary:
         tokens, entries = (numbers.take(f"{name}_per_second", float) for name in ("tokens", "entries"))
         speed = f"{tokens:,.0f} ({entries:,.1f} entries/s; {self.computed})"
         if (computed := numbers.take("computed_entries", int)) < counts.unique:
-            speed += f", over the {computed:,} computed since the run went on"
+            speed += f", over the {computed:,} computed since the run was resumed"
         return [
             f"entries    {counts.entries:,} ({counts.unique:,} different) of {counts.dimension} numbers each{layers}",
             *self.id_lines(),

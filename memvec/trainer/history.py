@@ -47,7 +47,7 @@ class RankHistory(pl.Callback):
         self._timeline = Timeline(0.0)
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts the clock; kernels are chosen and paths are probed before the first batch."""
+        """Starts the clock; matmuls are chosen and paths are probed before the first batch."""
         self._start = time.perf_counter()
 
     def on_predict_batch_start(

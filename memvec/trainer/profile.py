@@ -4,7 +4,7 @@ In: a run. Out, in its `profile/`: for each rank a table of the operations that 
 `chrome://tracing` or Perfetto.
 
 Why not Lightning's own profiler: its schedule begins after the first batch, so that a run of one batch has no profile;
-and generating is hundreds of steps a batch, of which one is enough. Nothing has to be warmed up first: choosing kernels
+and generating is hundreds of steps a batch, of which one is enough. Nothing has to be warmed up first: choosing matmuls
 and probing have run the model before.
 """
 

@@ -38,7 +38,7 @@ def process_rank() -> tuple[int, int]:
 
 @contextmanager
 def rank_errors(folder: RunLayout) -> Iterator[None]:
-    """Names another process's end in one line, and says after an interruption what is kept and how to go on.
+    """Names another process's end in one line, and says after an interruption what is kept and how to resume.
 
     Args:
         folder: The folder that the user has named.
@@ -61,7 +61,7 @@ def rank_errors(folder: RunLayout) -> Iterator[None]:
 
 
 def _go_on(folder: RunLayout) -> str:
-    return f"what was computed is kept: the same command with output_dir={folder.root} goes on"
+    return f"what was computed is kept: the same command with output_dir={folder.root} resumes the run"
 
 
 def wait_for_started_ranks(trainer: pl.Trainer) -> None:

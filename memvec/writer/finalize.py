@@ -88,7 +88,7 @@ class Finalizer:
         if missing:
             raise WriterError(
                 f"{folder.root}: {missing} of {len(self.first)} entries have no vector yet; "
-                "run the same command again to go on"
+                "run the same command again to resume"
             )
         self.kept = np.flatnonzero(self.journal.has_vector[self.first])
         if len(self.kept) == 0:

@@ -64,11 +64,7 @@ class _GivenOrder(LengthGroupedBatchSampler):
 
 
 def _without_packing() -> None:
-    memvec.model.extractor.product_choices = lambda *decoder, **options: ["default"]
-
-
-def _without_attention_choice() -> None:
-    memvec.model.extractor.attention_choices = lambda default, *, device: [default]
+    memvec.model.extractor.is_worth_measuring = lambda *decoder, **options: False
 
 
 def _without_length_grouping() -> None:
@@ -82,7 +78,6 @@ def _without_deduplication() -> None:
 ABLATIONS = {
     "shared prefix": Ablation("the shared prefix", ("model.prefix_cache=off",)),
     "packing": Ablation("packed weights", replace=_without_packing),
-    "attention": Ablation("the choice of attention", replace=_without_attention_choice),
     "tuning": Ablation("any tuning", ("model.tune=off",)),
     "length grouping": Ablation("length grouping", replace=_without_length_grouping),
     "deduplication": Ablation("deduplication", replace=_without_deduplication),

@@ -10,7 +10,7 @@ outputs that could be understood.
 How: all read the same windows with the same prompt, greedily and in float32, with the same penalty; all but the server
 have the same rules of when to stop too. transformers' `generate` is called on batches of windows sorted by length,
 padded on the left; with one window a batch it is the loop that memvec replaces. memvec runs as a user runs it, without
-the second attempt, and its predict stage counts, choosing kernels and probing included. All take turns, so that a busy
+the second attempt, and its predict stage counts, choosing matmuls and probing included. All take turns, so that a busy
 moment of the machine hits each of them.
 """
 
@@ -34,7 +34,7 @@ from transformers import GenerationConfig, StoppingCriteriaList
 import memvec
 from memvec.files import read_json
 from memvec.generation.build import build_conversations, build_generator
-from memvec.generation.decoding import CirclesStop, turn_end_ids
+from memvec.generation.decoding import RepetitionStop, turn_end_ids
 from memvec.generation.module import GenerationModule
 from memvec.generation.parser import Outcome, parse
 from memvec.generation.rows import prompt_content
@@ -109,7 +109,7 @@ class Batches:
         for place, row in enumerate(rows):
             input_ids[place, width - len(self.prompts[row]) :] = torch.tensor(self.prompts[row])
             mask[place, width - len(self.prompts[row]) :] = 1
-        circles = CirclesStop(width=width, rows=len(rows), device=torch.device("cpu"))
+        repetition = RepetitionStop(width=width, rows=len(rows), device=torch.device("cpu"))
         output = self.model.generate(
             input_ids=input_ids,
             attention_mask=mask,
@@ -120,7 +120,7 @@ class Batches:
                 pad_token_id=self.ends[0],
             ),
             logits_processor=self.module.sampling.processors([0] * len(rows), width=width),
-            stopping_criteria=StoppingCriteriaList([circles]),
+            stopping_criteria=StoppingCriteriaList([repetition]),
         )
         return [self._answer(tokens.tolist()) for tokens in output[:, width:]]
 

@@ -91,7 +91,7 @@ def _process(folder: str, *, repeats: int) -> None:
 
 def _bulk(folder: str, texts: list[str], *, repeats: int) -> None:
     encoder = memvec.Encoder(folder, device="cpu")
-    encoder.encode(texts)  # measures kernels, as a run does before its predict stage
+    encoder.encode(texts)  # measures matmuls, as a run does before its predict stage
     rates = []
     seconds = []
     for _ in range(repeats):

@@ -10,8 +10,8 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from memvec.data.collator import real_tokens
 from memvec.generation import decoding
-from memvec.generation.cache import roomy_cache
-from memvec.generation.decoding import CirclesStop, Prompts, turn_end_ids, write_answers
+from memvec.generation.cache import preallocated_cache
+from memvec.generation.decoding import Prompts, RepetitionStop, turn_end_ids, write_answers
 from memvec.generation.sampling import Sampling, row_seed
 from memvec.model.prefix import SharedPrefix, compute_prefix
 from tests.helpers.models import build_model
@@ -39,7 +39,7 @@ def batch_of(prompts: list[list[int]], model: PreTrainedModel, prefix: SharedPre
     length = torch.tensor([len(shared) + len(prompt) for prompt in prompts])
     mask = real_tokens(length, width=width, left_behind=len(shared))
     expanded = prefix.expand(len(rows)) if prefix is not None else None
-    cache = roomy_cache(model.config, room=width + ROOM, prefix=expanded)
+    cache = preallocated_cache(model.config, room=width + ROOM, prefix=expanded)
     return Prompts(torch.tensor(rows), mask.long(), cache)
 
 
@@ -67,11 +67,11 @@ def write(model: PreTrainedModel, prompts: Prompts, seeds: list[int] = SEEDS, **
     )
 
 
-@pytest.mark.parametrize("stretch", [1, 3, 100])
+@pytest.mark.parametrize("chunk", [1, 3, 100])
 def test_rows_of_a_batch_get_what_the_library_writes_to_each_alone(
-    stretch: int, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+    chunk: int, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoding, "TOKENS_IN_A_STRETCH", stretch)
+    monkeypatch.setattr(decoding, "TOKENS_IN_A_CHUNK", chunk)
     prompts = prompts_of([30, 5, 17, 17, 9])
     expected = [alone(model, prompt) for prompt in prompts]
     assert len({len(row) for row in expected}) > 1  # rows do leave before others
@@ -83,7 +83,7 @@ def test_rows_of_a_batch_get_what_the_library_writes_to_each_alone(
 def test_a_shared_prefix_before_the_padding_changes_nothing(
     read_at_once: int, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoding, "TOKENS_IN_A_STRETCH", 4)
+    monkeypatch.setattr(decoding, "TOKENS_IN_A_CHUNK", 4)
     monkeypatch.setattr(decoding, "TOKENS_READ_AT_ONCE", read_at_once)
     model = build_model(family)
     head, prompts = prompts_of([12])[0], prompts_of([12, 4, 9, 3, 5])[1:]
@@ -142,9 +142,9 @@ def test_the_repetition_penalty_counts_what_was_written_and_not_the_prompt() -> 
     assert all(len(set(row)) == len(row) for row in penalised)
 
 
-def test_a_row_that_goes_round_in_circles_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_repeats_itself_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "REPEATED_TOKENS", 4)
-    stop = CirclesStop(width=2, rows=3, device=torch.device("cpu"))
+    stop = RepetitionStop(width=2, rows=3, device=torch.device("cpu"))
     rows = torch.tensor(
         [
             [9, 9, *[5, 6] * 5],  # the last four tokens stand there three times and more
@@ -156,7 +156,7 @@ def test_a_row_that_goes_round_in_circles_ends(monkeypatch: pytest.MonkeyPatch) 
     assert stop.stopped_at.tolist() == [10, 0, 0]
 
 
-def test_an_answer_that_was_ended_for_its_circles_holds_all_it_wrote(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_was_ended_for_its_repetition_holds_all_it_wrote(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "REPEATED_TOKENS", 3)
     model = build_model("nearly_free")
     prompts = batch_of(prompts_of([4, 6]), model)

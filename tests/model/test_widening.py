@@ -18,7 +18,7 @@ from memvec.model.backbone import Backbone
 from memvec.model.packing import pack, unpack
 from memvec.model.parity import TOLERANCE, relative_error
 from memvec.model.torch_internals import has_matmul
-from memvec.model.tuning import product_choices
+from memvec.model.tuning import is_worth_measuring
 from memvec.model.widening import has_room, widen, widen_where_emulated
 from tests.helpers.models import build_model
 
@@ -86,12 +86,10 @@ def test_weights_for_which_there_is_no_room_stay_as_they_are(caplog: pytest.LogC
     assert ("no memory for the weights in float32" in caplog.text) == (not has_matmul(torch.bfloat16))
 
 
-def test_widened_weights_have_the_products_of_float32_to_choose_from() -> None:
-    decoder, exact = half_decoder("llama", torch.bfloat16), half_decoder("llama", torch.float32)
+def test_widened_weights_can_be_packed_as_float32_can() -> None:
+    decoder = half_decoder("llama", torch.bfloat16)
     widen(decoder)
-    tried = [product_choices(model, computed_in=torch.float32, device=CPU) for model in (decoder, exact)]
-    assert tried[0] == tried[1]
-    assert len(tried[0]) > 1
+    assert is_worth_measuring(decoder, computed_in=torch.float32, device=CPU)
 
 
 @pytest.mark.parametrize(("tune", "rows"), [("auto", 5), ("auto", 1200), ("off", 5)])
@@ -108,7 +106,7 @@ def test_a_run_in_half_precision_says_what_it_computed_in(
     assert 1e-6 < relative_error(*vectors) < TOLERANCE[torch.bfloat16]
 
 
-def test_whether_kernels_are_measured_does_not_change_the_vectors_of_half_precision(
+def test_a_measurement_does_not_change_half_precision(
     write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
 ) -> None:
     """A query to a run, and a rank with few rows, have too little to compute for a measurement to pay."""
@@ -116,7 +114,7 @@ def test_whether_kernels_are_measured_does_not_change_the_vectors_of_half_precis
     half = "trainer.precision=bf16-true"
     many = memvec.predict(tiny_config(write_jsonl(texts), half, output="many"))
     few = memvec.predict(tiny_config(write_jsonl(texts[:5]), half, output="few"))
-    assert many.manifest["notes"]["kernel_milliseconds"]
-    assert few.manifest["notes"]["kernel_milliseconds"] == {}
+    assert many.manifest["notes"]["matmul_milliseconds"]
+    assert few.manifest["notes"]["matmul_milliseconds"] == {}
     vectors = [memvec.load(run.folder.root)["vector"][:5] for run in (many, few)]
     assert relative_error(*vectors) < (TOLERANCE[torch.bfloat16] if has_matmul(torch.bfloat16) else 1e-5)

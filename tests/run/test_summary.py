@@ -51,7 +51,7 @@ def test_the_closing_summary_is_five_lines_of_counts_speed_and_place(tmp_path: P
 def test_the_speed_of_a_run_that_went_on_says_what_it_was_measured_over(tmp_path: Path) -> None:
     summary = write(tmp_path)
     resumed = RunSummary(summary.folder, summary.manifest, {**METRICS, "computed_entries": 2})
-    assert resumed.lines()[3].endswith(", over the 2 computed since the run went on")
+    assert resumed.lines()[3].endswith(", over the 2 computed since the run was resumed")
 
 
 def test_rejected_rows_point_to_the_file_that_names_them(tmp_path: Path) -> None:

@@ -104,11 +104,11 @@ def test_a_signal_flushes_says_how_to_go_on_and_sets_the_exit_code(
     assert "Traceback" not in said
     assert said.count(ADVICE) == said.count("stopped by") == 1
     assert f"memvec: stopped by {signal.Signals(number).name}; what was computed is kept" in said
-    assert f"output_dir={output_dir} goes on" in said
+    assert f"output_dir={output_dir} resumes the run" in said
     wait_until_gone(started)
     assert_all_is_flushed(output_dir, ranks=ranks)
     if overrides is TWO_RANKS and number == signal.SIGINT:
-        code, said = finish(start(command))  # it is the same command that goes on
+        code, said = finish(start(command))  # it is the same command that resumes
         assert code == 0, said
     else:
         resume(command)

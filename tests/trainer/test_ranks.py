@@ -99,7 +99,7 @@ def test_several_ranks_give_what_one_process_gives(
     assert "the prompts share their first" in (folder / "logs" / "rank-00001.log").read_text()
 
 
-# --- weights shared out over two processes ------------------------------------------------------------------------
+# --- weights sharded over two processes ------------------------------------------------------------------------
 
 FSDP, TENSOR_PARALLEL = "trainer=fsdp", "trainer=tensor_parallel"
 # Name -> model, texts, overrides. A bad token makes the vectors of its texts NaN, so that they are computed again.
