@@ -73,7 +73,7 @@ def build_asking(
 def build_reader(cfg: DictConfig) -> Conversations:
     """Returns what reads conversations, however windows become batches or requests."""
     rows, options = build_rows(cfg.data)
-    of_windows = OmegaConf.masked_copy(options, [name for name in options if name not in OF_BATCHES])
+    of_windows = OmegaConf.masked_copy(options, [str(name) for name in options if name not in OF_BATCHES])
     conversations: Conversations = build_group("data", of_windows, rows=rows)
     return conversations
 
