@@ -12,11 +12,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
+import shutil
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset
 from hypothesis import settings
 from omegaconf import DictConfig
@@ -28,11 +31,29 @@ from tests.helpers.models import ARCHITECTURES, NEARLY_FREE, build_tokenizer, sa
 from tests.helpers.processes import MANY, arguments, resume, stop_fork_server, write_texts
 from tests.helpers.scripted import save_scripted_model
 
+IN_CI = bool(os.environ.get("CI"))
+EVERYDAY_LANE = "not processes and not slow and not stress and not gpu"
+CI_LANES = "not stress and not gpu"
+
 # The same commit passes or fails every time, on however slow a machine; `pytest --hypothesis-profile=search` looks
 # for new counterexamples, which then become an `@example`.
-settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("everyday", max_examples=25, derandomize=True, deadline=None)
+settings.register_profile("ci", max_examples=100, derandomize=True, deadline=None)
 settings.register_profile("search", max_examples=2000, deadline=None)
-settings.load_profile("repeatable")
+settings.load_profile("ci" if IN_CI else "everyday")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Chooses the lanes where the command line names none with `-m`."""
+    config.option.markexpr = config.option.markexpr or (CI_LANES if IN_CI else EVERYDAY_LANE)
+
+
+@pytest.hookimpl(optionalhook=True)  # a machine with a GPU may lack pytest-xdist
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Runs named files in this process, whose start is quicker than theirs, and the suite in one a core, up to four."""
+    is_suite = config.args_source is not pytest.Config.ArgsSource.ARGS
+    return min(4, len(os.sched_getaffinity(0))) if is_suite else 0
+
 
 TEXTS = [
     "爱喝茶",
@@ -54,6 +75,12 @@ TEXTS = [
 def _fork_server() -> Iterator[None]:
     yield
     stop_fork_server()
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """What a test draws from torch's own generator is the same every time."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
@@ -94,6 +121,14 @@ def undisturbed(many: Path, llama: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port of this machine at which nobody listens, nor can begin to."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        yield int(holder.getsockname()[1])
+
+
+@pytest.fixture
 def write_jsonl(tmp_path: Path) -> Callable[..., Path]:
     """Writes rows, or texts with ids of their own, as JSON lines."""
 
@@ -125,6 +160,23 @@ def tiny_config(llama: Path, tmp_path: Path) -> Callable[..., DictConfig]:
         )
 
     return configure
+
+
+@pytest.fixture(scope="session")
+def finished_once(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `TEXTS` as memories.jsonl, and with a finished run over them; tests work on copies."""
+    root = tmp_path_factory.mktemp("finished")
+    rows = ({"id": f"m/{n}", "text": text} for n, text in enumerate(TEXTS))
+    (root / "memories.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    resume(arguments(root / "memories.jsonl", root / "run", llama))
+    return root
+
+
+@pytest.fixture
+def finished(finished_once: Path, tiny_config: Callable[..., DictConfig], tmp_path: Path) -> DictConfig:
+    """Composes a configuration whose run over `TEXTS` is finished already."""
+    shutil.copytree(finished_once, tmp_path, dirs_exist_ok=True)
+    return tiny_config(tmp_path / "memories.jsonl")
 
 
 @pytest.fixture(scope="session")

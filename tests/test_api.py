@@ -26,7 +26,7 @@ def reference(folder: Path, texts: list[str], template: str, layer: int = -1) ->
     return reference_vectors(model, AutoTokenizer.from_pretrained(folder), texts, template=template, layer=layer)
 
 
-def test_encode_gives_the_vectors_of_predict_in_the_order_of_the_texts(
+def test_encode_gives_the_vectors_of_predict_in_order(
     llama: Path, write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
 ) -> None:
     vectors = memvec.encode(TEXTS, model=llama, **CPU)
@@ -54,7 +54,7 @@ def test_a_prompt_is_a_name_or_a_template_of_ones_own(prompt: str, template: str
     torch.testing.assert_close(vectors, reference(llama, texts, template), rtol=1e-5, atol=1e-5)
 
 
-def test_a_template_that_a_configuration_would_resolve_is_taken_as_it_stands(llama: Path) -> None:
+def test_a_template_is_taken_as_it_stands(llama: Path) -> None:
     template = "${data.path} {text}="
     vectors = memvec.encode(TEXTS[:2], model=llama, prompt=template, **CPU)
     torch.testing.assert_close(vectors, reference(llama, TEXTS[:2], template), rtol=1e-5, atol=1e-5)
@@ -134,7 +134,7 @@ def test_a_loaded_run_is_a_torch_dataset_in_input_order(
     assert len(memvec.load(Path(cfg.output_dir))) == len(TEXTS)
 
 
-def test_loading_twice_after_the_run_was_replaced_gives_the_new_vectors(
+def test_loading_again_gives_the_vectors_of_a_replaced_run(
     write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
     """`datasets` caches by path; a run made anew in the same folder must not come out as the old one."""
@@ -153,7 +153,7 @@ def test_a_folder_without_a_run_cannot_be_loaded(tmp_path: Path) -> None:
             memvec.load(folder)
 
 
-def test_an_unfinished_run_cannot_be_loaded_and_says_how_to_go_on(tmp_path: Path) -> None:
+def test_an_unfinished_run_says_how_to_resume_it(tmp_path: Path) -> None:
     (tmp_path / "journal").mkdir()
     with pytest.raises(RunFolderError, match="an unfinished run; run the same command again to resume it"):
         memvec.load(tmp_path)
@@ -166,6 +166,7 @@ def test_a_folder_with_a_manifest_of_something_else_holds_no_run(tmp_path: Path,
         memvec.load(tmp_path)
 
 
+@pytest.mark.processes
 def test_predict_is_the_function_however_it_is_imported() -> None:
     script = (
         "import memvec.predict\n"
@@ -183,6 +184,7 @@ def test_predict_is_the_function_however_it_is_imported() -> None:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+@pytest.mark.processes
 def test_the_package_is_imported_without_waiting_for_torch() -> None:
     script = "import sys, memvec; assert memvec.__version__; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True)

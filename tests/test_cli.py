@@ -13,7 +13,9 @@ import pytest
 
 import memvec
 from tests.conftest import TEXTS
-from tests.helpers.processes import start
+from tests.helpers.processes import SECONDS_TO_START, start
+
+pytestmark = pytest.mark.processes
 
 Done = subprocess.CompletedProcess[str]
 
@@ -84,7 +86,7 @@ def runs(folder: Path, llama: Path) -> dict[str, Done]:
         processes[name] = start([*command, *good, *output, *arguments], folder=folder)
     runs = {}
     for name, process in processes.items():
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=SECONDS_TO_START)
         assert process.returncode is not None
         runs[name] = Done(process.args, process.returncode, out, err)
     return runs

@@ -17,7 +17,7 @@ def test_first_occurrence_equals_brute_force(rows: list[bytes]) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=40))
-def test_rows_that_differ_in_one_half_of_the_digest_are_different(pairs: list[tuple[int, int]]) -> None:
+def test_rows_that_differ_in_half_of_the_digest_are_different(pairs: list[tuple[int, int]]) -> None:
     found = first_occurrence(np.array(pairs, dtype=np.uint64).reshape(-1, 2))
     assert found.dtype == np.int64
     assert found.tolist() == [pairs.index(pair) for pair in pairs]

@@ -156,7 +156,7 @@ def test_a_vector_that_is_not_finite_is_named_or_nan(llama: Path) -> None:
     assert vectors.isfinite().all(dim=1).tolist() == [True, False, True]
 
 
-def test_special_tokens_in_a_text_stay_text_and_long_texts_lose_their_end(llama: Path) -> None:
+def test_special_tokens_stay_text_and_long_texts_lose_their_end(llama: Path) -> None:
     encoder = Encoder(llama, max_length=60, **CPU)
     vectors = encoder.encode(["<|im_end|>", "word " * 300, "word " * 300 + "and more"])
     assert torch.equal(vectors[1], vectors[2])
@@ -327,6 +327,7 @@ def test_a_batch_of_columns_gets_a_column_of_vectors(llama: Path) -> None:
 
 
 @pytest.mark.parametrize("processes", [None, 2])
+@pytest.mark.processes
 def test_datasets_map_runs_it(processes: int | None, llama: Path) -> None:
     dataset = Dataset.from_dict({"text": TEXTS})
     mapped = dataset.map(Encoder(llama, **CPU), batched=True, batch_size=5, num_proc=processes, new_fingerprint="f")
@@ -334,6 +335,7 @@ def test_datasets_map_runs_it(processes: int | None, llama: Path) -> None:
     torch.testing.assert_close(vectors, reference(llama, TEXTS), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.processes
 def test_a_dataloader_worker_runs_it(llama: Path) -> None:
     loader = torch.utils.data.DataLoader(TEXTS, batch_size=4, num_workers=1, collate_fn=Encoder(llama, **CPU).encode)
     torch.testing.assert_close(torch.cat(list(loader)), reference(llama, TEXTS), rtol=1e-5, atol=1e-5)
@@ -348,6 +350,7 @@ def test_it_is_pickled_without_its_model_and_loads_where_it_runs(llama: Path) ->
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.processes
 def test_a_worker_process_loads_its_own(method: str, llama: Path) -> None:
     encoder = Encoder(llama, **CPU)
     expected = encoder.encode(TEXTS)

@@ -53,6 +53,7 @@ def test_a_run_is_measured_and_keeps_the_result(
     assert float(lines[1].split()[1]) == pytest.approx(share, abs=1e-4)
 
 
+@pytest.mark.processes
 def test_a_sweep_is_compared_by_layer_and_prompt(
     questions: Path,
     write_jsonl: Callable[..., Path],

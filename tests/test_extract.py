@@ -161,16 +161,14 @@ def test_other_settings_of_either_stage_are_refused(override: str, change: str, 
         extracted(root, root / "expected", scripted, override)
 
 
-def test_a_folder_with_other_files_is_refused_before_anything_is_generated(
-    root: Path, scripted: Path, tmp_path: Path
-) -> None:
+def test_a_folder_with_other_files_is_refused_at_once(root: Path, scripted: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(RunFolderError, match=r"holds other files \(thesis.tex\)"):
         extracted(root, tmp_path, scripted)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_folder_of_vectors_of_other_texts_is_refused_before_anything_is_generated(
+def test_a_folder_of_other_texts_vectors_is_refused_at_once(
     root: Path, scripted: Path, write_jsonl: Write, tiny_config: Configure
 ) -> None:
     cfg = tiny_config(write_jsonl(["likes tea"]), model=scripted)
@@ -195,9 +193,8 @@ def test_the_weights_are_loaded_once(root: Path, tmp_path: Path, monkeypatch: py
     assert_as_expected(tmp_path / "run", root)
 
 
-def test_two_processes_load_the_weights_once_each_and_give_what_one_gives(
-    root: Path, jobs: dict[str, tuple[int, str]]
-) -> None:
+@pytest.mark.processes
+def test_two_processes_load_the_weights_once_each(root: Path, jobs: dict[str, tuple[int, str]]) -> None:
     code, said = jobs["two"]
     assert code == 0, said
     assert "Warning" not in said
@@ -214,6 +211,7 @@ def test_two_processes_load_the_weights_once_each_and_give_what_one_gives(
 
 
 @pytest.mark.parametrize("name", KILLED)
+@pytest.mark.processes
 def test_killed_anywhere_the_same_command_goes_on_where_it_was(
     name: str, root: Path, scripted: Path, jobs: dict[str, tuple[int, str]]
 ) -> None:
@@ -239,7 +237,8 @@ def test_killed_anywhere_the_same_command_goes_on_where_it_was(
     assert summary.vectors.metrics["computed_entries"] == computed_again
 
 
-def test_after_an_interruption_the_folder_to_go_on_in_is_the_one_that_was_named(
+@pytest.mark.processes
+def test_after_an_interruption_the_named_folder_resumes(
     root: Path, scripted: Path, jobs: dict[str, tuple[int, str]]
 ) -> None:
     code, said = jobs["stopped"]
@@ -252,9 +251,8 @@ def test_after_an_interruption_the_folder_to_go_on_in_is_the_one_that_was_named(
     assert 0 < summary.memories.metrics["computed_entries"] < counts.windows + counts.retried
 
 
-def test_without_any_memory_one_line_says_so_and_the_outputs_are_kept(
-    root: Path, scripted: Path, jobs: dict[str, tuple[int, str]]
-) -> None:
+@pytest.mark.processes
+def test_without_any_memory_one_line_says_so(root: Path, scripted: Path, jobs: dict[str, tuple[int, str]]) -> None:
     code, said = jobs["no memories"]
     folder = root / "no memories"
     line = f"{folder / 'memories'}: no memory was found in 4 windows"

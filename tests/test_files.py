@@ -64,7 +64,7 @@ def test_a_file_has_its_name_only_when_complete(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_an_error_while_writing_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+def test_an_error_while_writing_leaves_only_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
 
@@ -88,7 +88,8 @@ def test_content_that_is_not_json_leaves_the_old_file(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_a_killed_writer_leaves_the_old_file_and_does_not_hinder_the_next(tmp_path: Path) -> None:
+@pytest.mark.processes
+def test_a_killed_writer_leaves_the_old_file_to_the_next(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
     script = (

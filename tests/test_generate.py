@@ -57,12 +57,12 @@ def test_a_finished_folder_holds_the_result_and_nothing_else(run: Any) -> None:
     assert visible(run[0].output_dir) == RESULT
 
 
-def test_its_vectors_are_asked_for_in_vain_and_the_error_says_what_makes_them(run: Any) -> None:
+def test_asked_for_its_vectors_it_says_what_makes_them(run: Any) -> None:
     with pytest.raises(RunFolderError, match=r"holds memory texts; memvec\.predict data\.path=.*memories\.parquet"):
         memvec.load(run[0].output_dir)
 
 
-def test_memories_nothing_and_failures_are_counted_apart_and_shown(run: Any) -> None:
+def test_memories_nothing_and_failures_are_counted_apart(run: Any) -> None:
     cfg, summary = run
     counts = summary.generation
     assert summary.counts == counts
@@ -82,7 +82,7 @@ def test_memories_nothing_and_failures_are_counted_apart_and_shown(run: Any) -> 
     assert lines[-1] == f"file       {cfg.output_dir}/memories.parquet"
 
 
-def test_each_memory_says_which_conversation_messages_and_date_it_is_from(run: Any) -> None:
+def test_each_memory_says_where_and_when_it_is_from(run: Any) -> None:
     found = read_lines(Path(run[0].output_dir) / "memories.jsonl")
     assert found[0] == {
         **{"id": "c/0-0-0", "text": found[0]["text"], "conversation_id": "c/0"},
@@ -94,7 +94,7 @@ def test_each_memory_says_which_conversation_messages_and_date_it_is_from(run: A
     assert [line["date"] for line in found] == [f"day {number}" for number in numbers]
 
 
-def test_conversations_that_cannot_be_used_are_named_and_the_others_run(run: Any) -> None:
+def test_conversations_that_cannot_be_used_are_named(run: Any) -> None:
     cfg, _ = run
     bad, again = read_lines(Path(cfg.output_dir) / "rejected.jsonl")
     assert (bad["row"], bad["id"], bad["file"]) == (21, "bad", cfg.data.path)
@@ -174,7 +174,7 @@ def test_a_sweep_of_generation_has_its_table(run: Any) -> None:
 
 
 @pytest.mark.parametrize("trainer", ["fsdp", "tensor_parallel"])
-def test_a_trainer_that_shares_weights_out_is_refused_before_anything_is_written(
+def test_a_trainer_that_shards_weights_is_refused_at_once(
     trainer: str, write_conversations: Write, tiny_generation: Configure
 ) -> None:
     cfg = tiny_generation(write_conversations(), f"trainer={trainer}", "trainer.devices=2")
@@ -205,7 +205,7 @@ def test_one_attempt_leaves_what_was_not_understood_as_it_is(
     assert [line["attempt"] for line in read_lines(Path(cfg.output_dir) / "raw.jsonl")] == [1] * 4
 
 
-def test_a_model_that_says_nothing_at_all_has_failed_and_the_run_ends(
+def test_a_model_that_says_nothing_at_all_ends_the_run(
     scripted: Path, write_conversations: Write, tiny_generation: Configure
 ) -> None:
     cfg = tiny_generation(write_conversations(marked(3, (SILENT,))), model=scripted)

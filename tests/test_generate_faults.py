@@ -22,6 +22,8 @@ from tests.helpers.conversations import generation_overrides, marked, write_line
 from tests.helpers.processes import finish, flow, journal_bytes, kill_group, start, wait_until
 from tests.test_generate import DRAWN, MARKS, texts
 
+pytestmark = pytest.mark.processes
+
 ROWS = 150
 SLOW = ("data.batch_size=1", "writer.flush_every=2")
 Done = tuple[int, str]
@@ -86,7 +88,7 @@ def jobs(root: Path, scripted: Path) -> dict[str, Done | None]:
         return dict(zip(jobs, pool.map(lambda job: job(), jobs.values()), strict=True))
 
 
-def test_a_killed_run_goes_on_without_computing_flushed_windows_again(
+def test_a_killed_run_does_not_compute_flushed_windows_again(
     root: Path, scripted: Path, jobs: dict[str, Done], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert jobs["killed"] is None
@@ -100,7 +102,7 @@ def test_a_killed_run_goes_on_without_computing_flushed_windows_again(
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
-def test_a_signal_flushes_says_how_to_go_on_and_sets_the_exit_code(
+def test_a_signal_flushes_and_sets_the_exit_code(
     name: str, code: int, root: Path, scripted: Path, jobs: dict[str, Done]
 ) -> None:
     ended_with, said = jobs[name]
@@ -131,7 +133,7 @@ def test_what_is_wrong_is_said_in_one_line(name: str, code: int, named: str, roo
     assert not [path for path in (root / name).rglob("*") if path.is_file() and path.name != "rank-00000.log"]
 
 
-def test_a_file_that_could_not_be_read_leaves_its_folder_to_the_one_put_right(
+def test_a_file_that_is_put_right_runs_in_the_same_folder(
     write_conversations: Callable[..., Path], tiny_generation: Callable[..., DictConfig]
 ) -> None:
     cfg = tiny_generation(write_conversations([{"id": "a", "messages": "  "}]))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,33 +16,38 @@ import pytest
 import memvec
 from memvec.files import read_json
 from memvec.generation.summary import GenerationSummary
-from tests.helpers.chat_server import free_port
 from tests.helpers.conversations import generation_overrides, marked, read_lines, write_lines
-from tests.helpers.processes import flow, journal_bytes, kill_group, start, wait_until
+from tests.helpers.processes import flow, free_port, journal_bytes, kill_group, start, wait_until
 from tests.test_generate import MARKS, texts
 
 pytestmark = pytest.mark.processes
 ROWS = 40
-SECONDS_TO_START = 120
 
 
 @pytest.fixture(scope="module")
 def base_url(scripted: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a server that serves the scripted model."""
-    port = free_port()
     said = tmp_path_factory.mktemp("serve") / "said"
+    for _ in range(3):  # another program may take the port first
+        port = free_port()
+        with served(scripted, port, said) as server:
+            if server.poll() is None:
+                yield f"http://127.0.0.1:{port}/v1"
+                return
+    pytest.fail(said.read_text())
+
+
+@contextmanager
+def served(model: Path, port: int, said: Path) -> Iterator[subprocess.Popen[str]]:
+    """Starts a server and waits until it answers, or has ended."""
     executable = Path(sys.executable).with_name("transformers")
-    command = [str(executable), "serve", str(scripted), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
-    with said.open("wb") as stream:
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        server = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)
+    command = [str(executable), "serve", str(model), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    with said.open("w") as stream:
+        server = subprocess.Popen(command, stdout=stream, stderr=stream, text=True, env=environment)
     try:
-        deadline = time.monotonic() + SECONDS_TO_START
-        while not answers(f"http://127.0.0.1:{port}/health"):
-            assert server.poll() is None, said.read_text()
-            assert time.monotonic() < deadline, said.read_text()
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}/v1"
+        wait_until(lambda: answers(f"http://127.0.0.1:{port}/health"), server)
+        yield server
     finally:
         server.terminate()
         server.wait()
@@ -94,7 +99,7 @@ def test_a_real_server_writes_what_the_same_model_writes_here(
     assert notes["prompt_tokens"] > notes["completion_tokens"] > 0
 
 
-def test_killed_in_the_midst_it_asks_a_real_server_only_for_what_is_missing(
+def test_after_a_kill_a_real_server_is_asked_for_what_is_missing(
     base_url: str, scripted: Path, data: Path, tmp_path: Path
 ) -> None:
     expected = generated(asking(data, tmp_path / "expected", base_url, scripted))

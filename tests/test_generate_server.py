@@ -27,7 +27,6 @@ from tests.helpers.chat_server import (
     ChatServerDouble,
     chat_server,
     completion,
-    free_port,
     half,
     hangs_up,
     refuses,
@@ -135,9 +134,7 @@ def test_equal_windows_are_asked_about_once(tmp_path: Path) -> None:
     assert (counts.windows, counts.memories, double.conversations()) == (5, 10, [0])
 
 
-def test_whatever_happens_to_some_windows_the_others_have_their_memories(
-    root: Path, data: Path, tmp_path: Path
-) -> None:
+def test_whatever_happens_to_some_windows_the_others_finish(root: Path, data: Path, tmp_path: Path) -> None:
     troubles = {
         "number 0.": (refuses(400, "maximum context length is 10 tokens"), None),
         "number 2.": (half, None),
@@ -158,11 +155,9 @@ def test_whatever_happens_to_some_windows_the_others_have_their_memories(
     assert read_lines(tmp_path / "run" / "memories.jsonl") == kept
 
 
-def test_a_server_that_was_gone_and_is_back_is_asked_only_for_what_is_missing(
-    root: Path, data: Path, tmp_path: Path
-) -> None:
-    port, output = free_port(), tmp_path / "run"
-    with chat_server(ChatServerDouble(), port) as double:
+def test_a_server_that_is_back_is_asked_for_what_is_missing(root: Path, data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    with chat_server(ChatServerDouble()) as double:
         gone = refuses(503, "shutting down")
         double.troubles = {f"number {number}.": (gone, None) for number in range(30, ROWS)}
         answered_greeting = threading.Event()
@@ -178,7 +173,7 @@ def test_a_server_that_was_gone_and_is_back_is_asked_only_for_what_is_missing(
         with pytest.raises(ServerError) as caught:
             generated(data, output, double.base_url)
     line = str(caught.value)
-    assert line.startswith(f"generation.base_url=http://127.0.0.1:{port}/v1: 503 shutting down (after 1 retries)")
+    assert line.startswith(f"generation.base_url={double.base_url}: 503 shutting down (after 1 retries)")
     assert line.endswith(f"what was computed is kept: the same command with output_dir={output} resumes the run")
     kept = windows_done(output)
     assert 26 <= kept <= 30
@@ -190,9 +185,9 @@ def test_a_server_that_was_gone_and_is_back_is_asked_only_for_what_is_missing(
     assert len(asked) == ROWS - kept + len([n for n in range(kept) if n % 5 in (3, 4)])
 
 
-def test_a_server_that_never_answered_leaves_the_folder_to_the_right_one(data: Path, tmp_path: Path) -> None:
+def test_a_server_that_never_answered_leaves_the_folder_free(data: Path, tmp_path: Path, closed_port: int) -> None:
     with pytest.raises(ServerError, match="after 1 retries"):
-        generated(data, tmp_path / "run", f"http://127.0.0.1:{free_port()}/v1", "generation.model=wrong")
+        generated(data, tmp_path / "run", f"http://127.0.0.1:{closed_port}/v1", "generation.model=wrong")
     with chat_server(ChatServerDouble()) as double:
         assert generated(data, tmp_path / "run", double.base_url, "data.limit=3").generation.windows == 3
 
@@ -234,7 +229,7 @@ def test_windows_can_be_measured_with_a_tokenizer(llama: Path, tmp_path: Path) -
     assert counts.windows == 1
 
 
-def test_a_program_with_a_running_loop_or_in_a_thread_can_generate(data: Path, tmp_path: Path) -> None:
+def test_a_program_in_a_running_loop_or_a_thread_can_generate(data: Path, tmp_path: Path) -> None:
     async def in_a_loop(base_url: str) -> int:
         return generated(data, tmp_path / "loop", base_url, "data.limit=5").generation.windows
 
@@ -309,7 +304,7 @@ def jobs(root: Path, llama: Path) -> dict[str, Any]:
 
     def disturbed(name: str, do: Callable[[Any], Done]) -> Any:
         output = root / name
-        with chat_server(ChatServerDouble(seconds=0.2)) as double:
+        with chat_server(ChatServerDouble(seconds=0.5)) as double:
             process = start(flow("generate", overrides(data, output, double.base_url)))
             wait_until(lambda: journal_bytes(output) > 2_000, process)
             assert process.poll() is None
@@ -360,7 +355,7 @@ def jobs(root: Path, llama: Path) -> dict[str, Any]:
 
 @pytest.mark.processes
 @pytest.mark.parametrize(("name", "code"), [("killed", -signal.SIGKILL), ("SIGTERM", 143), ("SIGINT", 130)])
-def test_stopped_in_the_midst_the_same_command_asks_only_for_what_is_missing(
+def test_once_stopped_a_command_asks_for_what_is_missing(
     name: str, code: int, root: Path, data: Path, jobs: dict[str, Done]
 ) -> None:
     ended_with, said = jobs[name]

@@ -116,14 +116,14 @@ def test_a_row_without_a_vector_takes_its_columns_along(write_jsonl: Write, tiny
     assert kept(cfg.output_dir) == expected([ROWS[0], ROWS[3]])
 
 
-def test_a_column_that_is_not_there_is_said_before_anything_is_computed(
+def test_a_missing_column_is_said_before_anything_is_computed(
     write_jsonl: Write, tiny_config: Configure
 ) -> None:
     with pytest.raises(InputError, match="no row has the column 'usr'; columns found: id, text, user"):
         memvec.predict(tiny_config(write_jsonl(ROWS), "data.keep_columns=[usr]"))
 
 
-def test_columns_of_a_result_that_its_manifest_does_not_tell_of_are_no_use(run: RunFolder, tmp_path: Path) -> None:
+def test_columns_that_a_manifest_does_not_tell_of_are_refused(run: RunFolder, tmp_path: Path) -> None:
     content = json.loads(run.manifest.read_text())
     for names, said in (
         (["usr"], "usr"),
@@ -193,7 +193,7 @@ def test_the_page_colours_by_them(run: RunFolder) -> None:
     assert not {"created_at", "tags", "meta"} & colourings.keys()  # which tell none apart, or are no values
 
 
-def test_columns_of_conversations_travel_to_memories_and_vectors(scripted: Path, tmp_path: Path) -> None:
+def test_columns_of_conversations_travel_to_their_vectors(scripted: Path, tmp_path: Path) -> None:
     rows = [{**row, "user": f"u{n}", "at": {"day": n}} for n, row in enumerate(CHAT)]
     path = write_lines(tmp_path / "conversations.jsonl", [{**rows[0], "id": "bad", "messages": []}, *rows])
     keep = ["data.keep_columns=[user,at]", "vectors.keep_columns=[conversation_id,user]"]

@@ -54,22 +54,17 @@ def prompt_lengths(model: Path, texts: list[str]) -> list[int]:
     return [len(tokenizer(TEMPLATE.replace("{text}", text))["input_ids"]) for text in texts]
 
 
-def test_a_finished_folder_holds_the_result_and_nothing_else(write_jsonl: Write, tiny_config: Configure) -> None:
-    cfg = tiny_config(write_jsonl(TEXTS))
-    summary = memvec.predict(cfg)
-    assert visible(cfg.output_dir) == RESULT
-    assert [path.suffix for path in (Path(cfg.output_dir) / "vectors").iterdir()] == [".parquet"]
-    assert rejected(cfg.output_dir) == []
+def test_a_finished_folder_holds_the_result_and_nothing_else(finished: DictConfig) -> None:
+    summary = memvec.predict(finished)
+    assert visible(finished.output_dir) == RESULT
+    assert [path.suffix for path in (Path(finished.output_dir) / "vectors").iterdir()] == [".parquet"]
+    assert rejected(finished.output_dir) == []
     assert summary.counts.entries == len(TEXTS)
     assert summary.counts.rejected == summary.counts.truncated == 0
 
 
-def test_rows_come_in_input_order_with_their_text_and_token_count(
-    write_jsonl: Write, tiny_config: Configure, llama: Path
-) -> None:
-    cfg = tiny_config(write_jsonl(TEXTS), "data.batch_size=3")
-    memvec.predict(cfg)
-    dataset = memvec.load(cfg.output_dir)
+def test_rows_come_in_input_order_with_text_and_token_count(finished: DictConfig, llama: Path) -> None:
+    dataset = memvec.load(finished.output_dir)
     assert dataset.column_names == ["id", "text", "vector", "num_tokens"]
     assert dataset["id"][:] == [f"m/{n}" for n in range(len(TEXTS))]
     assert dataset["text"][:] == TEXTS
@@ -78,13 +73,9 @@ def test_rows_come_in_input_order_with_their_text_and_token_count(
     assert dataset["vector"][:].shape == (len(TEXTS), 32)
 
 
-def test_the_result_is_a_fixed_size_list_of_float32_that_other_tools_read(
-    write_jsonl: Write, tiny_config: Configure
-) -> None:
-    cfg = tiny_config(write_jsonl(TEXTS))
-    memvec.predict(cfg)
-    files = sorted(str(path) for path in (Path(cfg.output_dir) / "vectors").glob("*.parquet"))
-    vectors = memvec.load(cfg.output_dir)["vector"][:].numpy()
+def test_the_result_is_a_list_of_float32_that_other_tools_read(finished: DictConfig) -> None:
+    files = sorted(str(path) for path in (Path(finished.output_dir) / "vectors").glob("*.parquet"))
+    vectors = memvec.load(finished.output_dir)["vector"][:].numpy()
 
     schema = pq.read_schema(files[0])
     assert schema.field("vector").type == pa.list_(pa.float32(), 32)
@@ -94,7 +85,7 @@ def test_the_result_is_a_fixed_size_list_of_float32_that_other_tools_read(
     assert loaded.features["vector"] == datasets.List(datasets.Value("float32"), length=32)
     np.testing.assert_array_equal(np.asarray(loaded["vector"][:], dtype=np.float32), vectors)
 
-    frame = pd.read_parquet(Path(cfg.output_dir) / "vectors")
+    frame = pd.read_parquet(Path(finished.output_dir) / "vectors")
     assert frame["text"].tolist() == TEXTS
     np.testing.assert_array_equal(np.stack(frame["vector"]), vectors)
 
@@ -275,34 +266,27 @@ def test_the_same_command_again_does_nothing_and_says_so(
         ("trainer.precision=bf16-true", "dtype was 'float32', is 'bfloat16'"),
     ],
 )
-def test_a_run_of_something_else_is_refused_naming_the_field_the_old_and_the_new(
-    override: str, change: str, tiny_config: Configure, write_jsonl: Write
+def test_a_run_of_something_else_is_refused_naming_the_field(
+    override: str, change: str, finished: DictConfig, tiny_config: Configure
 ) -> None:
-    path = write_jsonl(TEXTS)
-    cfg = tiny_config(path)
-    memvec.predict(cfg)
-    before = state_of(cfg.output_dir)
+    before = state_of(finished.output_dir)
     with pytest.raises(RunFolderError, match=re.escape(change)):
-        memvec.predict(tiny_config(path, override))
-    assert state_of(cfg.output_dir) == before
+        memvec.predict(tiny_config(finished.data.path, override))
+    assert state_of(finished.output_dir) == before
 
 
 def test_a_run_on_changed_input_or_with_another_model_is_refused(
-    tiny_config: Configure, write_jsonl: Write, model_folders: Callable[[str], Path]
+    finished: DictConfig, tiny_config: Configure, write_jsonl: Write, model_folders: Callable[[str], Path]
 ) -> None:
-    memvec.predict(tiny_config(write_jsonl(TEXTS)))
     with pytest.raises(RunFolderError, match="model has other content than it had"):
-        memvec.predict(tiny_config(write_jsonl(TEXTS), model=model_folders("qwen2")))
+        memvec.predict(tiny_config(finished.data.path, model=model_folders("qwen2")))
     with pytest.raises(RunFolderError, match="input has other content than it had"):
         memvec.predict(tiny_config(write_jsonl([*TEXTS, "one more"])))
 
 
-def test_resume_false_refuses_a_folder_that_holds_a_run(tiny_config: Configure, write_jsonl: Write) -> None:
-    path = write_jsonl(TEXTS)
-    cfg = tiny_config(path, "resume=false")
-    memvec.predict(cfg)
+def test_resume_false_refuses_a_folder_that_holds_a_run(finished: DictConfig, tiny_config: Configure) -> None:
     with pytest.raises(RunFolderError, match="resume=false"):
-        memvec.predict(tiny_config(path, "resume=false"))
+        memvec.predict(tiny_config(finished.data.path, "resume=false"))
 
 
 def test_after_an_error_the_same_program_can_try_again(tiny_config: Configure, write_jsonl: Write) -> None:

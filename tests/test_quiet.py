@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import logging
-import socket
 
 import pytest
 from huggingface_hub.utils import http_backoff
 
 from memvec.quiet import hub_warns_once
-
-
-@pytest.fixture
-def closed_port() -> int:
-    """A port of this machine at which nobody listens."""
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
-        return int(holder.getsockname()[1])
 
 
 def ask(port: int) -> None:

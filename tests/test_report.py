@@ -64,7 +64,7 @@ def test_a_plot_is_drawn_where_matplotlib_is_installed(sweep: Path) -> None:
     assert (sweep / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_settings_that_few_sweeps_vary_are_shown_where_they_differ(sweep: Path) -> None:
+def test_settings_are_shown_where_they_differ(sweep: Path) -> None:
     rows = sweep_rows(sweep)
     assert not {"layer", "prompt"} & set(shown_table(rows)[0])
     rows[1]["layer"] = 3

@@ -57,7 +57,7 @@ def test_scores_are_cosines_of_the_vectors_that_encode_gives(run: RunFolder, lla
     )
 
 
-def test_above_exact_rows_the_search_goes_through_an_index_beside_the_vectors(run: RunFolder) -> None:
+def test_above_exact_rows_the_search_goes_through_an_index(run: RunFolder) -> None:
     pytest.importorskip("faiss")
     exact = memvec.search(run.root, TEXTS[2:5], k=2, center=True, accelerator="cpu")
     found = memvec.search(run.root, TEXTS[2:5], k=2, center=True, accelerator="cpu", exact_rows=5)
@@ -130,6 +130,7 @@ def test_either_one_query_or_a_file_is_wanted(run: RunFolder, overrides: tuple[s
         configured(run, *overrides)
 
 
+@pytest.mark.processes
 def test_the_command_line_takes_a_query_as_it_is_typed(run: RunFolder) -> None:
     command = [sys.executable, "-m", "memvec.search", f"output_dir={run.root}", "accelerator=cpu", "k=1"]
     good = start([*command, "query=what's she drinking, tea (or {coffee})?"])

@@ -1,7 +1,7 @@
 """Kills runs at random moments, over one and two ranks, until they finish, and counts what was lost.
 
 pytest -m stress                       a hundred kills, ten minutes or more, and the soak
-MEMVEC_STRESS_DATA=memories.jsonl pytest -m stress -k kills -s     over a file of one's own
+MEMVEC_STRESS_DATA=memories.jsonl pytest -n 0 -m stress -k kills -s     over a file of one's own
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import pytest
 
 import memvec
 from tests.helpers.processes import arguments, assert_same, finish, kill_group, resume, rows_written, start, write_texts
+
+pytestmark = pytest.mark.processes
 
 ROWS = 4_000
 LONGEST_SECONDS = 12
@@ -52,8 +54,7 @@ def kill_until_finished(
     return killed, max(0, written + computed - len(memvec.load(output_dir)))
 
 
-def kill_runs(data_path: Path, model: Path, tmp_path: Path, *, kills: int) -> None:
-    seed = int(os.environ.get("MEMVEC_STRESS_SEED", random.randrange(2**31)))
+def kill_runs(data_path: Path, model: Path, tmp_path: Path, *, kills: int, seed: int) -> None:
     choose = random.Random(seed)
     undisturbed = tmp_path / "undisturbed"
     resume(arguments(data_path, undisturbed, model))
@@ -71,7 +72,7 @@ def kill_runs(data_path: Path, model: Path, tmp_path: Path, *, kills: int) -> No
 
 
 def test_a_few_kills_at_random_moments_lose_nothing(llama: Path, tmp_path: Path) -> None:
-    kill_runs(write_texts(tmp_path / "texts.jsonl", ROWS), llama, tmp_path, kills=2)
+    kill_runs(write_texts(tmp_path / "texts.jsonl", ROWS), llama, tmp_path, kills=2, seed=0)
 
 
 @pytest.mark.stress
@@ -79,7 +80,8 @@ def test_a_few_kills_at_random_moments_lose_nothing(llama: Path, tmp_path: Path)
 def test_a_hundred_kills_at_random_moments_lose_nothing(llama: Path, tmp_path: Path) -> None:
     data = os.environ.get("MEMVEC_STRESS_DATA")
     data_path = Path(data).absolute() if data else write_texts(tmp_path / "texts.jsonl", ROWS)
-    kill_runs(data_path, llama, tmp_path, kills=100)
+    seed = int(os.environ.get("MEMVEC_STRESS_SEED", random.SystemRandom().randrange(2**31)))
+    kill_runs(data_path, llama, tmp_path, kills=100, seed=seed)
 
 
 @pytest.mark.stress

@@ -19,7 +19,7 @@ def columns_of(line: str) -> int:
     return sum(1 + (unicodedata.east_asian_width(character) in "WF") for character in line)
 
 
-def test_cells_are_aligned_by_the_columns_they_take_on_a_terminal() -> None:
+def test_cells_are_aligned_by_their_width_on_a_terminal() -> None:
     lines = aligned([("n", "text", "end"), ("10", "喝茶", "x"), ("7", "tea", "y")], left=(1,))
     assert lines == [" n  text  end", "10  喝茶    x", " 7  tea     y"]
     assert len({columns_of(line) for line in lines}) == 1

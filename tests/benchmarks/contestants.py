@@ -14,8 +14,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -49,15 +48,19 @@ class Contestant:
     devices: tuple[str, ...] = ("cpu", "cuda")
     on_subset: bool = False
 
+    def rows(self, task: Task) -> Sequence[int]:
+        """Returns the rows it computes."""
+        return task.subset if self.on_subset else range(len(task.texts))
 
-def compete(name: str, task: Task) -> Callable[[Sequence[int]], Turn]:
-    """Builds a contestant, in its own process; returns the function that computes rows of the task's texts once.
+
+def compete(contestant: Contestant, task: Task) -> Callable[[Sequence[int]], Turn]:
+    """Builds a contestant; returns the function that computes rows of the task's texts once.
 
     Of the vectors it returns those of the task's subset.
     """
     quiet_libraries()
     torch.set_num_threads(task.threads)
-    run = ALL[name].build(task)
+    run = contestant.build(task)
     subset = set(task.subset)
 
     def turn(rows: Sequence[int]) -> Turn:
@@ -75,14 +78,14 @@ def truth(task: Task) -> Callable[[], NDArray[np.float32]]:
     """Builds the reference in float32, whatever the task's precision; returns what computes the subset's vectors."""
     quiet_libraries()
     torch.set_num_threads(task.threads)
-    model = _full_model(task, torch.float32)
+    model, tokenizer = full_model(task, torch.float32), task.tokenizer()
     texts = [task.texts[row] for row in task.subset]
-    return lambda: reference_vectors(model, _on_device(task), texts, template=task.template).cpu().numpy()
+    return lambda: reference_vectors(model, tokenizer, texts, template=task.template).cpu().numpy()
 
 
 def reference(task: Task) -> Run:
     """One entry at a time through the full model, all layers' states kept: tests/helpers/reference.py as it stands."""
-    model, tokenizer = _full_model(task, task.dtype), _on_device(task)
+    model, tokenizer = full_model(task, task.dtype), task.tokenizer()
 
     def run(texts: Sequence[str]) -> Turn:
         compute = partial(reference_vectors, model, tokenizer, texts, template=task.template)
@@ -94,7 +97,7 @@ def reference(task: Task) -> Run:
 
 def padded(task: Task, *, batch_size: int = 8) -> Run:
     """Batches of 8 in given order through the full model with its head; right padding and attention mask."""
-    model, tokenizer = _full_model(task, task.dtype), task.tokenizer()
+    model, tokenizer = full_model(task, task.dtype), task.tokenizer()
 
     @torch.inference_mode()
     def compute(batches: Iterable[BatchEncoding]) -> torch.Tensor:
@@ -115,20 +118,22 @@ def padded(task: Task, *, batch_size: int = 8) -> Run:
     return run
 
 
-def sentence_transformers(task: Task, *, chat_template: bool) -> Run:
+def sentence_transformers(task: Task, *, chat_template: bool, attention: str | None = None) -> Run:
     """The library's own way to embed with a causal model; sorts by length itself. The best of several batch sizes.
 
     Args:
         task: What to run.
         chat_template: Whether it puts every prompt into the tokenizer's chat template, which it does when told nothing;
             the vectors are then those of other, longer prompts.
+        attention: transformers' name of the attention implementation; None is the model's default.
     """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
     plain = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
     told = {} if chat_template else {"modality_config": plain, "module_output_name": "token_embeddings"}
-    transformer = Transformer(task.model, model_kwargs={"dtype": task.dtype}, **told)
+    kernels = {} if attention is None else {"attn_implementation": attention}
+    transformer = Transformer(task.model, model_kwargs={"dtype": task.dtype, **kernels}, **told)
     pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="lasttoken")
     model = SentenceTransformer(modules=[transformer, pooling], device=task.device)
     if model.tokenizer.pad_token is None:
@@ -142,8 +147,8 @@ def sentence_transformers(task: Task, *, chat_template: bool) -> Run:
         vectors, seconds = timed(task, lambda: model.encode(task.prompts(texts), **options).float().cpu())
         return Turn(vectors.numpy(), seconds, padding_share(masks), {"batch_size": batch_size})
 
-    sizes = (8, 16, 32, 64) if task.device == "cpu" else (8, 16, 32, 64, 128, 256)
-    return partial(encode, batch_size=fastest(task, sizes, encode))
+    sizes = (8, 16, 32, 64) if task.device == "cpu" else (16, 64, 256, 1024)
+    return partial(encode, batch_size=fastest(task, sizes, encode, entries=sizes[-1]))
 
 
 def memvec(task: Task, *, name: str = "memvec", overrides: Sequence[str] = ()) -> Run:
@@ -214,12 +219,18 @@ WITHOUT = {
 ALL = CONTESTANTS | WITHOUT
 
 
-def _full_model(task: Task, dtype: torch.dtype) -> PreTrainedModel:
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(task.model, dtype=dtype)
-    return model.to(task.device).eval()
+def full_model(task: Task, dtype: torch.dtype) -> PreTrainedModel:
+    """Loads the model whole, on the task's device; once a process."""
+    return _full_model(task.model, dtype, task.device)
 
 
-def _on_device(task: Task) -> Any:
-    """Returns a tokenizer whose tensors are where the model is, for the reference, which moves nothing."""
-    tokenizer = task.tokenizer()
-    return lambda prompt, **options: tokenizer(prompt, **options).to(task.device)
+@cache
+def _full_model(location: str, dtype: torch.dtype, device: str) -> PreTrainedModel:
+    straight_there = {"device_map": device} if device == "cuda" else {}  # not by way of the host's memory
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **straight_there)
+    return model.eval()
+
+
+def forget_models() -> None:
+    """Lets go of the models that `full_model` keeps."""
+    _full_model.cache_clear()

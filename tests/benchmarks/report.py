@@ -5,7 +5,7 @@ In: every contestant's turns. Out: a plain dictionary, which is the JSON, and wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from textwrap import fill
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memvec.files import write_json
-from tests.benchmarks.contestants import ALL
+from tests.benchmarks.contestants import Contestant
 from tests.benchmarks.task import Task, Work
 from tests.benchmarks.turn import Turn
 
@@ -25,11 +25,13 @@ Results = dict[str, Any]
 def summarise(
     task: Task,
     work: Work,
-    turns: dict[str, list[Turn]],
+    turns: Mapping[str, Sequence[Turn]],
     *,
+    contestants: Mapping[str, Contestant],
     truth: NDArray[np.float32],
     limits: Sequence[dict[str, Any]],
     skipped: dict[str, str],
+    memory: str,
 ) -> Results:
     """Returns what was measured.
 
@@ -37,14 +39,16 @@ def summarise(
         task: What was run.
         work: How much it was.
         turns: Of each contestant, one a repeat.
+        contestants: All that there are.
         truth: The subset's vectors in float32, `[S, D]`.
         limits: The machine's limit, one a repeat.
         skipped: Contestants that did not run, and why.
+        memory: Whose memory the peak is of.
     """
     rate = median(limit["flop_per_second"] for limit in limits)
-    contestants = {name: _measured(name, task, work, turns[name], truth, rate) for name in turns}
-    memvec = contestants.get("memvec")
-    for numbers in contestants.values():
+    measured = {name: _measured(contestants[name], task, work, turns[name], truth, rate) for name in turns}
+    memvec = measured.get("memvec")
+    for numbers in measured.values():
         numbers["memvec_is_faster_by"] = (
             memvec["entries_per_second"] / numbers["entries_per_second"] if memvec is not None else None
         )
@@ -57,6 +61,7 @@ def summarise(
             "template": task.template,
             "repeats": len(limits),
             "memvec_overrides": list(task.overrides),
+            "memory": memory,
         },
         "work": {
             "entries": len(task.texts),
@@ -68,21 +73,21 @@ def summarise(
             "compared_entries": len(task.subset),
         },
         "limit": {**limits[0], "flop_per_second": rate},
-        "contestants": contestants,
+        "contestants": measured,
         "skipped": skipped,
     }
 
 
 def _measured(
-    name: str, task: Task, work: Work, turns: Sequence[Turn], truth: NDArray[np.float32], rate: float
+    contestant: Contestant, task: Task, work: Work, turns: Sequence[Turn], truth: NDArray[np.float32], rate: float
 ) -> dict[str, Any]:
-    rows = rows_of(name, task)
+    rows = contestant.rows(task)
     seconds = median(turn.seconds for turn in turns)
     entries_per_second = len(rows) / seconds
     vectors = turns[-1].vectors
     lengths = np.linalg.norm(vectors, axis=1), np.linalg.norm(truth, axis=1)
     return {
-        "title": ALL[name].title,
+        "title": contestant.title,
         "entries": len(rows),
         "seconds": [turn.seconds for turn in turns],
         "entries_per_second": entries_per_second,
@@ -95,11 +100,6 @@ def _measured(
         "min_cosine": float(((vectors * truth).sum(axis=1) / lengths[0] / lengths[1]).min()),
         "details": turns[-1].details,
     }
-
-
-def rows_of(name: str, task: Task) -> Sequence[int]:
-    """Returns the rows a contestant computes."""
-    return task.subset if ALL[name].on_subset else range(len(task.texts))
 
 
 def table(results: Results) -> str:
@@ -137,11 +137,10 @@ def table(results: Results) -> str:
         f"{work['fewest_tokens']:,} must be computed (the first {work['shared_prefix']} of every prompt are the same)",
         f"limit: {limit['flop_per_second'] / 1e9:,.0f} GFLOP/s in {limit['dtype']} at {limit['shape']}, float32 route "
         f"{limit['route']!r}; medians of {settings['repeats']} interleaved repeats; error and cosine on "
-        f"{work['compared_entries']} entries against one by one in float32; peak memory of a process of its own, "
-        "loading included",
+        f"{work['compared_entries']} entries against one by one in float32; peak memory {settings['memory']}",
     ]
     memvec = results["contestants"].get("memvec")
-    stages = memvec["details"]["metrics"]["seconds"] if memvec is not None else {}
+    stages = memvec["details"].get("metrics", {}).get("seconds", {}) if memvec is not None else {}
     whole = [f"memvec's whole run, s: {', '.join(f'{name} {seconds:.2f}' for name, seconds in stages.items())}"] * bool(
         stages
     )
@@ -152,12 +151,20 @@ def table(results: Results) -> str:
     return "\n".join([*head, "", *lines, *whole, *skipped])
 
 
-def write(results: Results, folder: Path) -> list[Path]:
-    """Writes the JSON and, where matplotlib is installed, the chart; returns their paths."""
-    name = f"{Path(results['settings']['model']).name}-{results['settings']['precision']}"
+def write(results: Results, folder: Path, *, name: str | None = None) -> list[Path]:
+    """Writes the JSON and, where matplotlib is installed, the chart; returns their paths.
+
+    Args:
+        results: What was measured.
+        folder: Where to.
+        name: Of the files; None is that of the model and its precision.
+    """
+    name = name or f"{Path(results['settings']['model']).name}-{results['settings']['precision']}"
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / f"{name}.json"]
     write_json(written[0], results)
+    if not results["contestants"]:
+        return written
     try:
         import matplotlib as mpl
     except ImportError:

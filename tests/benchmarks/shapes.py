@@ -16,11 +16,25 @@ from memvec.model.checkpoint import locate_model
 from tests.helpers.models import build_tokenizer
 
 SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {  # of no publication: for trying out a benchmark
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 8,
+        "tie_word_embeddings": True,
+    },
     "qwen3-0.6b": {
         "hidden_size": 1024,
         "intermediate_size": 3072,
         "num_hidden_layers": 28,
         "num_attention_heads": 16,
+        "tie_word_embeddings": True,
+    },
+    "qwen3-4b": {
+        "hidden_size": 2560,
+        "intermediate_size": 9728,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
         "tie_word_embeddings": True,
     },
     "qwen3-8b": {

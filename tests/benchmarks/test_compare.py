@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks import compare
-from tests.benchmarks.contestants import CONTESTANTS
+from tests.benchmarks.contestants import ALL, CONTESTANTS
 from tests.benchmarks.limit import build as build_limit
 from tests.benchmarks.task import Task, evenly_spaced, measure_work
 from tests.benchmarks.worker import Worker, WorkerError
@@ -25,6 +25,7 @@ def tiny_task(texts: list[str], model: Path, scratch: Path) -> Task:
     return Task(texts, [0], str(model), "32-true", "cpu", 1, scratch)
 
 
+@pytest.mark.processes
 def test_a_run_measures_every_contestant_and_their_vectors_agree(
     llama: Path,
     write_jsonl: Callable[..., Path],
@@ -67,7 +68,7 @@ def test_a_run_measures_every_contestant_and_their_vectors_agree(
         assert (tmp_path / "benchmark" / "llama-32-true.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_fewest_tokens_count_equal_prompts_and_their_beginning_once(llama: Path, tmp_path: Path) -> None:
+def test_the_fewest_tokens_count_what_prompts_share_once(llama: Path, tmp_path: Path) -> None:
     task = tiny_task(["tea", "tea", "cats"], llama, tmp_path)
     tea, same, cats = task.tokenizer()(task.prompts(task.texts))["input_ids"]
     work = measure_work(task)
@@ -97,6 +98,7 @@ def _divide(dividend: int) -> Callable[[int], int]:
     return lambda number: dividend // number if number >= 0 else os._exit(7)
 
 
+@pytest.mark.processes
 def test_a_worker_outlives_an_error_and_its_death_is_one() -> None:
     worker = Worker("division", _divide, 10)
     worker.wait()
@@ -110,8 +112,9 @@ def test_a_worker_outlives_an_error_and_its_death_is_one() -> None:
 
 def test_contestants_that_cannot_run_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "find_spec", lambda _: None)
-    names, skipped = compare.available(["padded", "sentence-transformers"], "cpu")
+    names, skipped = compare.available(ALL, ["padded", "sentence-transformers"], "cpu")
     assert names == ["padded"]
     assert "sentence_transformers is not installed" in skipped["sentence-transformers"]
     monkeypatch.setattr(compare, "find_spec", lambda _: object())
-    assert compare.available(["openvino", "memvec"], "cuda") == (["memvec"], {"openvino": "it does not run on cuda"})
+    names, skipped = compare.available(ALL, ["openvino", "memvec"], "cuda")
+    assert (names, skipped) == (["memvec"], {"openvino": "it does not run on cuda"})

@@ -12,6 +12,8 @@ from tests.benchmarks.ranks import main
 from tests.helpers.models import NEARLY_FREE
 from tests.helpers.processes import write_texts
 
+pytestmark = pytest.mark.processes
+
 
 def test_one_rank_and_two_are_measured_and_compared(
     model_folders: Callable[[str], Path],

@@ -53,9 +53,11 @@ def _synchronise(task: Task) -> None:
         torch.cuda.synchronize()
 
 
-def fastest(task: Task, options: Sequence[Option], encode: Callable[[Sequence[str], Option], Turn]) -> Option:
+def fastest(
+    task: Task, options: Sequence[Option], encode: Callable[[Sequence[str], Option], Turn], *, entries: int = 64
+) -> Option:
     """Returns the option that takes the fewest seconds for a sample of the texts; each is tried twice."""
-    sample = [task.texts[row] for row in evenly_spaced(len(task.texts), 64)]
+    sample = [task.texts[row] for row in evenly_spaced(len(task.texts), entries)]
     return min(options, key=lambda option: min(encode(sample, option).seconds for _ in range(2)))
 
 

@@ -183,9 +183,7 @@ def test_help_of_the_other_commands_names_their_overrides(config_name: str) -> N
     ("config_name", "override", "meant"),
     [("search", "qeury=a", "query"), ("search", "promt=raw", "prompt"), ("evaluate", "querys=a", "queries")],
 )
-def test_a_misspelt_override_of_another_command_is_told_what_that_command_has(
-    config_name: str, override: str, meant: str
-) -> None:
+def test_a_misspelt_override_is_told_what_its_command_has(config_name: str, override: str, meant: str) -> None:
     with pytest.raises(ConfigError, match=f"did you mean {meant}\\?"):
         compose([override], config_name=config_name)
 
@@ -216,7 +214,7 @@ def test_conf_and_sample_are_absolute_and_there(tmp_path: Path, monkeypatch: pyt
         ("output_dir", "output_dir"),
     ],
 )
-def test_a_wrong_override_is_one_line_that_names_it_without_advice_to_force_it(override: str, named: str) -> None:
+def test_a_wrong_override_is_one_line_that_names_it(override: str, named: str) -> None:
     with pytest.raises(ConfigError) as caught:
         compose([override])
     assert named in str(caught.value)
@@ -232,7 +230,7 @@ def test_a_wrong_group_option_names_those_that_are_there() -> None:
         assert option in str(caught.value)
 
 
-def test_a_wrong_group_option_does_not_tell_of_hydras_search_path() -> None:
+def test_a_wrong_group_option_tells_no_search_path() -> None:
     with pytest.raises(ConfigError) as caught:
         compose(["prompt=one_token_fr"])
     assert "provider=" not in str(caught.value)

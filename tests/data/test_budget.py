@@ -10,7 +10,7 @@ import pytest
 from memvec.data.budget import choose_budget, typical_rows
 
 
-def test_the_best_rate_wins_and_the_search_stops_after_two_that_are_worse() -> None:
+def test_the_best_rate_wins_and_two_worse_ones_end_the_search() -> None:
     rates = {256: 100.0, 512: 200.0, 1024: 150.0, 2048: 190.0, 4096: 900.0}
     best, tried = choose_budget(lambda budget: 1 / rates[budget], list(rates))
     assert best == 512
@@ -34,7 +34,7 @@ def test_nothing_larger_is_tried_than_what_does_not_fit() -> None:
     assert tried[1024] == 0
 
 
-def test_the_smallest_budget_is_the_answer_where_not_even_that_fits() -> None:
+def test_the_smallest_budget_is_the_answer_where_none_fits() -> None:
     assert choose_budget(lambda budget: None, [256, 512]) == (256, {256: 0.0})
 
 
@@ -47,7 +47,7 @@ def test_trying_ends_when_its_time_is_up() -> None:
     assert (best, list(tried)) == (256, [256])
 
 
-def test_typical_rows_are_of_the_length_at_which_half_of_the_tokens_lie() -> None:
+def test_typical_rows_have_the_length_that_halves_the_tokens() -> None:
     costs = np.asarray([1] * 50 + [10] * 10 + [50])  # 50 + 100 + 50 tokens: half of them is reached among the tens
     rows = typical_rows(costs, tokens=40)
     assert costs[rows].tolist() == [10, 10, 10, 10]

@@ -38,7 +38,7 @@ def test_equal_texts_are_computed_once_and_each_id_has_its_row(
     assert not vectors[0].equal(vectors[1])
 
 
-def test_texts_that_are_equal_only_after_truncation_are_computed_once(
+def test_texts_that_truncation_makes_equal_are_computed_once(
     write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
 ) -> None:
     cfg = tiny_config(write_jsonl(["tea " * 500 + "a", "tea " * 500 + "b"]))
@@ -55,7 +55,7 @@ def test_the_prefix_that_spares_most_is_taken() -> None:
     assert best_prefix_length(np.asarray([], dtype=np.int32)) == 0
 
 
-def test_rows_that_do_not_begin_with_the_prefix_or_are_long_run_without() -> None:
+def test_rows_without_the_prefix_or_too_long_run_without_it() -> None:
     lengths, shared = np.asarray([20, 20, 280, 281]), np.asarray([14, 13, 14, 14])
     assert rows_with_prefix(lengths, shared, 14).tolist() == [True, False, True, False]
     assert not rows_with_prefix(lengths, shared, 0).any()
@@ -82,7 +82,7 @@ def test_the_defaults_leave_less_than_two_percent_padding() -> None:
         ("data.max_length=5", "data.max_length=5 leaves no room for a text"),
     ],
 )
-def test_an_option_that_makes_no_sense_is_refused_before_anything_is_written(
+def test_an_option_that_makes_no_sense_is_refused_at_once(
     override: str, named: str, write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
 ) -> None:
     cfg = tiny_config(write_jsonl(["tea"]), override)
@@ -91,7 +91,7 @@ def test_an_option_that_makes_no_sense_is_refused_before_anything_is_written(
     assert not Path(cfg.output_dir).exists()
 
 
-def test_the_budget_is_found_by_trying_and_both_log_and_metrics_say_it(
+def test_the_budget_is_found_by_trying_and_logged(
     write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig], caplog: pytest.LogCaptureFixture
 ) -> None:
     data = write_jsonl([f"tea number {n}" for n in range(60)])

@@ -250,7 +250,7 @@ def test_an_id_that_is_missing_further_down_is_a_rejection(
         ('{"id": "\\udfff", "text": ""}', "'text' is empty"),
     ],
 )
-def test_a_row_that_cannot_be_used_is_named_with_its_place_and_its_reason(
+def test_an_unusable_row_is_named_with_place_and_reason(
     row: Any, reason: str, write: Write, jsonl: Callable[..., Path]
 ) -> None:
     path = jsonl({"id": "first", "text": "a"}, row, {"id": "last", "text": "b"})
@@ -401,7 +401,7 @@ def test_what_stands_beyond_the_limit_is_not_read(write: Write, jsonl: Callable[
     assert (summary.rows, len(entries)) == (2, 2)
 
 
-def test_rows_of_which_none_can_be_used_are_an_error_with_an_example(write: Write, jsonl: Callable[..., Path]) -> None:
+def test_rows_that_are_all_unusable_are_an_error(write: Write, jsonl: Callable[..., Path]) -> None:
     path = jsonl({"text": ""}, {"text": None})
     with pytest.raises(InputError, match=r"a.jsonl: none of 2 rows can be used; the first: .*row 1: 'text' is empty"):
         write(path)

@@ -127,7 +127,7 @@ def test_values_of_csv_are_strings(keep: Keep, tmp_path: Path) -> None:
     assert rows == [{"n": "007", "user": "ana"}, {"n": "", "user": "NA"}]
 
 
-def test_files_of_other_types_and_without_the_column_go_together(
+def test_files_of_other_types_or_without_a_column_go_together(
     keep: Keep, lines: Callable[..., Path], tmp_path: Path
 ) -> None:
     pq.write_table(TABLE, tmp_path / "b.parquet")

@@ -141,7 +141,7 @@ def test_columns_may_have_other_names(name: str, tmp_path: Path) -> None:
     assert [row[1:] for row in read(tmp_path / name, text_column="text", id_column="text")] == [("x", "x")]
 
 
-def test_a_row_is_a_line_in_text_formats_and_a_position_in_the_others(tmp_path: Path) -> None:
+def test_a_row_is_a_line_of_text_or_a_position(tmp_path: Path) -> None:
     table = {"text": [str(number) for number in range(20)]}
     for name, save in SAVERS.items():
         save(tmp_path / name, table)
@@ -202,7 +202,7 @@ def test_values_of_any_type_are_handed_on(tmp_path: Path) -> None:
 
 
 def test_an_integer_among_texts_changes_no_other_row(tmp_path: Path) -> None:
-    """`datasets` and pyarrow put quotes around every string of such a block (LIBRARY_FACTS.md)."""
+    """`datasets` and pyarrow put quotes around every string of such a block."""
     texts = [1, *["plain"] * 30_000, 2, *["2021-05-04"] * 10]
     save_jsonl(tmp_path / "a.jsonl", {"text": texts})
     assert [text for _, _, text in read(tmp_path / "a.jsonl")] == texts
@@ -245,7 +245,7 @@ def test_a_json_row_that_is_no_object_is_named(row: str, found: str, array: bool
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "array.json"])
-def test_a_text_column_that_no_row_has_is_an_error_that_lists_the_others(name: str, tmp_path: Path) -> None:
+def test_a_text_column_that_no_row_has_lists_the_others(name: str, tmp_path: Path) -> None:
     SAVERS[name](tmp_path / name, {"memory": ["a", "b"], "key": [1, 2]})
     with pytest.raises(InputError, match=r"no column 'text'; columns found: key, memory \(set data.text_column\)"):
         read(tmp_path / name)
@@ -274,13 +274,13 @@ def test_csv_as_spreadsheets_write_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("written", ["007", "-0", "+1", "1.0", "1e3", " 1", "٣", "1_0", "9" * 30, "m/1", ""])
-def test_a_csv_id_that_is_not_spelled_as_an_integer_stays_a_string(written: str, tmp_path: Path) -> None:
+def test_a_csv_id_not_spelled_as_an_integer_stays_a_string(written: str, tmp_path: Path) -> None:
     save_csv(tmp_path / "a.csv", {"id": [written], "text": ["a"]})
     assert read(tmp_path / "a.csv") == [(2, written, "a")]
 
 
 @pytest.mark.parametrize("number", [0, 7, -5, 2**63 - 1, 9_999_999_999_999_999_999])
-def test_a_csv_id_that_is_spelled_as_an_integer_is_one_and_a_text_is_not(number: int, tmp_path: Path) -> None:
+def test_a_csv_id_spelled_as_an_integer_is_one(number: int, tmp_path: Path) -> None:
     save_csv(tmp_path / "a.csv", {"id": [number], "text": [number]})
     assert read(tmp_path / "a.csv") == [(2, number, str(number))]
 
@@ -364,7 +364,7 @@ def test_other_columns_are_handed_on(name: str, column: pa.Array, kinds: list[st
 
 
 @pytest.mark.parametrize("name", COLUMNAR)
-def test_a_columnar_file_without_the_text_column_lists_the_others(name: str, tmp_path: Path) -> None:
+def test_a_columnar_file_without_texts_lists_its_columns(name: str, tmp_path: Path) -> None:
     SAVERS[name](tmp_path / name, {"memory": ["a"], "key": [1]})
     with pytest.raises(InputError, match="no column 'text'; columns found: memory, key"):
         read(tmp_path / name)

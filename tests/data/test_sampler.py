@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import random
-import time
 import tracemalloc
 from collections.abc import Callable
 
@@ -20,6 +19,7 @@ from memvec.data.cutting import cut_batches
 from memvec.data.grouping import group_rows, rows_with_prefix
 from memvec.data.ranks import RankPlan, _deal, balance, plan_ranks, rank_rows
 from memvec.data.sampler import LengthGroupedBatchSampler
+from tests.helpers.processes import SLOWNESS
 
 Group = tuple[NDArray[np.int64], NDArray[np.int32]]
 
@@ -183,17 +183,16 @@ def test_eight_ranks_share_memory_texts_evenly(rows: int, max_tokens: int) -> No
     assert balance([rank.padded_tokens for rank in plans]) <= 1.01
 
 
+@pytest.mark.timeout(300 * SLOWNESS)  # it takes 0.3 to 3 s; a plan that goes row by row takes many minutes
 @pytest.mark.parametrize(
     ("draw", "max_tokens"),
     [(locomo_like_lengths, 1024), (locomo_like_lengths, 32_768), (lengths_to_2000, 32_768)],
 )
-def test_a_thousand_ranks_share_ten_million_rows_evenly_planned_in_seconds_and_little_memory(
+def test_a_thousand_ranks_share_ten_million_rows_evenly(
     draw: Callable[[int], NDArray[np.int32]], max_tokens: int
 ) -> None:
     lengths = draw(10_000_000)
-    start = time.process_time()
     plans = plan_ranks([lengths], batch_size=1024, max_tokens=max_tokens, world_size=1024)
-    assert time.process_time() - start < 60  # measured: 0.3 to 3 s; a plan that goes row by row takes many minutes
     assert balance([rank.padded_tokens for rank in plans]) <= 1.01
     assert sum(rank.rows for rank in plans) == len(lengths)
     assert sum(rank.tokens for rank in plans) == int(lengths.sum(dtype=np.int64))
@@ -226,7 +225,7 @@ def test_balance_is_the_largest_load_over_the_mean() -> None:
     assert balance([0, 0]) == 1
 
 
-def test_ranks_in_step_yield_equally_many_batches_and_nobody_writes_the_added_ones() -> None:
+def test_ranks_in_step_yield_equally_many_batches() -> None:
     groups = [(np.array([7, 3, 9]), np.array([50, 20, 30], dtype=np.int32))]
     samplers = [plan(groups, max_tokens=30, rank=rank, world_size=4) for rank in range(4)]
     most = max(map(len, samplers))
@@ -250,7 +249,7 @@ def test_costs_of_any_integer_type_give_the_same_plan() -> None:
 
 
 def test_lightning_leaves_the_sampler_alone() -> None:
-    """Lightning rebuilds what is a BatchSampler or has its attributes, and fails (LIBRARY_FACTS.md, 1)."""
+    """Lightning rebuilds what is a BatchSampler or has its attributes, and fails."""
     sampler = plan([(np.arange(3), np.array([3, 2, 1], dtype=np.int32))])
     assert not isinstance(sampler, BatchSampler | torch.utils.data.Sampler)
     assert not (hasattr(sampler, "batch_size") and hasattr(sampler, "drop_last"))

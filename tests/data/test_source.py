@@ -108,7 +108,7 @@ def test_a_link_to_a_file_is_that_file(folder: Path, tmp_path: Path) -> None:
     assert names_of(find_sources(str(folder)), folder)[-1] == "z.jsonl"
 
 
-def test_a_link_to_a_folder_is_entered_and_a_circle_of_links_ends(folder: Path, tmp_path: Path) -> None:
+def test_a_linked_folder_is_entered_and_circles_end(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "g.jsonl").write_text("{}", encoding="utf-8")
     before = names_of(find_sources(str(folder)), folder)
@@ -182,7 +182,7 @@ def test_the_digest_of_a_file_is_that_of_its_bytes(folder: Path) -> None:
         source.digest(columns=("text", "id"))
 
 
-def test_the_digest_of_a_dataset_is_that_of_the_columns_that_are_read() -> None:
+def test_a_datasets_digest_is_that_of_the_columns_read() -> None:
     def digest(columns: dict[str, list[str]]) -> str:
         return Source("here", Dataset.from_dict(columns)).digest(columns=("text", "id", None))
 

@@ -38,7 +38,7 @@ def test_outputs_of_all_frames_ranks_and_attempts_are_read_back(tmp_path: Path) 
     ]
 
 
-def test_an_output_says_which_attempt_it_was_how_long_and_whether_it_was_cut(tmp_path: Path) -> None:
+def test_an_output_says_its_attempt_length_and_cut(tmp_path: Path) -> None:
     write_frames(tmp_path, [said(0, NOISE, num_tokens=7, is_cut=True)], [said(0, FACT, attempt=1, num_tokens=9)])
     assert read_completions(tmp_path, rows=1, signature=MINE).outputs(0) == [
         Completion(NOISE, attempt=0, num_tokens=7, is_cut=True),
@@ -66,7 +66,7 @@ def test_a_frame_of_empty_texts_alone_is_read(frame: list[dict[str, object]], tm
     assert texts(read_completions(tmp_path, rows=len(frame), signature=MINE), len(frame)) == [[""]] * len(frame)
 
 
-def test_a_window_without_output_has_its_reason_beside_others_that_have_one(tmp_path: Path) -> None:
+def test_a_window_without_output_has_its_reason(tmp_path: Path) -> None:
     write_frames(tmp_path, [said(0, FACT), no_output(1, "no room"), said(2, NONE)], [no_output(3, "no room either")])
     index = read_completions(tmp_path, rows=4, signature=MINE)
     assert index.reasons == {1: "no room", 3: "no room either"}
@@ -74,7 +74,7 @@ def test_a_window_without_output_has_its_reason_beside_others_that_have_one(tmp_
     assert index.is_done(0).all()
 
 
-def test_only_what_was_not_understood_is_left_for_the_second_attempt(tmp_path: Path) -> None:
+def test_what_was_not_understood_is_left_for_another_attempt(tmp_path: Path) -> None:
     write_frames(
         tmp_path,
         [said(0, FACT), said(1, NONE), said(2, NOISE), said(3, NOISE), no_output(4, "no room"), said(5, NOISE)],

@@ -60,7 +60,7 @@ def test_a_document_gives_what_its_text_gives_in_a_row(
     assert all(later[0] == earlier[1] - 1 for earlier, later in pairwise(ranges))  # overlap of 2
 
 
-def test_a_conversation_longer_than_the_models_context_is_cut_into_windows_that_fit(
+def test_a_long_conversation_is_cut_into_windows_that_fit(
     write_conversations: Write, tiny_generation: Configure
 ) -> None:
     """The tiny model takes 256 tokens, of which 12 are for the answer; a message longer than that comes in pieces."""

@@ -68,7 +68,7 @@ def write(model: PreTrainedModel, prompts: Prompts, seeds: list[int] = SEEDS, **
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])
-def test_rows_of_a_batch_get_what_the_library_writes_to_each_alone(
+def test_a_batch_gets_what_the_library_writes_to_each_alone(
     chunk: int, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decoding, "TOKENS_IN_A_CHUNK", chunk)
@@ -94,7 +94,7 @@ def test_a_shared_prefix_before_the_padding_changes_nothing(
         assert write(model, batch_of(prompts, model, prefix)) == expected
 
 
-def test_prompts_are_read_some_rows_at_a_time_and_without_padding_that_none_of_them_needs(
+def test_prompts_are_read_some_rows_at_a_time_unpadded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(decoding, "TOKENS_READ_AT_ONCE", 20)
@@ -111,7 +111,7 @@ def test_prompts_are_read_some_rows_at_a_time_and_without_padding_that_none_of_t
     assert read[3][0] > 1
 
 
-def test_a_model_whose_state_is_not_keys_and_values_runs_with_the_librarys_own_cache() -> None:
+def test_a_recurrent_model_runs_with_the_librarys_cache() -> None:
     model = build_model("lfm2")
     prompts = batch_of(prompts_of([9, 9, 9]), model)
     assert prompts.cache is None
@@ -121,7 +121,7 @@ def test_a_model_whose_state_is_not_keys_and_values_runs_with_the_librarys_own_c
 @pytest.mark.parametrize(
     "sampling", [{"temperature": 0.8}, {"temperature": 1.5, "top_p": 0.9, "repetition_penalty": 1.3}]
 )
-def test_what_a_row_draws_depends_on_its_seed_and_not_on_its_batch(sampling: dict[str, float]) -> None:
+def test_what_a_row_draws_depends_on_its_seed_alone(sampling: dict[str, float]) -> None:
     model = build_model("llama")
     prompts = prompts_of([30, 5, 17, 17, 9])
     together = write(model, batch_of(prompts, model), **sampling)
@@ -133,7 +133,7 @@ def test_what_a_row_draws_depends_on_its_seed_and_not_on_its_batch(sampling: dic
     assert write(model, batch_of(prompts, model), others, **sampling) != together
 
 
-def test_the_repetition_penalty_counts_what_was_written_and_not_the_prompt() -> None:
+def test_the_repetition_penalty_does_not_count_the_prompt() -> None:
     model = build_model("llama")
     prompts = prompts_of([30, 5])
     plain = write(model, batch_of(prompts, model))
@@ -156,7 +156,7 @@ def test_a_row_that_repeats_itself_ends(monkeypatch: pytest.MonkeyPatch) -> None
     assert stop.stopped_at.tolist() == [10, 0, 0]
 
 
-def test_an_answer_that_was_ended_for_its_repetition_holds_all_it_wrote(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_repeated_itself_holds_all_it_wrote(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "REPEATED_TOKENS", 3)
     model = build_model("nearly_free")
     prompts = batch_of(prompts_of([4, 6]), model)
@@ -167,7 +167,7 @@ def test_an_answer_that_was_ended_for_its_repetition_holds_all_it_wrote(monkeypa
         assert sum(row[at : at + 3] == tail for at in range(len(row) - 2)) == decoding.REPEATS
 
 
-def test_an_answer_ends_with_the_tokenizers_end_and_with_what_its_chat_template_writes(
+def test_an_answer_ends_with_each_of_the_models_end_tokens(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")

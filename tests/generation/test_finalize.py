@@ -72,7 +72,7 @@ def contents(folder: RunFolder) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.root.iterdir() if path.is_file()}
 
 
-def test_memories_come_in_the_order_of_the_input_and_say_where_they_are_from(prepared: Prepare) -> None:
+def test_memories_come_in_input_order_and_say_where_from(prepared: Prepare) -> None:
     folder = prepared()
     write_frames(folder.journal, [said(3, "- Bob is back.")], [said(2, "- C one.\n- C two.")])
     write_frames(folder.journal, [said(1, "- B one."), said(0, "- A one.")], rank=1)
@@ -92,7 +92,7 @@ def test_memories_come_in_the_order_of_the_input_and_say_where_they_are_from(pre
     assert sorted(contents(folder)) == RESULTS
 
 
-def test_a_memory_that_its_conversation_has_given_before_is_left_out_and_counted(prepared: Prepare) -> None:
+def test_a_conversations_repeated_memory_is_left_out(prepared: Prepare) -> None:
     folder = prepared()
     write_frames(folder.journal, [said(0, "- Likes tea.\n- Has a cat."), said(1, '["likes TEA"]')])
     write_frames(folder.journal, [said(2, "- Has a cat!\n- Has a dog."), said(3, "- Likes tea.")])
@@ -107,7 +107,7 @@ def test_a_memory_that_its_conversation_has_given_before_is_left_out_and_counted
     assert (counts.memories, counts.duplicates, counts.with_memories) == (5, 2, 5)
 
 
-def test_nothing_to_remember_and_what_could_not_be_understood_are_kept_apart(prepared: Prepare) -> None:
+def test_nothing_and_what_is_not_understood_are_kept_apart(prepared: Prepare) -> None:
     folder = prepared()
     write_frames(
         folder.journal,
@@ -147,7 +147,7 @@ def test_every_attempt_stands_in_raw_and_the_second_one_counts(prepared: Prepare
     assert (counts.nothing, counts.failed, counts.retried, counts.cut) == (1, 3, 3, 2)
 
 
-def test_an_output_that_was_cut_keeps_its_finished_memories_and_is_counted(prepared: Prepare) -> None:
+def test_a_cut_output_keeps_its_finished_memories(prepared: Prepare) -> None:
     folder = prepared([SHORT])
     write_frames(folder.journal, [said(0, "- Likes tea.\n- Has a c", is_cut=True)])
     assert finish(folder).cut == 1
@@ -155,7 +155,7 @@ def test_an_output_that_was_cut_keeps_its_finished_memories_and_is_counted(prepa
     assert texts(folder.raw) == [("bob-0", "- Likes tea.\n- Has a c")]
 
 
-def test_windows_that_are_missing_are_counted_and_nothing_is_written(prepared: Prepare) -> None:
+def test_where_windows_are_missing_nothing_is_written(prepared: Prepare) -> None:
     folder = prepared()
     path = write_frames(
         folder.journal, [said(0, "- A one.")], [said(1, "- B one."), said(2, "- C one.")], [said(3, "- D one.")]
@@ -169,7 +169,7 @@ def test_windows_that_are_missing_are_counted_and_nothing_is_written(prepared: P
     assert [text for _, text in texts(folder.memory_lines)][1:3] == ["B one.", "C one."]
 
 
-def test_finalising_again_gives_the_same_files_whatever_was_left_by_a_killed_one(prepared: Prepare) -> None:
+def test_finalising_again_gives_the_same_files(prepared: Prepare) -> None:
     folder = prepared()
     write_frames(folder.journal, [said(0, "- A one.\n- A two."), said(1, "###"), said(2, "NONE"), said(3, "- 喝茶。")])
     write_frames(folder.journal, [said(1, "###", attempt=1)])
@@ -203,7 +203,7 @@ def test_many_memories_are_written_in_row_groups(prepared: Prepare, monkeypatch:
     assert pq.read_table(folder.memories).to_pylist() == read_lines(folder.memory_lines)
 
 
-def test_every_file_can_be_the_input_of_vectors_and_other_tools_read_the_memories(prepared: Prepare) -> None:
+def test_every_file_can_be_the_input_of_vectors(prepared: Prepare) -> None:
     folder = prepared()
     strange = '- Says \u2028 “喝茶” \\u0041, \x85 and "so".'
     write_frames(folder.journal, [said(0, strange), said(1, "###"), said(2, "- B."), said(3, "- Is back.")])

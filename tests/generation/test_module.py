@@ -74,7 +74,7 @@ PLAIN = ("generation.attempts=1", "generation.repetition_penalty=1.0", "data.win
         ("qwen2_5_vl", ExecutionMode.SHARED_PREFIX),
     ],
 )
-def test_a_run_writes_what_the_library_writes_one_by_one_along_the_fastest_path_that_can_be_trusted(
+def test_a_run_writes_what_the_library_writes_one_by_one(
     architecture: str,
     path: ExecutionMode,
     model_folders: Callable[[str], Path],
@@ -140,7 +140,7 @@ def test_in_half_precision_the_rotary_frequencies_stay_float32(
     assert set(dtypes[1::2]) == {torch.bfloat16}
 
 
-def test_a_batch_that_does_not_fit_into_memory_is_halved_and_a_window_that_does_not_fit_alone_is_named(
+def test_a_batch_that_does_not_fit_is_halved_down_to_a_window(
     write_conversations: Write, tiny_generation: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = tiny_generation(write_conversations(), *PLAIN, output="expected")

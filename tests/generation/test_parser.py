@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 from memvec.generation.echoes import Instructions, PromptContent
 from memvec.generation.parser import Outcome, Parsed, parse
+from tests.helpers.processes import SLOWNESS
 
 FACTS = ("Jon likes green tea.", "Gina's store opens at 9:30 in Lyon", "她喜欢喝茶，也养猫")
 
@@ -95,7 +95,7 @@ def test_a_cut_output_keeps_its_finished_items(output: str, expected: tuple[str,
     assert memories(output, is_cut=True) == expected
 
 
-def test_an_output_that_came_to_its_end_keeps_its_last_item_whatever_it_ends_with() -> None:
+def test_an_output_that_ended_keeps_its_last_item() -> None:
     assert memories("- Jon likes tea\n- Gina has a cat") == ("Jon likes tea", "Gina has a cat")
 
 
@@ -143,7 +143,7 @@ def test_what_only_begins_like_nothing_is_a_memory(output: str) -> None:
         ("----\n****", "neither JSON nor a list nor lines"),
     ],
 )
-def test_what_cannot_be_understood_is_not_nothing_and_has_a_reason(output: str, reason: str) -> None:
+def test_what_cannot_be_understood_has_a_reason(output: str, reason: str) -> None:
     parsed = parse(output)
     assert parsed.outcome is Outcome.UNPARSEABLE
     assert parsed.reason is not None
@@ -162,7 +162,7 @@ def test_a_list_whose_items_quote_brackets_is_read_as_a_list() -> None:
     assert memories(output) == ('Jon wrote ["a poem"] for her birthday', 'Gina collects stamps {"rare"}')
 
 
-def test_an_indented_line_goes_on_with_the_item_above_and_another_one_does_not() -> None:
+def test_only_an_indented_line_continues_the_item_above() -> None:
     output = "- Jon likes tea\n  with milk.\nThat is all I know.\n  Really.\n- Gina ran."
     assert memories(output) == ("Jon likes tea with milk.", "Gina ran.")
 
@@ -171,7 +171,7 @@ def test_numbers_within_a_sentence_do_not_split_it() -> None:
     assert memories("1. Jon ran 10. Gina won 3. prize") == ("Jon ran 10. Gina won 3. prize",)
 
 
-def test_escapes_in_json_are_read_and_a_lone_surrogate_is_not_a_text() -> None:
+def test_escapes_are_read_and_a_lone_surrogate_is_no_text() -> None:
     assert memories(r'["She said \"hi\" and \u6c34", "Jon\'s \/ tea", "broken \ud800 one"]') == (
         'She said "hi" and 水',
         "Jon's / tea",
@@ -209,12 +209,12 @@ def test_an_echo_of_the_prompt_is_no_memory(echo: str) -> None:
     assert memories(f"- {echo}\n- Gina runs a store in Lyon.", prompt=PROMPT) == ("Gina runs a store in Lyon.",)
 
 
-def test_a_word_of_the_example_is_no_echo_where_the_conversation_has_it_too() -> None:
+def test_an_examples_word_in_the_conversation_is_no_echo() -> None:
     prompt = PromptContent(PROMPT.instructions, "Gina: Felix came by.", ("Gina",))
     assert memories("- Felix visited Gina.", prompt=prompt) == ("Felix visited Gina.",)
 
 
-def test_a_model_that_goes_on_with_the_conversation_remembers_nothing() -> None:
+def test_a_model_that_continues_the_chat_remembers_nothing() -> None:
     parsed = parse("Gina: How are you?\nJon: Fine, thanks, and you?", prompt=PROMPT)
     assert parsed.outcome is Outcome.UNPARSEABLE
 
@@ -360,11 +360,10 @@ HOSTILE += [
 ]
 
 
+@pytest.mark.timeout(60 * SLOWNESS)
 @pytest.mark.parametrize("piece", HOSTILE)
 def test_time_grows_no_faster_than_the_output(piece: str) -> None:
     """At 100,000 characters one quadratic step would take minutes, where a linear one takes a tenth of a second."""
     output = (piece * 100_000)[:100_000]
     for end in ("", "x", '"]'):
-        start = time.process_time()
         parse(output + end, is_cut=True, prompt=PROMPT)
-        assert time.process_time() - start < 30

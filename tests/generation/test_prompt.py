@@ -13,7 +13,7 @@ EXAMPLE = {"conversation": "Mia: Hi.", "answer": "NONE"}
 PROMPT = MemoryPrompt("Facts of {text}:", [EXAMPLE], ["Mia"], {"enable_thinking": False})
 
 
-def test_examples_stand_before_the_conversation_as_turns_of_the_chat(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_examples_are_turns_before_the_conversation(tokenizer: PreTrainedTokenizerFast) -> None:
     assert PROMPT.to_prompt().render(tokenizer) == (
         "<|im_start|>user\nFacts of Mia: Hi.:<|im_end|>\n<|im_start|>assistant\nNONE<|im_end|>\n"
         "<|im_start|>user\nFacts of {text}:<|im_end|>\n<|im_start|>assistant\n"
@@ -39,7 +39,7 @@ def test_options_reach_the_chat_template(tokenizer: PreTrainedTokenizerFast) -> 
     assert "<think>" not in MemoryPrompt("{text}").to_prompt().render(thinking)
 
 
-def test_instructions_hold_template_and_examples_to_tell_echoes_by() -> None:
+def test_instructions_hold_what_tells_echoes() -> None:
     assert PROMPT.instructions.text.splitlines() == ["Facts of :", "Mia: Hi.", "NONE"]
     assert PROMPT.instructions.example_words == ("Mia",)
 

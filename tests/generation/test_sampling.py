@@ -9,7 +9,7 @@ from memvec.generation.sampling import RowNoise, Sampling, row_seed
 ROWS = 20_000
 
 
-def test_the_noise_draws_each_token_as_often_as_its_probability_says() -> None:
+def test_the_noise_draws_tokens_by_their_probability() -> None:
     scores = torch.tensor([[0.0, 1.0, 2.0, -torch.inf]])
     noise = RowNoise([row_seed(0, attempt=0, row=row) for row in range(ROWS)], width=0)
     drawn = noise(torch.zeros(ROWS, 3, dtype=torch.long), scores.expand(ROWS, -1)).argmax(dim=1)

@@ -112,7 +112,7 @@ def test_a_date_column_of_timestamps_becomes_text(tmp_path: Path) -> None:
     assert transcript(tmp_path / "c.parquet").date == "2026-05-04 10:30:00"
 
 
-def test_a_text_file_is_one_document_whose_lines_are_its_messages(tmp_path: Path) -> None:
+def test_a_text_file_is_a_document_of_a_message_a_line(tmp_path: Path) -> None:
     folder = tmp_path / "docs"
     folder.mkdir()
     (folder / "bridge.txt").write_text("The bridge.\n\n  It is old.\n", encoding="utf-8")
@@ -129,9 +129,7 @@ def test_a_column_of_texts_holds_documents(write_conversations: Write) -> None:
     assert transcript(path, column="text").messages == (Message("One."), Message("Two."))
 
 
-def test_a_file_without_the_column_or_with_broken_json_is_an_error_that_names_it(
-    tmp_path: Path, write_conversations: Write
-) -> None:
+def test_a_file_without_the_column_or_broken_is_named(tmp_path: Path, write_conversations: Write) -> None:
     with pytest.raises(
         InputError, match=r"conversations\.jsonl: no column 'messages'; columns found: id, turns"
     ) as error:

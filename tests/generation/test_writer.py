@@ -54,7 +54,7 @@ def run(
     return folder, frames, [row for frame in frames for row in frame]
 
 
-def test_each_output_stands_in_the_journal_with_its_window_and_outcome(run: Any) -> None:
+def test_each_output_is_in_the_journal_with_its_outcome(run: Any) -> None:
     first = {row["index"]: row for row in run[2] if row["attempt"] == 0}
     assert sorted(first) == list(range(22))
     assert first[0]["text"].startswith("- She likes ")
@@ -68,7 +68,7 @@ def test_the_end_of_an_answer_is_counted_and_not_written(run: Any) -> None:
     assert not any("<|" in row["text"] or row["is_cut"] for row in run[2])
 
 
-def test_a_second_attempt_is_made_of_what_was_not_understood_and_of_nothing_else(run: Any) -> None:
+def test_only_what_was_not_understood_is_attempted_again(run: Any) -> None:
     failed = sorted(row["index"] for row in run[2] if row["attempt"] == 0 and row["outcome"] == FAILED)
     again = {row["index"]: row["outcome"] for row in run[2] if row["attempt"] == 1}
     assert sorted(again) == failed == [n for n in range(22) if n % 11 >= 2]

@@ -70,9 +70,9 @@ class ChatServerDouble:
 
 
 @contextmanager
-def chat_server(double: ChatServerDouble, port: int = 0) -> Iterator[ChatServerDouble]:
+def chat_server(double: ChatServerDouble) -> Iterator[ChatServerDouble]:
     """Serves until it is left."""
-    server = _Server(("127.0.0.1", port), _Handler)
+    server = _Server(("127.0.0.1", 0), _Handler)
     server.double = double
     double.base_url = f"http://127.0.0.1:{server.server_address[1]}/v1"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
@@ -83,13 +83,6 @@ def chat_server(double: ChatServerDouble, port: int = 0) -> Iterator[ChatServerD
         server.shutdown()
         server.server_close()
         thread.join()
-
-
-def free_port() -> int:
-    """Returns a port on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class _Server(ThreadingHTTPServer):

@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,7 @@ SECONDS_TO_IMPORT = 8
 LOADED = time.time() - psutil.Process().create_time()
 SLOWNESS = max(1.0, LOADED / SECONDS_TO_IMPORT)
 SECONDS_TO_START = 120 * SLOWNESS
-SECONDS_TO_END = 240 * SLOWNESS
+SECONDS_TO_END = 240
 ONE_REQUEST = threading.Lock()  # some tests start processes in threads
 MANY = 8_000
 WORDS = "she likes tea coffee moved to Lisbon works at the bank bakery cat dog 喜欢 喝茶 上海 周末 in 2021".split()  # noqa: SIM905
@@ -91,7 +92,7 @@ class Forked:
         if self.poll() is None:
             os.kill(self.pid, number)
 
-    def communicate(self, timeout: float = SECONDS_TO_END) -> tuple[str, str]:
+    def communicate(self, timeout: float = SECONDS_TO_END * SLOWNESS) -> tuple[str, str]:
         """Waits for it and for all that it has started, as a pipe does."""
         deadline = time.monotonic() + timeout
         while self.returncode is None or is_session_alive(self.pid):
@@ -176,7 +177,8 @@ def slurm_tasks(command: Sequence[str], *, tasks: int, nodes: int) -> list[Proce
     """Starts the tasks of a job with the environment that `srun` gives them, all on this machine."""
     each = tasks // nodes
     job = {
-        "SLURM_JOB_ID": str(random.randrange(10_000, 60_000)),
+        "SLURM_JOB_ID": "12345",
+        "MASTER_PORT": str(free_port()),
         "SLURM_JOB_NAME": "memvec",
         "SLURM_NODELIST": "127.0.0.1",
     }
@@ -190,9 +192,14 @@ def slurm_tasks(command: Sequence[str], *, tasks: int, nodes: int) -> list[Proce
 
 
 def finish(process: Process, seconds: float = SECONDS_TO_END) -> tuple[int, str]:
-    """Waits for a process and returns its exit code and all it said; one that hangs is killed and fails the test."""
+    """Waits for a process and returns its exit code and all it said; one that hangs is killed and fails the test.
+
+    Args:
+        process: What to wait for.
+        seconds: How long, on a machine that is not slow.
+    """
     try:
-        stdout, stderr = process.communicate(timeout=seconds)
+        stdout, stderr = process.communicate(timeout=seconds * SLOWNESS)
     except subprocess.TimeoutExpired:
         kill_group(process)
         raise
@@ -204,6 +211,13 @@ def kill_group(process: Process) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()  # closes the pipes
+
+
+def free_port() -> int:
+    """Returns a port on which nobody listens now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def wait_until(condition: Callable[[], bool], process: Process) -> None:

@@ -6,9 +6,26 @@ Everything that memvec computes is compared with this, so it stays as plain as i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+
+def full_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Loads a model folder whole, language-model head and all."""
+    auto = AutoModelForImageTextToText if folder.name == "qwen2_5_vl" else AutoModelForCausalLM
+    return auto.from_pretrained(folder, dtype=dtype).eval()
+
+
+def relative_errors(vectors: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Returns each row's relative error, `[N]`, of vectors `[N, D]`."""
+    return (vectors - reference).norm(dim=1) / reference.norm(dim=1)
 
 
 @torch.no_grad()
@@ -21,7 +38,7 @@ def reference_vectors(
     layer: int = -1,
     max_length: int | None = None,
 ) -> torch.Tensor:
-    """Returns the hidden state of each prompt's last token, `[N, D]` float32.
+    """Returns the hidden state of each prompt's last token, `[N, D]` float32 on the model's device.
 
     Args:
         model: A full causal language model (or image-text-to-text model), language-model head and all.
@@ -33,7 +50,7 @@ def reference_vectors(
     """
     vectors = []
     for text in texts:
-        inputs = tokenizer(template.replace("{text}", text), return_tensors="pt")
+        inputs = tokenizer(template.replace("{text}", text), return_tensors="pt").to(model.device)
         assert max_length is None or inputs["input_ids"].shape[1] <= max_length
         outputs = model(
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], output_hidden_states=True

@@ -155,7 +155,7 @@ def test_weights_have_the_dtype_asked_for(dtype: torch.dtype, llama: Path) -> No
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt_neox", "phi3", "qwen2_5_vl"])
-def test_float32_buffers_keep_their_precision_when_the_module_is_cast(
+def test_float32_buffers_keep_their_precision_when_cast(
     architecture: str, model_folders: Callable[[str], Path]
 ) -> None:
     """Rotary frequencies rounded to bfloat16 are wrong positions."""

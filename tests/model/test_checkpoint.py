@@ -88,7 +88,7 @@ def test_a_hub_model_that_cannot_be_had_is_an_error_of_one_line(name: str, monke
 
 
 @pytest.mark.parametrize("content", ['{"hidden_size": ', '{"hidden_size": 32}', '{"model_type": "unheard-of"}', None])
-def test_a_folder_without_a_usable_config_is_an_error_of_one_line(tmp_path: Path, content: str | None) -> None:
+def test_a_folder_without_a_usable_config_is_one_line(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(ModelError, match="the folder cannot be loaded") as caught:

@@ -15,7 +15,7 @@ import memvec
 TEXTS = [f"she moved to town number {n} and likes it {'very ' * (n % 9)}much" for n in range(100)]
 
 # What inductor and the libraries it imports say while they compile is not memvec's to mend.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")

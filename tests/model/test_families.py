@@ -16,6 +16,7 @@ from memvec.model.pooling import last_token
 from memvec.model.prefix import SharedPrefix, compute_prefix
 from tests.helpers.families import FAMILIES, ORIGINAL_LENGTH, build_family
 
+CPU = torch.device("cpu")
 LENGTHS = [23, 14, 9, 5]
 PREFIX = 4
 LAYERS = (-1, 2)
@@ -27,10 +28,10 @@ NO_PREFIX = {
 }  # fmt: skip
 
 
-def prompts() -> list[torch.Tensor]:
+def prompts(device: torch.device = CPU) -> list[torch.Tensor]:
     """Returns prompts, each `[1, T]`, that begin with the same tokens, longest first."""
     generator = torch.Generator().manual_seed(0)
-    rows = [torch.randint(3, 400, (1, length), generator=generator) for length in LENGTHS]
+    rows = [torch.randint(3, 400, (1, length), generator=generator).to(device) for length in LENGTHS]
     for row in rows:
         row[:, :PREFIX] = rows[0][:, :PREFIX]
     return rows
@@ -38,10 +39,11 @@ def prompts() -> list[torch.Tensor]:
 
 def reference(model: PreTrainedModel, layers: Sequence[int], *, streams: bool) -> list[torch.Tensor]:
     """Returns `[N, D]` of each layer, one prompt at a time through the full model with all of its hidden states."""
+    rows = prompts(model.device)
     if streams:
         decoder = model.get_decoder()
-        return [torch.stack([decoder(input_ids=row).last_hidden_state[0, -1] for row in prompts()])]
-    states = [model(input_ids=row, output_hidden_states=True).hidden_states for row in prompts()]
+        return [torch.stack([decoder(input_ids=row).last_hidden_state[0, -1] for row in rows])]
+    states = [model(input_ids=row, output_hidden_states=True).hidden_states for row in rows]
     return [torch.stack([state[layer][0, -1] for state in states]) for layer in layers]
 
 
@@ -66,13 +68,19 @@ def state_of(model: nn.Module) -> list[Any]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@torch.no_grad()
 def test_batches_give_the_states_of_the_full_model(family: str) -> None:
-    model = build_family(family)
+    assert_batches_give_the_states_of_the_full_model(family)
+
+
+@torch.no_grad()
+def assert_batches_give_the_states_of_the_full_model(
+    family: str, *, device: torch.device = CPU, rounding: float = 2e-5
+) -> None:
+    model = build_family(family).to(device)  # type: ignore[arg-type]
     before = state_of(model)
     layers = LAYERS[:1] if family in STREAMS else LAYERS
     backbone = Backbone(model.get_decoder(), layers=layers)  # type: ignore[arg-type]
-    rows, length = prompts(), torch.tensor(LENGTHS)
+    rows, length = prompts(device), torch.tensor(LENGTHS, device=device)
     boundaries = length_boundaries(model.config)
     assert boundaries == ((ORIGINAL_LENGTH,) if family == "phi3_long_rope" else ())
     groups = batches(boundaries)
@@ -97,7 +105,7 @@ def test_batches_give_the_states_of_the_full_model(family: str) -> None:
         for way, vectors in found.items():
             wanted = expected[-len(vectors[at]) :]
             error = (vectors[at] - wanted).norm(dim=1) / wanted.norm(dim=1)
-            assert error.max() < 2e-5, f"{way}, layer {layers[at]}: {error.tolist()}"
+            assert error.max() < rounding, f"{way}, layer {layers[at]}: {error.tolist()}"
 
 
 @torch.no_grad()

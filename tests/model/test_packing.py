@@ -66,7 +66,7 @@ def test_biases_are_added_and_any_number_of_rows_works() -> None:
     torch.testing.assert_close(packed.activated(x, ("swish", "")), nn.functional.silu(linear(x)))
 
 
-def test_layers_with_hooks_and_layers_of_other_kinds_stay_as_they_are() -> None:
+def test_layers_with_hooks_or_of_other_kinds_stay() -> None:
     class Scaled(nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return 2 * super().forward(x)
@@ -81,7 +81,7 @@ def test_layers_with_hooks_and_layers_of_other_kinds_stay_as_they_are() -> None:
     torch.testing.assert_close(model(x), expected)
 
 
-def test_double_precision_models_without_linear_layers_and_gpus_cannot_be_packed() -> None:
+def test_doubles_gpus_and_other_layers_cannot_be_packed() -> None:
     linear, cpu = nn.Linear(4, 4), torch.device("cpu")
     assert not can_pack(linear, dtype=torch.float64, device=cpu)
     assert not can_pack(linear, dtype=torch.float32, device=torch.device("cuda"))

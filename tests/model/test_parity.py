@@ -78,7 +78,7 @@ def bidirectional(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_bidirectional(tmp_path_factory.mktemp("both_ways"))
 
 
-def test_a_model_that_is_not_causal_runs_without_padding_and_right(
+def test_a_model_that_is_not_causal_runs_without_padding(
     bidirectional: Path,
     write_jsonl: Callable[..., Path],
     tiny_config: Callable[..., DictConfig],

@@ -47,7 +47,7 @@ def states(cache: Cache) -> list[torch.Tensor]:
 @pytest.mark.parametrize("prefix_length", [1, WINDOW - 1, WINDOW, WINDOW + 1, TOKENS - 1])
 @pytest.mark.parametrize("architecture", sorted(SHARES_PREFIX))
 @torch.no_grad()
-def test_states_after_a_shared_prefix_are_those_of_the_whole_prompt(
+def test_states_after_a_prefix_are_those_of_the_whole_prompt(
     architecture: str, prefix_length: int, backbone_of: Callable[..., Backbone]
 ) -> None:
     backbone, input_ids = backbone_of(architecture), prompts(prefix_length)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,10 +35,27 @@ def test_autocast_and_gpus_leave_nothing_to_choose(decoder: PreTrainedModel) -> 
     assert not is_worth_measuring(decoder, computed_in=torch.float32, device=torch.device("cuda"))
 
 
+class Clock:
+    """Goes on only when it is told to."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """What matmuls are measured by, so that no other process makes one of them slower."""
+    clock = Clock()
+    monkeypatch.setattr("memvec.model.tuning.time", clock)
+    return clock
+
+
 @pytest.mark.parametrize("faster", [DEFAULT, PACKED])
-def test_the_faster_matmuls_are_taken_and_set(decoder: PreTrainedModel, faster: str) -> None:
+def test_the_faster_matmuls_are_taken_and_set(decoder: PreTrainedModel, clock: Clock, faster: str) -> None:
     def compute() -> torch.Tensor:
-        time.sleep(0.02 * (is_packed(decoder) != (faster == PACKED)))
+        clock.now += 1 + (is_packed(decoder) != (faster == PACKED))
         return torch.ones(2, 3)
 
     choice = choose_matmuls(decoder, compute, dtype=torch.float32)
@@ -49,10 +65,10 @@ def test_the_faster_matmuls_are_taken_and_set(decoder: PreTrainedModel, faster: 
 
 
 @pytest.mark.parametrize("fault", ["differs", "fails"])
-def test_packed_weights_that_differ_or_fail_are_not_taken(decoder: PreTrainedModel, fault: str) -> None:
+def test_packed_weights_that_differ_or_fail_are_not_taken(decoder: PreTrainedModel, clock: Clock, fault: str) -> None:
     def compute() -> torch.Tensor:
         if not is_packed(decoder):
-            time.sleep(0.02)
+            clock.now += 1
             return torch.ones(2, 3)
         if fault == "fails":
             raise AttributeError("'PackedLinear' object has no attribute 'weight'")

@@ -65,7 +65,7 @@ def test_cast_back_the_weights_are_bit_for_bit_what_they_were(dtype: torch.dtype
 
 
 @pytest.mark.parametrize("dtype", [*HALF, torch.float32])
-def test_weights_are_widened_where_the_processor_lacks_their_dtype(
+def test_weights_are_widened_where_their_dtype_is_emulated(
     dtype: torch.dtype, caplog: pytest.LogCaptureFixture
 ) -> None:
     decoder = half_decoder("llama", dtype)

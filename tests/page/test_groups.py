@@ -22,7 +22,7 @@ from memvec.page.groups import MOST_GROUPS, NOTHING, by_column, by_length, by_na
         (["a/1", "a/2", "a/3", "plain", "bare"], ["a", "other"]),
     ],
 )
-def test_ids_are_grouped_by_the_shortest_prefix_that_tells_some_apart(ids: list[str], groups: list[str]) -> None:
+def test_ids_are_grouped_by_the_shortest_telling_prefix(ids: list[str], groups: list[str]) -> None:
     colouring = by_prefix(ids)
     assert colouring is not None
     assert colouring.groups == groups
@@ -31,7 +31,7 @@ def test_ids_are_grouped_by_the_shortest_prefix_that_tells_some_apart(ids: list[
 
 
 @pytest.mark.parametrize("ids", [["1", "2", "3"], ["a/1", "b/2", "c/3", "d/4"], ["all/1"], ["same/1", "same/2"]])
-def test_ids_whose_prefix_tells_none_apart_or_all_are_not_grouped(ids: list[str]) -> None:
+def test_ids_whose_prefix_tells_none_or_all_are_not_grouped(ids: list[str]) -> None:
     assert by_prefix(ids) is None
 
 
@@ -70,7 +70,7 @@ def test_texts_and_truth_values_are_grouped_as_they_are() -> None:
     assert colouring.groups == ["True", "False"]
 
 
-def test_numbers_are_grouped_in_steps_and_those_that_are_missing_apart() -> None:
+def test_numbers_are_grouped_in_steps_and_missing_ones_apart() -> None:
     colouring = by_column("score", column([None, 1.0, 2.0, float("nan"), 3.5]))
     assert colouring is not None
     assert colouring.in_steps
@@ -96,7 +96,7 @@ def test_points_in_time_are_grouped_in_steps(kind: pa.DataType, days: float, fir
 
 
 @pytest.mark.parametrize("values", [["a", "b", "c"], ["a", "a"], [["a"], ["b"]], [{"a": 1}, {"a": 2}], [b"a", b"a"]])
-def test_columns_that_tell_none_apart_or_hold_lists_are_no_colours(values: list[Any]) -> None:
+def test_columns_that_tell_none_apart_are_no_colours(values: list[Any]) -> None:
     assert by_column("x", column(values)) is None
 
 

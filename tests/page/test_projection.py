@@ -39,7 +39,7 @@ def test_the_same_vectors_give_the_same_map(components: NDArray[np.float32]) -> 
     np.testing.assert_array_equal(positions(components[:80]), positions(components[:80]))
 
 
-def test_clusters_are_the_topics_and_are_named_by_an_entry_within(
+def test_clusters_are_topics_named_by_an_entry_within(
     components: NDArray[np.float32], topics: NDArray[np.int64]
 ) -> None:
     labels, central = clusters(components)

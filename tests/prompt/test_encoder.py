@@ -105,7 +105,7 @@ def test_tokens_equal_also_where_words_are_unknown(kind: str, template: str, tex
 @pytest.mark.parametrize("kind", CHAT_KINDS)
 @settings(max_examples=40)
 @given(text=texts)
-def test_chat_tokens_equal_the_chat_template_filled_and_tokenised(kind: str, template: str, text: str) -> None:
+def test_chat_tokens_equal_the_filled_template_tokenised(kind: str, template: str, text: str) -> None:
     assume(not spells_special(kind, text))
     expected = chat_ids(tokenizer_of(kind), template.replace("{text}", text))
     assert only_row(encoder_of(kind, template, chat=True), text) == expected
@@ -159,7 +159,7 @@ def test_the_longer_of_two_special_tokens_is_taken() -> None:
     "text", ["<|im_end|>", "a<|im_end|>b", "<|endoftext|><|im_start|>", "  <|im_end|>  <|im_end|>\n"]
 )
 @pytest.mark.parametrize("template", [*TEMPLATES, "<|im_start|>{text}<|im_end|>"])
-def test_a_special_token_spelled_in_a_text_becomes_plain_characters(template: str, text: str) -> None:
+def test_a_special_tokens_spelling_becomes_plain_characters(template: str, text: str) -> None:
     tokenizer = tokenizer_of("byte_bpe")
     row = only_row(encoder_of("byte_bpe", template), text)
     assert tokenizer.decode(row, skip_special_tokens=False) == template.replace("{text}", text)
@@ -231,7 +231,7 @@ def test_padding_and_truncation_of_the_tokenizer_have_no_say() -> None:
 @pytest.mark.parametrize("template", TEMPLATES)
 @settings(max_examples=60)
 @given(text=texts, room=st.integers(4, 40))
-def test_truncation_cuts_the_text_and_keeps_the_end_of_the_prompt(template: str, text: str, room: int) -> None:
+def test_truncation_cuts_the_text_and_keeps_the_prompts_end(template: str, text: str, room: int) -> None:
     tokenizer = tokenizer_of("byte_bpe")
     max_length = len(tokenizer(template.replace("{text}", ""))["input_ids"]) + room
     encoder = encoder_of("byte_bpe", template, max_length=max_length)
@@ -367,7 +367,7 @@ def test_the_last_token_of_a_row_is_never_shared() -> None:
     assert encoded.shared.tolist() == [len(encoder.head_ids) - 1] * 2
 
 
-def test_the_shared_part_is_nearly_the_whole_beginning_of_the_template() -> None:
+def test_the_shared_part_is_nearly_the_templates_beginning() -> None:
     encoder = encoder_of("byte_bpe", ZH)
     shared = encoder.encode(TEXTS).shared
     assert len(encoder.head_ids) > 10

@@ -35,7 +35,7 @@ def folder(vectors: NDArray[np.float32], tmp_path: Path) -> RunFolder:
 
 
 @pytest.mark.parametrize("center", [False, True])
-def test_it_finds_nearly_all_that_the_exact_search_finds_with_the_same_scores(
+def test_it_finds_nearly_all_that_the_exact_search_finds(
     center: bool, folder: RunFolder, vectors: NDArray[np.float32]
 ) -> None:
     pytest.importorskip("faiss")

@@ -36,7 +36,7 @@ def test_the_nearest_are_those_of_the_plain_computation(center: bool, parts: int
 
 @pytest.mark.parametrize("center", [False, True])
 @pytest.mark.parametrize("share", [0.5, 0.01, 1.0])
-def test_among_some_rows_the_nearest_are_those_of_all_that_are_among_them(center: bool, share: float) -> None:
+def test_among_some_rows_the_nearest_are_the_best_of_those(center: bool, share: float) -> None:
     vectors, queries = random_vectors(1000), random_vectors(9, seed=1)
     among = np.random.default_rng(2).random(1000) < share
     expected = cosines(vectors, queries, center=center)  # the mean is that of all rows
@@ -53,7 +53,7 @@ def test_among_no_rows_nothing_is_nearest() -> None:
     assert [len(rows) for _, rows in index.nearest(random_vectors(2), 5)] == [0, 0]
 
 
-def test_groups_of_queries_that_fit_into_memory_give_what_all_at_once_give(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_of_queries_give_what_all_at_once_give(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, queries = random_vectors(300), random_vectors(11, seed=1)
     index = ExactIndex([vectors], center=True)
     whole = index.nearest(queries, 5)
@@ -63,7 +63,7 @@ def test_groups_of_queries_that_fit_into_memory_give_what_all_at_once_give(monke
         np.testing.assert_allclose(scores, same_scores, atol=1e-6)
 
 
-def test_centring_stays_exact_where_the_mean_is_nearly_all_of_a_vector() -> None:
+def test_centring_stays_exact_where_the_mean_dominates() -> None:
     vectors = random_vectors(200) + np.float32(3000)
     truth = cosines(vectors, vectors[:5], center=True)
     for (scores, rows), expected in zip(ExactIndex([vectors], center=True).nearest(vectors[:5], 3), truth, strict=True):

@@ -35,7 +35,7 @@ def test_measures_are_those_of_the_definition(relevant: list[int]) -> None:
     assert measure(scores, hits) == pytest.approx(by_definition(ranked), abs=1e-6)
 
 
-def test_a_query_is_looked_for_among_the_ids_with_its_prefix_only() -> None:
+def test_a_query_is_looked_for_within_its_prefix() -> None:
     vectors = random_vectors(40)
     ids = [f"{'near' if row % 2 else 'far'}/{row}" for row in range(40)]
     index = ExactIndex([vectors], center=False)
@@ -47,7 +47,7 @@ def test_a_query_is_looked_for_among_the_ids_with_its_prefix_only() -> None:
     assert mean_measures(index, vectors[:1], [everywhere], ids)["hit@1"] == 0  # row 0 itself is nearest
 
 
-def test_the_mean_is_over_all_queries_however_many_are_computed_at_once() -> None:
+def test_the_mean_is_over_all_queries_in_any_groups() -> None:
     vectors = random_vectors(150)
     index = ExactIndex([vectors], center=True)
     ids = list(range(150))

@@ -54,7 +54,7 @@ def test_torchrun_counts_inside_slurm(build: Callable[..., object]) -> None:
 
 
 @pytest.mark.parametrize("environment", [TORCHRUN, SLURM], ids=["torchrun", "SLURM"])
-def test_as_many_processes_as_are_configured_must_have_been_started(
+def test_as_many_processes_as_configured_must_be_started(
     environment: dict[str, str], build: Callable[..., object]
 ) -> None:
     message = "has started 2 processes, but trainer.devices=3 trainer.num_nodes=1 means 3"
@@ -71,9 +71,7 @@ def test_what_slurm_was_not_told_is_one_line(build: Callable[..., object]) -> No
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "fsdp_cpu_offload", "deepspeed_stage_3"])
-def test_strategies_that_memvec_cannot_keep_in_step_name_those_it_can(
-    strategy: str, build: Callable[..., object]
-) -> None:
+def test_strategies_that_cannot_be_used_name_those_that_can(strategy: str, build: Callable[..., object]) -> None:
     with pytest.raises(ConfigError, match=f"trainer.strategy={strategy}: .*trainer=fsdp or trainer=tensor_parallel"):
         build({}, f"trainer.strategy={strategy}")
 

@@ -37,9 +37,7 @@ def test_the_plan_is_that_of_the_run(texts: Path, tiny_config: Configure) -> Non
     assert plan.prefix_length == summary.manifest["notes"]["prefix_tokens"] > 0
 
 
-def test_the_time_is_that_of_the_slowest_rank_at_the_speed_that_was_measured(
-    texts: Path, tiny_config: Configure
-) -> None:
+def test_the_time_is_that_of_the_slowest_rank(texts: Path, tiny_config: Configure) -> None:
     plan = plan_run(tiny_config(texts, *PLAN, "trainer=ddp", "trainer.devices=3"))
     assert plan.tokens_per_second is not None
     assert plan.tokens_per_second > 0
@@ -58,7 +56,7 @@ def test_the_time_is_that_of_the_slowest_rank_at_the_speed_that_was_measured(
         (["trainer=fsdp", "trainer.devices=4", "model.prefix_cache=off"], 4, False),
     ],
 )
-def test_every_rank_with_rows_of_its_own_is_planned_though_it_is_not_here(
+def test_every_rank_is_planned_though_it_is_not_here(
     overrides: list[str], ranks: int, is_measured: bool, texts: Path, tiny_config: Configure
 ) -> None:
     plan = plan_run(tiny_config(texts, *PLAN, *overrides))
@@ -83,6 +81,7 @@ def test_lines_show_the_first_ranks_and_all_in_sum() -> None:
     assert alone.lines()[2] == "batches    1 over 1 rank, 20.0% padding"
 
 
+@pytest.mark.processes
 def test_the_command_prints_the_plan_and_leaves_nothing(texts: Path, llama: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     code, said = finish(start(arguments(texts, folder, llama, *PLAN, "trainer=ddp", "trainer.devices=2")))
@@ -101,7 +100,7 @@ def test_a_plan_leaves_a_run_in_the_same_folder_alone(texts: Path, tiny_config: 
     assert {path: path.stat().st_mtime_ns for path in Path(cfg.output_dir).rglob("*")} == before
 
 
-def test_a_program_that_asks_predict_for_a_plan_is_told_what_makes_it(texts: Path, tiny_config: Configure) -> None:
+def test_predict_asked_for_a_plan_says_what_makes_it(texts: Path, tiny_config: Configure) -> None:
     with pytest.raises(ConfigError, match=r"memvec\.run\.dry_run\.plan_run"):
         memvec.predict(tiny_config(texts, *PLAN))
 

@@ -68,7 +68,7 @@ def test_paths_are_absolute_and_the_home_folder_is_known(tmp_path: Path, monkeyp
         ({**FINGERPRINT, "dtype": "float32"}, "dtype was None, is 'float32'"),
     ],
 )
-def test_another_fingerprint_is_refused_naming_the_field_the_old_and_the_new(
+def test_another_fingerprint_is_refused_naming_the_field(
     tmp_path: Path, finished: bool, changed: dict[str, Any], message: str
 ) -> None:
     folder = RunFolder(tmp_path)

@@ -73,6 +73,7 @@ def test_a_folder_that_the_user_has_made_keeps_its_mode(
     assert modes(tmp_path / "run") == {"folders": {"0o750"}, "files": {"0o640"}}
 
 
+@pytest.mark.processes
 def test_the_command_line_makes_private_folders(llama: Path, write_jsonl: Callable[..., Path], tmp_path: Path) -> None:
     command = arguments(write_jsonl(TEXTS), tmp_path / "unused", llama, "trainer.devices=1", "data.batch_size=1", "-m")
     command = [argument for argument in command if not argument.startswith("output_dir=")]  # the default one

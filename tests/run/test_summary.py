@@ -38,7 +38,7 @@ def write(root: Path, counts: Counts = COUNTS) -> RunSummary:
     return write_summary(folder, counts=counts, config=CONFIG, metrics=METRICS, notes=NOTES)
 
 
-def test_the_closing_summary_is_five_lines_of_counts_speed_and_place(tmp_path: Path) -> None:
+def test_the_closing_summary_is_five_lines(tmp_path: Path) -> None:
     assert write(tmp_path).lines() == [
         "entries    12,345 (12,000 different) of 576 numbers each",
         "rejected   0",
@@ -48,7 +48,7 @@ def test_the_closing_summary_is_five_lines_of_counts_speed_and_place(tmp_path: P
     ]
 
 
-def test_the_speed_of_a_run_that_went_on_says_what_it_was_measured_over(tmp_path: Path) -> None:
+def test_a_resumed_runs_speed_says_what_it_was_measured_over(tmp_path: Path) -> None:
     summary = write(tmp_path)
     resumed = RunSummary(summary.folder, summary.manifest, {**METRICS, "computed_entries": 2})
     assert resumed.lines()[3].endswith(", over the 2 computed since the run was resumed")

@@ -12,6 +12,8 @@ import pytest
 import memvec
 from tests.helpers.processes import arguments, assert_same, finish, start
 
+pytestmark = pytest.mark.processes
+
 # The first job of each fails.
 ONE_AND_TWO_RANKS = ("data.batch_size=8", "trainer.strategy=ddp", "trainer.devices=abc,1,2")
 JOBLIB = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "trainer.devices=1", "data.batch_size=0,8")
@@ -34,7 +36,7 @@ def needs(package: str) -> pytest.MarkDecorator:
         pytest.param(SUBMITIT, WRONG_SIZE, id="submitit", marks=needs("hydra-submitit-launcher")),
     ],
 )
-def test_every_job_is_complete_in_its_own_folder_and_one_that_fails_does_not_end_the_others(
+def test_a_job_that_fails_does_not_end_the_others(
     how: tuple[str, ...], wrong: str, llama: Path, tmp_path: Path
 ) -> None:
     path, folder = tmp_path / "texts.jsonl", tmp_path / "a sweep"

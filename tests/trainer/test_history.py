@@ -34,7 +34,7 @@ def test_a_runs_history_counts_what_was_computed(
     assert sum(timeline["padding"]) == pytest.approx(sum(lengths["padding"]), abs=0.1 * SLICES)
 
 
-def test_a_timeline_of_any_number_of_batches_stays_small_and_loses_none() -> None:
+def test_a_timeline_of_any_length_stays_small() -> None:
     timeline = Timeline(2.0)
     for batch in range(10_000):
         timeline.add(2.0 + 0.01 * (batch + 1), np.asarray([3, 5]))
@@ -68,6 +68,6 @@ def test_padding_is_counted_where_it_stands_and_ranks_add_up() -> None:
     }
 
 
-def test_a_run_that_had_nothing_left_to_compute_has_an_empty_history() -> None:
+def test_a_run_with_nothing_to_compute_has_an_empty_history() -> None:
     assert sum(combine_timelines([])["entries"]) == 0
     assert combine_lengths([]) == {"tokens_per_bin": 1, "entries": [], "padding": []}

@@ -14,6 +14,7 @@ from datasets import Dataset
 
 import memvec
 from tests.helpers.processes import (
+    SLOWNESS,
     Process,
     arguments,
     assert_same,
@@ -29,6 +30,8 @@ from tests.helpers.processes import (
     wait_until_gone,
 )
 
+pytestmark = pytest.mark.processes
+
 # One row a batch, so that a rank's batches are its rows; and frames so large that the last one is hardly ever full.
 SLOW = ("data.batch_size=1", "writer.flush_every=200")
 ONE_RANK = ("trainer.devices=1",)
@@ -39,13 +42,13 @@ ADVICE = "memvec: finishing the batch in hand; a second signal stops at once"
 
 
 def wait_until_computing(output_dir: Path, process: Process, *, ranks: int) -> None:
-    """Waits until every rank has begun, and has written a frame or had two seconds for it."""
+    """Waits until every rank has begun, and has written a frame or had the time for it."""
 
     def sizes() -> list[int]:
         return [path.stat().st_size for path in output_dir.glob("journal/*.frames")]
 
     wait_until(lambda: len(sizes()) == ranks, process)
-    latest = time.monotonic() + 2
+    latest = time.monotonic() + 2 * SLOWNESS
     wait_until(lambda: all(sizes()) or time.monotonic() > latest, process)
     assert process.poll() is None, finish(process)
 
@@ -85,7 +88,7 @@ def assert_all_is_flushed(output_dir: Path, *, ranks: int) -> None:
         pytest.param(TWO_SHARING_RANKS, signal.SIGINT, 130, id="2 ranks that share the weights, Ctrl-C"),
     ],
 )
-def test_a_signal_flushes_says_how_to_go_on_and_sets_the_exit_code(
+def test_a_signal_flushes_and_sets_the_exit_code(
     overrides: tuple[str, ...], number: int, code: int, many: Path, llama: Path, undisturbed: Dataset, tmp_path: Path
 ) -> None:
     output_dir, ranks = tmp_path / "run", 1 if overrides is ONE_RANK else 2
@@ -153,7 +156,7 @@ def test_a_signal_in_a_sweep_flushes_the_job_and_starts_no_other(
 
 
 @pytest.mark.parametrize(("launcher", "number"), [("torchrun", signal.SIGINT), ("SLURM", signal.SIGTERM)])
-def test_a_signal_that_comes_twice_loses_nothing_where_something_else_started_the_ranks(
+def test_a_signal_that_comes_twice_loses_nothing(
     launcher: str, number: int, many: Path, llama: Path, undisturbed: Dataset, tmp_path: Path
 ) -> None:
     """From the terminal or the scheduler, and from what started the ranks; here it comes until they have ended."""

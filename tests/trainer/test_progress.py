@@ -93,6 +93,7 @@ def test_the_bar_moves_while_a_batch_is_generated_and_ends_full(
     assert (percent, done) == (100, total)
 
 
+@pytest.mark.processes
 def test_with_several_ranks_the_bar_says_whose_share_it_counts(
     write_jsonl: Callable[..., Path], llama: Path, tmp_path: Path
 ) -> None:

@@ -19,6 +19,8 @@ from memvec.files import read_json
 from tests.helpers.models import save_bidirectional
 from tests.helpers.processes import Process, arguments, assert_same, finish, slurm_tasks, start, torchrun, write_texts
 
+pytestmark = pytest.mark.processes
+
 RESULT = ["history.json", "manifest.json", "metrics.json", "rejected.jsonl", "vectors"]
 # Neither two nor three ranks divide the rows of the first; the second has fewer rows than ranks.
 ROWS = {"two": 23, "three": 2}
@@ -169,7 +171,7 @@ def test_weights_shared_out_give_the_vectors_of_one_process(name: str, shared: P
 
 
 @pytest.mark.parametrize("name", [name for name in SHARED if "bad" in name])
-def test_a_vector_that_is_not_finite_is_computed_again_by_all_that_share_the_weights(name: str, shared: Path) -> None:
+def test_ranks_that_share_weights_recompute_nan_together(name: str, shared: Path) -> None:
     dtype, error = ("bfloat16", 0.02) if "fsdp" in name else ("float32", 1e-5)
     assert_same(memvec.load(shared / f"{name} two"), memvec.load(shared / f"{name} one"), error=error)
     (rejected,) = (shared / f"{name} two" / "rejected.jsonl").read_text().splitlines()
@@ -177,7 +179,7 @@ def test_a_vector_that_is_not_finite_is_computed_again_by_all_that_share_the_wei
     assert f"holds NaN or infinity, in {dtype} too" in rejected
 
 
-def test_batches_that_differ_from_one_by_one_end_a_run_whose_processes_have_batches_of_their_own(shared: Path) -> None:
+def test_ranks_in_step_end_where_batches_differ_from_one_by_one(shared: Path) -> None:
     """Its processes would compute as many forwards as their own batches have rows, and wait for each other for ever."""
     assert "parity probe: batches differ from one by one" in (shared / "said.txt").read_text()
     assert "data.batch_size=1 model.probe=off" in (shared / "said.txt").read_text()

@@ -132,9 +132,7 @@ def test_finalising_twice_changes_nothing(prepared: Callable[..., RunFolder], tw
     assert_complete(folder)
 
 
-def test_a_part_that_is_there_is_kept_and_a_missing_one_is_written(
-    prepared: Callable[..., RunFolder], two_rows_a_file: None
-) -> None:
+def test_a_part_that_is_there_is_kept(prepared: Callable[..., RunFolder], two_rows_a_file: None) -> None:
     folder = prepared()
     append(folder, list(range(20)))
     Finalizer(folder).write_results()
@@ -192,7 +190,7 @@ def test_rows_without_a_vector_are_an_error_that_counts_them(
     assert not folder.vectors.exists()
 
 
-def test_rows_that_could_not_be_computed_are_rejected_behind_those_of_the_input(
+def test_rows_without_vectors_are_rejected_behind_the_inputs(
     prepared: Callable[..., RunFolder],
 ) -> None:
     folder = prepared()
@@ -215,7 +213,7 @@ def test_a_run_without_any_vector_is_an_error_that_says_why(prepared: Callable[.
         Finalizer(folder)
 
 
-def test_a_row_computed_later_counts_although_an_attempt_gave_it_up(prepared: Callable[..., RunFolder]) -> None:
+def test_a_row_computed_later_counts_though_given_up_before(prepared: Callable[..., RunFolder]) -> None:
     folder = prepared([{"id": "a", "text": "tea"}])
     reject(folder, 0, "out of memory")
     append(folder, [0])

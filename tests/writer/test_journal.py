@@ -118,7 +118,7 @@ def test_without_files_nothing_is_done(tmp_path: Path) -> None:
     assert not index.is_done.any()
 
 
-def test_a_file_in_which_nothing_was_written_is_removed_when_closed(tmp_path: Path) -> None:
+def test_an_empty_file_is_removed_when_closed(tmp_path: Path) -> None:
     writer = JournalWriter(tmp_path, rank=0, signature=MINE)
     assert writer.path.exists()
     writer.close()

@@ -53,7 +53,7 @@ def kept_journal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 50, 64, 500])
-def test_a_frame_holds_flush_every_entries_whatever_the_batch_size(
+def test_a_frame_holds_flush_every_entries_at_any_batch_size(
     batch_size: int, kept_journal: Path, write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
 ) -> None:
     memvec.predict(tiny_config(write_jsonl(PLAIN), f"data.batch_size={batch_size}", "data.max_tokens=100000"))
@@ -107,7 +107,7 @@ def is_float32(module: HiddenStateModule) -> bool:
     return next(module.parameters()).dtype == torch.float32
 
 
-def test_a_row_whose_vector_is_not_finite_is_tried_again_alone_in_float32(
+def test_a_vector_that_is_not_finite_is_tried_in_float32(
     nan_for: Callable[..., None], write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
 ) -> None:
     exact = tiny_config(write_jsonl(TEXTS), output="exact")
@@ -126,7 +126,7 @@ def test_a_row_whose_vector_is_not_finite_is_tried_again_alone_in_float32(
     assert float(((vectors - expected).norm(dim=1) / expected.norm(dim=1)).max()) < 0.05
 
 
-def test_a_row_that_stays_without_a_finite_vector_is_rejected_and_the_run_goes_on(
+def test_a_row_without_a_finite_vector_is_rejected(
     nan_for: Callable[..., None],
     tokenizer: object,
     write_jsonl: Callable[..., Path],

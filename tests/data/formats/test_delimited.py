@@ -61,7 +61,7 @@ def test_random_tables_are_taken_apart_rightly(delimiter: str, tmp_path: Path) -
         assert rows_of(tmp_path / "a.csv") == [(name, text) for name, text, _ in rows]
 
 
-def test_a_row_with_too_many_fields_does_not_change_the_delimiter(tmp_path: Path) -> None:
+def test_too_many_fields_do_not_change_the_delimiter(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("id;text\n1;tea\n2;tea; no coffee\n3;tea, and more\n", encoding="utf-8")
     found = rows_of(tmp_path / "a.csv")
     assert found[0] == (1, "tea")

@@ -71,7 +71,7 @@ def test_of_several_lines_none_is_unwrapped(tmp_path: Path) -> None:
         read(tmp_path / "a.jsonl")
 
 
-def test_an_object_over_several_lines_that_breaks_is_named_by_its_line(tmp_path: Path) -> None:
+def test_a_broken_object_over_lines_is_named_by_its_line(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{\n "data": [\n  {"text": "a"},\n  {"text": b}\n ]\n}\n', encoding="utf-8")
     with pytest.raises(InputError, match=r"line 4: not JSON \(Expecting value at column 12\)"):
         read(tmp_path / "a.json")
@@ -137,7 +137,7 @@ def test_an_array_in_any_window_is_what_it_is_whole(
 
 
 @pytest.mark.parametrize("characters", [1, 7, 2**20])
-def test_a_damaged_array_is_an_error_where_the_standard_parser_sees_one(
+def test_a_damaged_array_is_an_error_as_in_the_standard_parser(
     characters: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(json_module, "CHARACTERS_PER_READ", characters)
