@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,7 +96,7 @@ def test_one_layer_is_evaluated_as_a_run_of_it_is(runs: dict[str, RunFolder]) ->
 
 def test_each_layer_has_an_index_of_its_own(tmp_path: Path, runs: dict[str, RunFolder]) -> None:
     pytest.importorskip("faiss")
-    options = {"k": 2, "center": True, "accelerator": "cpu"}
+    options: dict[str, Any] = {"k": 2, "center": True, "accelerator": "cpu"}
     for layer in LAYERS:
         exact = memvec.search(runs["both"].root, DIFFERENT[2:5], layer=layer, **options)
         found = memvec.search(runs["both"].root, DIFFERENT[2:5], layer=layer, exact_rows=1, **options)

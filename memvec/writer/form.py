@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +37,7 @@ class VectorForm:
         ConfigError: One of them is not allowed.
     """
 
-    dtype: Literal["float32", "float16"] = "float32"
+    dtype: str = "float32"
     normalize: bool = False
 
     def __post_init__(self) -> None:
@@ -71,7 +71,7 @@ class VectorForm:
         with np.errstate(over="ignore"):  # said for each row below
             kept = flat.astype(self.dtype)
         fits = np.isfinite(kept).all(axis=1)  # [B]
-        reasons = [None if row_fits else self._reason(row) for row_fits, row in zip(fits, flat, strict=True)]
+        reasons = [None if fits[row] else self._reason(flat[row]) for row in range(len(index))]
         return vector_rows(index, kept, reasons)
 
     def _reason(self, numbers: NDArray[Any]) -> str:
