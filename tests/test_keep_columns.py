@@ -116,9 +116,7 @@ def test_a_row_without_a_vector_takes_its_columns_along(write_jsonl: Write, tiny
     assert kept(cfg.output_dir) == expected([ROWS[0], ROWS[3]])
 
 
-def test_a_missing_column_is_said_before_anything_is_computed(
-    write_jsonl: Write, tiny_config: Configure
-) -> None:
+def test_a_missing_column_is_said_before_anything_is_computed(write_jsonl: Write, tiny_config: Configure) -> None:
     with pytest.raises(InputError, match="no row has the column 'usr'; columns found: id, text, user"):
         memvec.predict(tiny_config(write_jsonl(ROWS), "data.keep_columns=[usr]"))
 
