@@ -52,14 +52,8 @@ OF_GENERATE = {
 }
 # Shared by the top-level files, and chosen by none of them.
 SHARED = {"launch/default.yaml"}
-# What a user has no reason to set: memvec's own choice of class, and what it needs the Trainer to be.
-NOT_OVERRIDES = {
-    "_target_",
-    "use_distributed_sampler",
-    "logger",
-    "enable_checkpointing",
-    "enable_model_summary",
-}
+# What a user has no reason to set: memvec's own choice of class.
+NOT_OVERRIDES = {"_target_"}
 
 
 def name(path: Path) -> str:
@@ -88,7 +82,7 @@ def leaves(cfg: Any, prefix: str = "") -> Iterator[str]:
 
 def overrides_in_help() -> set[str]:
     template = OmegaConf.load(CONF / "predict.yaml").hydra.help.template
-    return set(re.findall(r"^ +([a-z_]+(?:\.[a-z_]+)+|output_dir|resume) {2,}\S", template, re.MULTILINE))
+    return set(re.findall(r"^ +([a-z_]+(?:\.[a-z_]+)+|output_dir|resume)(?: {2,}\S|$)", template, re.MULTILINE))
 
 
 def test_there_are_files_to_test() -> None:
