@@ -89,6 +89,21 @@ def test_points_in_time_of_a_parquet_file_stay_what_they_are(tmp_path: Path, tin
     ]
 
 
+def test_rows_that_a_program_has_keep_them(tiny_config: Configure, tmp_path: Path) -> None:
+    frame = pd.DataFrame([{**row, "created_at": pd.Timestamp(row["created_at"])} for row in ROWS])
+    for n, data in enumerate((frame, frame.to_dict("records"), pa.Table.from_pandas(frame))):
+        cfg = tiny_config(tmp_path, KEEP, output=f"run-{n}")
+        cfg.data.path = None
+        memvec.predict(cfg, data=data)
+        found = kept(cfg.output_dir)
+        assert found == [{**row, "created_at": pd.Timestamp(row["created_at"])} for row in expected()]
+    frame.loc[0, "created_at"] += pd.Timedelta(days=1)
+    with pytest.raises(RunFolderError, match="input has other content than it had"):
+        memvec.predict(cfg, data=frame.to_dict("records"))
+    with pytest.raises(InputError, match="data: no row has the column 'usr'; columns found: id, text, user"):
+        memvec.predict(tiny_config(tmp_path, "data.path=null", "data.keep_columns=[usr]", output="x"), data=frame)
+
+
 def test_a_resume_keeps_them_and_other_ones_are_refused(write_jsonl: Write, tiny_config: Configure) -> None:
     path = write_jsonl(ROWS)
     folder = leave_unfinished(tiny_config(path, KEEP))

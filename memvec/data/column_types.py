@@ -47,7 +47,7 @@ def size_of(value: Any, *, integers: range, fields: set[str], depth: int = 0) ->
     if isinstance(value, dict):
         fields.update(value)
         value = [*value.keys(), *value.values()]
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return sum(size_of(inner, integers=integers, fields=fields, depth=depth + 1) for inner in value)
     return BYTES_OF_A_NUMBER
 
@@ -70,8 +70,8 @@ def first_misfit(values: Iterable[Any], kind: pa.DataType) -> tuple[int, pa.Data
         kind: What came before them.
 
     Returns:
-        Its position, its type, and that of those before it. Its type is None where it is a list or an object within
-        which there is none. None where it is not a matter of types.
+        Its position, its type, and that of those before it. Its type is None where it has none, such as a list of
+        numbers and texts. None where it is not a matter of types.
     """
     for position, value in enumerate(values):
         try:

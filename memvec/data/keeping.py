@@ -203,7 +203,7 @@ class KeptColumns:
         position, found, kind = misfit
         place = f"{self._source}, row {self._numbers[position]}"
         if found is None:
-            return InputError(f"{place}: {name!r} holds values of several types ({one_line(error)}); {REMEDY}")
+            return InputError(f"{place}: {name!r} cannot be kept: {one_line(error)}; {REMEDY}")
         before = f"of type {kind} from {self._first[name]} on"
         return InputError(f"{place}: {name!r} is of type {found}, but {before}; {REMEDY}")
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from memvec.config.values import at_least_or_none, one_of, one_text_or_none
 from memvec.data.dataset import AUTO, EntriesSummary, RecordSource, asked_column, write_entries
 from memvec.data.formats.files import TextFormat
+from memvec.data.given import GivenRows, source_of
 from memvec.data.keeping import KeptColumns
 from memvec.data.kept import names_to_keep
 from memvec.data.source import Source, find_sources
@@ -26,7 +27,8 @@ class InputRows:
     """Rows of files or datasets.
 
     Args:
-        path: File, folder, glob or Hub dataset name, or a list of them.
+        path: File, folder, glob or Hub dataset name, or a list of them; None with `given`.
+        given: The rows themselves, where a program has them (`memvec.data.given.source_of`); None reads `path`.
         id_column: Name of the field with the id; `auto` is `id`, where the rows have one; None makes the row number
             the id.
         split: Split to read; None is `train` of a dataset with splits, and every file of a folder.
@@ -43,8 +45,9 @@ class InputRows:
 
     def __init__(
         self,
-        path: str | Sequence[str],
+        path: str | Sequence[str] | None,
         *,
+        given: Any = None,
         id_column: str | None = AUTO,
         split: str | None = None,
         revision: str | None = None,
@@ -55,6 +58,7 @@ class InputRows:
         keep_columns: Sequence[str] = (),
     ) -> None:
         self.path = path
+        self.given = given
         self.id_column = one_text_or_none("data.id_column", id_column)
         self.split = one_text_or_none("data.split", split)
         self.revision = revision
@@ -64,9 +68,11 @@ class InputRows:
         self.keep_columns = names_to_keep(keep_columns)
 
     @cached_property
-    def sources(self) -> list[Source]:
-        """What `data.path` names."""
-        return find_sources(self.path, split=self.split, revision=self.revision, text_format=self.text_format)
+    def sources(self) -> Sequence[Source | GivenRows]:
+        """What a program has given, or `data.path` names."""
+        if self.given is not None:
+            return [source_of(self.given, split=self.split)]
+        return find_sources(self.path or "", split=self.split, revision=self.revision, text_format=self.text_format)
 
     def fingerprint(self, sources: Sequence[RecordSource], *, text_column: str) -> dict[str, Any]:
         """Returns what decides the rows: their content, and how they are read.

@@ -134,7 +134,7 @@ def _sources_of(name: str, split: str | None, revision: str | None, text_format:
     path = Path(name).expanduser() if name.startswith("~/") else Path(name)
     if path.is_dir():
         if (path / "dataset_dict.json").exists() or all((path / marker).exists() for marker in SAVED_DATASET):
-            return [Source(str(path), _one_split(_saved_dataset(path), str(path), split))]
+            return [Source(str(path), one_split(_saved_dataset(path), str(path), split))]
         root, files = path, outside_runs(files_of_folder(path), root=path, name=name)
     elif path.exists():
         check_regular(path)
@@ -164,7 +164,17 @@ def _saved_dataset(folder: Path) -> datasets.Dataset | datasets.DatasetDict:
         raise InputError(f"{folder}: cannot be read as a folder of save_to_disk: {one_line(error)}") from error
 
 
-def _one_split(loaded: datasets.Dataset | datasets.DatasetDict, name: str, split: str | None) -> datasets.Dataset:
+def one_split(loaded: datasets.Dataset | datasets.DatasetDict, name: str, split: str | None) -> datasets.Dataset:
+    """Returns one split of what is loaded.
+
+    Args:
+        loaded: A dataset, or several by the names of their splits.
+        name: What messages call it.
+        split: The split's name; None is `train` of several.
+
+    Raises:
+        InputError: There is no such split.
+    """
     if isinstance(loaded, datasets.Dataset):
         if split is not None and split != str(loaded.split):
             found = f"it is the split {str(loaded.split)!r}" if loaded.split is not None else "it has no splits"

@@ -127,7 +127,7 @@ def _facts(summary: RunSummary, manifest: Manifest, layer: int) -> list[tuple[st
         ("rejected", f"{counts.rejected:,}"),
         ("truncated", f"{counts.truncated:,}"),
         ("numbers in a vector", f"{counts.dimension:,}, {manifest.vector_dtype}{', unit length' * manifest.normalize}"),
-        ("input", str(run_settings(summary.folder).get("data.path"))),
+        ("input", str(run_settings(summary.folder).get("data.path") or "rows that a program gave")),
         ("model", manifest.name_or_path),
         ("layer", _layers(manifest, layer)),
         ("prompt", "" if prompt is None else f"{prompt_name(vars(prompt))}: {prompt.template}"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 from inspect import signature
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -47,9 +48,29 @@ def build_model(cfg: DictConfig) -> HiddenStateModule:
     return module
 
 
-def build_datamodule(cfg: DictConfig, module: HiddenStateModule, folder: RunFolder) -> PromptDataModule:
-    """Returns the data module of memory texts, for a model's tokenizer and limit."""
-    rows, options = build_rows(cfg.data)
+def without_path(cfg: DictConfig) -> DictConfig:
+    """Returns the configuration of a run whose rows a program gives: one that names no file.
+
+    Raises:
+        ConfigError: It names one.
+    """
+    if cfg.data.path is not None and not OmegaConf.is_interpolation(cfg.data, "path"):  # as the default is
+        raise ConfigError(f"data.path={cfg.data.path}: the rows are given as data; allowed: one of the two")
+    return cast(DictConfig, OmegaConf.merge(cfg, {"data": {"path": None}}))
+
+
+def build_datamodule(
+    cfg: DictConfig, module: HiddenStateModule, folder: RunFolder, *, data: Any = None
+) -> PromptDataModule:
+    """Returns the data module of memory texts, for a model's tokenizer and limit.
+
+    Args:
+        cfg: The whole configuration.
+        module: The model.
+        folder: The run's folder.
+        data: The rows, where a program gives them; None reads `data.path`.
+    """
+    rows, options = build_rows(cfg.data, given=data)
     texts: MemoryTexts = build_group(
         "data",
         options,
@@ -62,12 +83,17 @@ def build_datamodule(cfg: DictConfig, module: HiddenStateModule, folder: RunFold
     return PromptDataModule(texts, folder=folder, is_done=partial(has_vectors, folder))
 
 
-def build_rows(data: DictConfig) -> tuple[InputRows, DictConfig]:
-    """Returns the rows that a `data` group names, and its options that are not about rows."""
+def build_rows(data: DictConfig, *, given: Any = None) -> tuple[InputRows, DictConfig]:
+    """Returns the rows that a `data` group names, and its options that are not about rows.
+
+    Args:
+        data: The group.
+        given: The rows, where a program gives them; None reads what the group names.
+    """
     options = to_container(data)
     about_rows = {name: options.pop(name) for name in signature(InputRows).parameters if name in options}
     with one_line_errors("data"):
-        return InputRows(**about_rows), OmegaConf.create(options)
+        return InputRows(**about_rows, given=given), OmegaConf.create(options)
 
 
 def build_writer(cfg: DictConfig, folder: RunFolder) -> VectorWriter:

@@ -20,7 +20,7 @@ from memvec.prompt.template import Prompt
 from memvec.schema import VECTOR_DTYPES, vector_columns
 
 # What the fingerprints of a run and of an encoder both hold, apart from the layer.
-IDENTITY = ("model", "dtype", "tokenizer", "template", "chat", "max_length")
+IDENTITY = ("model", "adapter", "dtype", "tokenizer", "template", "chat", "max_length")
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Manifest:
         layer: Which hidden state; a list where the result has a column for each of several.
         vector_dtype: Of the numbers in the result.
         normalize: Whether its vectors have unit length.
+        adapter: The LoRA adapter merged into it; None is none.
         prefix_cache: As `model.prefix_cache`.
         tune: As `model.tune`.
         probe: As `model.probe`.
@@ -66,6 +67,7 @@ class Manifest:
     layer: int | list[int]
     vector_dtype: str
     normalize: bool
+    adapter: str | None
     prefix_cache: str
     tune: str
     probe: str
@@ -149,6 +151,7 @@ def known_of(manifest: JsonObject) -> Manifest:
         layer=_layer(model),
         vector_dtype=_vector_dtype(writer),
         normalize=writer.take_or("normalize", bool) is True,
+        adapter=model.take_text("adapter") if model.has("adapter") else None,
         prefix_cache=model.take_or("prefix_cache", str) or "auto",
         tune=model.take_or("tune", str) or "auto",
         probe=model.take_or("probe", str) or "auto",

@@ -147,7 +147,7 @@ def test_rows_whose_id_was_there_before_are_left_out(keep: Keep, lines: Callable
     ("rows", "said"),
     [
         ([{"n": 1}, {"n": "x"}], "a.jsonl, row 2: 'n' is of type string, but of type int64 from "),
-        ([{"n": [1, "x"]}], "a.jsonl, row 1: 'n' holds values of several types"),
+        ([{"n": [1, "x"]}], "a.jsonl, row 1: 'n' cannot be kept: Could not convert 'x'"),
         ([{"n": {"m": 1}}, {}, {"n": [1]}], "a.jsonl, row 3: 'n' is of type list<item: int64>, but of type struct<"),
         ([{"n": True}, {"n": 1}], "a.jsonl, row 2: 'n' is of type int64, but of type bool from "),
         ([{"n": 2**60 + 1}, {"n": 0.5}], "'n': Integer value 1152921504606846977 "),
