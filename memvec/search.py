@@ -14,10 +14,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from memvec.cli import main
 from memvec.config.values import one_of
@@ -25,6 +24,7 @@ from memvec.errors import ConfigError, json_on_one_line
 from memvec.layout import RunLayout
 from memvec.retrieval.encoder import query_options
 from memvec.retrieval.queries import read_queries
+from memvec.retrieval.runs import Folders, named_folders
 from memvec.retrieval.searcher import EXACT_ROWS, Hit, Searcher
 from memvec.table import aligned, as_json
 
@@ -33,7 +33,7 @@ _kept_lock = threading.Lock()
 
 
 def search(
-    output_dir: str | Path,
+    output_dir: Folders,
     queries: Sequence[str],
     *,
     k: int = 10,
@@ -49,7 +49,7 @@ def search(
     """Finds the memories nearest to each query, by a `Searcher` that is kept for the next call with the same settings.
 
     Args:
-        output_dir: The folder of a finished run.
+        output_dir: The folder of a finished run; or a list of several, which are searched as one.
         queries: Q texts, embedded with the run's own model, revision, layer and precision.
         k: How many memories for each query.
         where: An SQL condition that they fulfil, over the run's columns: `user = 'ana' and created_at >= '2024-05-01'`.
@@ -80,7 +80,7 @@ def search(
         "trust_remote_code": trust_remote_code,
         "use_safetensors": use_safetensors,
     }
-    settings = (*_state(RunLayout(output_dir)), *options.items())
+    settings = (*(_state(RunLayout(folder)) for folder in named_folders(output_dir)), *options.items())
     with _kept_lock:
         if not _kept or _kept[0][0] != settings:
             _kept[:] = [(settings, Searcher(output_dir, **options))]
@@ -120,18 +120,25 @@ class SearchResult:
         return [line for query, hits in answers for line in self._table(query, hits)]
 
     def _table(self, query: str, hits: list[Hit]) -> list[str]:
-        kept = list(hits[0].columns) if hits else []
+        run = ["run"] if any(hit.run for hit in hits) else []
+        kept = list(dict.fromkeys(name for hit in hits for name in hit.columns))
         rows = [
-            (f"{hit.score:.4f}", str(hit.id), *(_cell(hit.columns[name]) for name in kept), hit.text or "")
+            (
+                f"{hit.score:.4f}",
+                *(str(hit.run) for _ in run),
+                str(hit.id),
+                *(_cell(hit.columns.get(name)) for name in kept),
+                hit.text or "",
+            )
             for hit in hits
         ]
-        table = aligned([("score", "id", *kept, "text"), *rows], left=range(1, len(kept) + 3))
+        table = aligned([("score", *run, "id", *kept, "text"), *rows], left=range(1, len(run) + len(kept) + 3))
         return table if len(self.queries) == 1 else [f"query: {query}", *table, ""]
 
 
 def _fields(hit: Hit) -> dict[str, Any]:
-    """Returns a hit as JSON has it; without columns where the run has kept none."""
-    return {name: as_json(value) for name, value in asdict(hit).items() if name != "columns" or value}
+    """Returns a hit as JSON has it; without columns where the run has kept none, without its run where that is one."""
+    return {name: as_json(value) for name, value in asdict(hit).items() if name not in ("columns", "run") or value}
 
 
 def _cell(value: Any) -> str:
@@ -149,7 +156,7 @@ def search_for_config(cfg: DictConfig) -> SearchResult:
     queries = [str(cfg.query)] if cfg.queries is None else [query.text for query in read_queries(str(cfg.queries))]
     options = query_options(cfg)
     searcher = Searcher(
-        str(cfg.output_dir),
+        list(map(str, cfg.output_dir)) if OmegaConf.is_list(cfg.output_dir) else str(cfg.output_dir),
         layer=cfg.layer,
         center=cfg.center,
         prompt=options.prompt,
