@@ -5,7 +5,8 @@
 
     read + validate -> tokenise -> length-grouped batches -> predict_step -> journal -> Parquet in input order
 
-In: a composed configuration (conf/predict.yaml). Out: a finished run folder, and its summary.
+In: a composed configuration (conf/predict.yaml). Out: a finished run folder, and its summary; with `publish=` also a
+copy of it where others read it.
 
 The parts are connected here; `memvec.run.stage` runs them.
 """
@@ -23,6 +24,7 @@ from memvec.quiet import ignore_lightning_warnings
 from memvec.run.build import build_datamodule, build_model, build_writer, run_folder, without_path
 from memvec.run.computation import TrainerComputation
 from memvec.run.dry_run import DryRun, plan_run
+from memvec.run.publish import open_place, publish_run
 from memvec.run.stage import Stage, run_stage
 from memvec.run.summary import RunSummary
 from memvec.trainer.build import build_trainer
@@ -46,7 +48,13 @@ def predict(cfg: DictConfig, *, data: Any = None) -> RunSummary:
     """
     if cfg.dry_run:
         raise ConfigError("dry_run=true: a plan is asked for, which memvec.run.dry_run.plan_run(cfg) makes")
-    return run_stage(vector_stage(cfg) if data is None else vector_stage(without_path(cfg), data=data))
+    stage = vector_stage(cfg) if data is None else vector_stage(without_path(cfg), data=data)
+    publishes = cfg.publish is not None and stage.computation.leads
+    place = open_place(cfg.publish) if publishes else None
+    summary = run_stage(stage)
+    if place is not None:
+        publish_run(stage.folder, place)
+    return summary
 
 
 def vector_stage(cfg: DictConfig, *, data: Any = None) -> Stage:

@@ -80,7 +80,7 @@ def search(
         "trust_remote_code": trust_remote_code,
         "use_safetensors": use_safetensors,
     }
-    settings = (*(_state(RunLayout(folder)) for folder in named_folders(output_dir)), *options.items())
+    settings = (*(_state(RunLayout(folder)) for _, folder in named_folders(output_dir)), *options.items())
     with _kept_lock:
         if not _kept or _kept[0][0] != settings:
             _kept[:] = [(settings, Searcher(output_dir, **options))]

@@ -66,8 +66,10 @@ class GivenRows:
 
     def column_names(self, *, text_column: str) -> list[str]:
         """Returns the names of the columns; of dictionaries those of the first."""
-        first = self.rows.columns if _is_frame(self.rows) else self.rows[0]
-        return list(map(str, first)) if self.has_columns else []
+        rows: Any = self.rows
+        if not self.has_columns:
+            return []
+        return list(map(str, rows.columns if _is_frame(rows) else rows[0]))
 
     def digest(self, *, columns: Sequence[str | None]) -> str:
         """Returns a hex SHA-256 of the texts, or of the named fields of all rows."""

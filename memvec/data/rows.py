@@ -27,7 +27,7 @@ class InputRows:
     """Rows of files or datasets.
 
     Args:
-        path: File, folder, glob or Hub dataset name, or a list of them; None with `given`.
+        path: File, folder, glob, address or Hub dataset name, or a list of them; None with `given`.
         given: The rows themselves, where a program has them (`memvec.data.given.source_of`); None reads `path`.
         id_column: Name of the field with the id; `auto` is `id`, where the rows have one; None makes the row number
             the id.
@@ -38,6 +38,7 @@ class InputRows:
         on_error: Whether a row that cannot be used is named in `rejected.jsonl` (`reject`) or ends the run (`fail`).
         limit: Read at most this many rows.
         keep_columns: Names of further fields, which travel to the result.
+        is_resumed: Whether a run goes on that has read the input before: then remote files need not be there any more.
 
     Raises:
         ConfigError: An option does not make sense.
@@ -56,6 +57,7 @@ class InputRows:
         on_error: Literal["reject", "fail"] = "reject",
         limit: int | None = None,
         keep_columns: Sequence[str] = (),
+        is_resumed: bool = False,
     ) -> None:
         self.path = path
         self.given = given
@@ -66,13 +68,20 @@ class InputRows:
         self.on_error: Literal["reject", "fail"] = one_of("data.on_error", on_error, ("reject", "fail"))
         self.limit = at_least_or_none("data.limit", limit, 1)
         self.keep_columns = names_to_keep(keep_columns)
+        self.is_resumed = is_resumed
 
     @cached_property
     def sources(self) -> Sequence[Source | GivenRows]:
         """What a program has given, or `data.path` names."""
         if self.given is not None:
             return [source_of(self.given, split=self.split)]
-        return find_sources(self.path or "", split=self.split, revision=self.revision, text_format=self.text_format)
+        return find_sources(
+            self.path or "",
+            split=self.split,
+            revision=self.revision,
+            text_format=self.text_format,
+            is_resumed=self.is_resumed,
+        )
 
     def fingerprint(self, sources: Sequence[RecordSource], *, text_column: str) -> dict[str, Any]:
         """Returns what decides the rows: their content, and how they are read.

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from memvec.data.dataset import asked_column
 from memvec.data.formats.fields import MISSING, Malformed, Record
+from memvec.data.given import GivenRows
 from memvec.data.source import Source
 from memvec.data.validation import lone_surrogate
 from memvec.errors import InputError
@@ -79,7 +80,7 @@ class TranscriptSource:
         has_dates: Whether a row that was read has that field.
     """
 
-    source: Source
+    source: Source | GivenRows
     date_column: str | None = None
     has_dates: bool = field(default=False, init=False)
 

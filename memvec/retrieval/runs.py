@@ -1,6 +1,6 @@
 """Finished runs that are searched as one.
 
-In: the folder of a run, or of several. Out: their rows one behind the other, from the first run's on: vectors as mapped
+In: the folder of a run, or of several, or the addresses they were published at. Out: their rows one behind the other, from the first run's on: vectors as mapped
 parts, and of a row its columns and its run; or one line that says why they cannot be searched together.
 
 Why only runs of the same vectors: a cosine between vectors of two models, prompts or layers is a number without a
@@ -24,6 +24,7 @@ from memvec.retrieval.exact import Mapped, mapped_vectors
 from memvec.retrieval.filter import rows_where
 from memvec.run.folder import RunFolder
 from memvec.run.manifest import Manifest, read_manifest
+from memvec.run.remote import local_run
 from memvec.run.result import load
 from memvec.schema import ID, TEXT
 
@@ -35,8 +36,8 @@ class SearchedRun:
     """A finished run, at one of its layers.
 
     Args:
-        name: Its folder, as it was named.
-        folder: The same.
+        name: Its folder or address, as it was named.
+        folder: Where it lies on this machine.
         manifest: What its manifest says.
         layer: Of its vectors.
         column: Where they lie in its rows.
@@ -51,21 +52,26 @@ class SearchedRun:
     dataset: Dataset
 
     @classmethod
-    def find(cls, name: str | Path, layer: int | None) -> SearchedRun:
-        """Returns the run of a folder.
+    def find(cls, name: str, root: Path, layer: int | None) -> SearchedRun:
+        """Returns the run that lies in a folder.
+
+        Args:
+            name: As it was named.
+            root: The folder.
+            layer: One of the run's; may be None where it has one.
 
         Raises:
             ConfigError: It has no such layer, or several and none is named.
             RunFolderError: There is no finished run, or a file of it is missing or damaged.
         """
-        folder = RunFolder(name)
+        folder = RunFolder(root)
         manifest = read_manifest(folder)
         columns = manifest.columns(layer)
         if len(columns) > 1:
             shown = ", ".join(map(str, columns))
             raise ConfigError(f"layer is not set, and {folder.root} holds several; allowed: layer=N, N of {shown}")
         [(one, column)] = columns.items()
-        return cls(str(name), folder, manifest, one, column, load(folder.root))
+        return cls(name, folder, manifest, one, column, load(folder.root))
 
     @property
     def vectors(self) -> list[Mapped]:
@@ -91,8 +97,7 @@ class SearchedRuns:
     """
 
     def __init__(self, named: Folders, *, layer: int | None = None) -> None:
-        names = named_folders(named)
-        self.runs = [SearchedRun.find(name, layer) for name in names]
+        self.runs = [SearchedRun.find(name, root, layer) for name, root in named_folders(named)]
         self.first = self.runs[0]
         for other in self.runs[1:]:
             _refuse_other_vectors(self.first, other)
@@ -120,19 +125,20 @@ class SearchedRuns:
             yield self.runs[place], self._rows[place][position - int(self._ends[place])]
 
 
-def named_folders(named: Folders) -> list[str | Path]:
-    """Returns the folders that are named, one or a list.
+def named_folders(named: Folders) -> list[tuple[str, Path]]:
+    """Returns the runs that are named, one or a list: each by its name, with the folder it lies in on this machine.
 
     Raises:
         ConfigError: There is none, or one twice.
+        RunFolderError: One cannot be fetched from its address.
     """
     names = [named] if isinstance(named, str | os.PathLike) else list(named)
     if not names:
         raise ConfigError("output_dir=[]: allowed: the folder of a run, or a list of at least one")
-    roots = [RunFolder(name).root for name in names]
+    roots = [RunFolder(local_run(name)).root for name in names]
     if twice := next((name for name, root in zip(names, roots, strict=True) if roots.count(root) > 1), None):
         raise ConfigError(f"output_dir: names {twice} twice")
-    return names
+    return [(str(name), root) for name, root in zip(names, roots, strict=True)]
 
 
 def _readable(run: SearchedRun) -> Dataset:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from memvec.config.compose import to_container
 from memvec.config.instantiate import build_group, one_line_errors
+from memvec.config.values import folder_here
 from memvec.data.datamodule import PromptDataModule
 from memvec.data.memories import MemoryTexts
 from memvec.data.rows import InputRows
@@ -30,11 +31,11 @@ def run_folder(cfg: DictConfig) -> RunFolder:
     """Returns the run's folder.
 
     Raises:
-        ConfigError: `output_dir` is not set; the command line sets it, a program has to.
+        ConfigError: `output_dir` is not set; the command line sets it, a program has to. Or it is an address.
     """
     if not cfg.output_dir:
         raise ConfigError("output_dir is not set; name the folder the results go to")
-    return RunFolder(str(cfg.output_dir))
+    return RunFolder(str(folder_here("output_dir", cfg.output_dir)))
 
 
 def build_model(cfg: DictConfig) -> HiddenStateModule:
@@ -70,7 +71,7 @@ def build_datamodule(
         folder: The run's folder.
         data: The rows, where a program gives them; None reads `data.path`.
     """
-    rows, options = build_rows(cfg.data, given=data)
+    rows, options = build_rows(cfg.data, folder, given=data)
     texts: MemoryTexts = build_group(
         "data",
         options,
@@ -83,17 +84,19 @@ def build_datamodule(
     return PromptDataModule(texts, folder=folder, is_done=partial(has_vectors, folder))
 
 
-def build_rows(data: DictConfig, *, given: Any = None) -> tuple[InputRows, DictConfig]:
+def build_rows(data: DictConfig, folder: RunFolder, *, given: Any = None) -> tuple[InputRows, DictConfig]:
     """Returns the rows that a `data` group names, and its options that are not about rows.
 
     Args:
         data: The group.
+        folder: The run's folder.
         given: The rows, where a program gives them; None reads what the group names.
     """
     options = to_container(data)
     about_rows = {name: options.pop(name) for name in signature(InputRows).parameters if name in options}
     with one_line_errors("data"):
-        return InputRows(**about_rows, given=given), OmegaConf.create(options)
+        rows = InputRows(**about_rows, given=given, is_resumed=folder.holds_run)
+    return rows, OmegaConf.create(options)
 
 
 def build_writer(cfg: DictConfig, folder: RunFolder) -> VectorWriter:

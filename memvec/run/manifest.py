@@ -41,10 +41,10 @@ class Manifest:
         max_length: Most tokens in a prompt; None is the model's own limit.
         name_or_path: The model.
         revision: Of a Hub model.
+        adapter: The LoRA adapter merged into it; None is none.
         layer: Which hidden state; a list where the result has a column for each of several.
         vector_dtype: Of the numbers in the result.
         normalize: Whether its vectors have unit length.
-        adapter: The LoRA adapter merged into it; None is none.
         prefix_cache: As `model.prefix_cache`.
         tune: As `model.tune`.
         probe: As `model.probe`.
@@ -64,10 +64,10 @@ class Manifest:
     max_length: int | None
     name_or_path: str
     revision: str | None
+    adapter: str | None
     layer: int | list[int]
     vector_dtype: str
     normalize: bool
-    adapter: str | None
     prefix_cache: str
     tune: str
     probe: str
@@ -148,10 +148,10 @@ def known_of(manifest: JsonObject) -> Manifest:
         max_length=data.take_or("max_length", int),
         name_or_path=model.take_text("name_or_path"),
         revision=model.take_text("revision") if model.has("revision") else None,
+        adapter=model.take_text("adapter") if model.has("adapter") else None,
         layer=_layer(model),
         vector_dtype=_vector_dtype(writer),
         normalize=writer.take_or("normalize", bool) is True,
-        adapter=model.take_text("adapter") if model.has("adapter") else None,
         prefix_cache=model.take_or("prefix_cache", str) or "auto",
         tune=model.take_or("tune", str) or "auto",
         probe=model.take_or("probe", str) or "auto",

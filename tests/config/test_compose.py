@@ -120,7 +120,7 @@ def test_every_group_file_builds_what_it_names(
     cfg = compose_with(path, f"model.name_or_path={llama}")
     options = cfg[group]
     if group == "data":
-        known[group]["rows"], options = build_rows(options)
+        known[group]["rows"], options = build_rows(options, folder)
     built = instantiate(options, _partial_=True, _convert_="all")(**known.get(group, {}))
     assert isinstance(built, BUILT[group])
 
@@ -315,5 +315,5 @@ def test_every_file_of_generation_builds_what_it_names(language: str, llama: Pat
     module = build_generator(cfg)
     folder = RunFolder(tmp_path)
     assert type(module) is GenerationModule
-    assert type(build_reader(cfg)) is Conversations
+    assert type(build_reader(cfg, folder)) is Conversations
     assert type(build_completion_writer(cfg, folder)) is CompletionWriter

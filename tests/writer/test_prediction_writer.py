@@ -142,7 +142,7 @@ def test_a_row_without_a_finite_vector_is_rejected(
     assert "NaN or infinity, in float32 too" in rejection["reason"]
 
 
-def test_one_bad_layer_of_several_is_tried_again_with_the_others(
+def test_a_row_with_one_bad_layer_is_tried_again_whole(
     nan_for: Callable[..., None], write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
 ) -> None:
     exact = tiny_config(write_jsonl(TEXTS), "model.layer=[1,-1]", output="exact")
