@@ -1,7 +1,8 @@
 """Finished runs that are searched as one.
 
-In: the folder of a run, or of several, or the addresses they were published at. Out: their rows one behind the other, from the first run's on: vectors as mapped
-parts, and of a row its columns and its run; or one line that says why they cannot be searched together.
+In: the folder of a run, or of several, or the addresses they were published at. Out: their rows one behind the other,
+from the first run's on: vectors as mapped parts, and of a row its columns and its run; or one line that says why they
+cannot be searched together.
 
 Why only runs of the same vectors: a cosine between vectors of two models, prompts or layers is a number without a
 meaning. Ids may be the same in two runs; a hit says which it is from.
@@ -27,6 +28,7 @@ from memvec.run.manifest import Manifest, read_manifest
 from memvec.run.remote import local_run
 from memvec.run.result import load
 from memvec.schema import ID, TEXT
+from memvec.urls import masked
 
 Folders = str | Path | Sequence[str | Path]
 
@@ -137,8 +139,8 @@ def named_folders(named: Folders) -> list[tuple[str, Path]]:
         raise ConfigError("output_dir=[]: allowed: the folder of a run, or a list of at least one")
     roots = [RunFolder(local_run(name)).root for name in names]
     if twice := next((name for name, root in zip(names, roots, strict=True) if roots.count(root) > 1), None):
-        raise ConfigError(f"output_dir: names {twice} twice")
-    return [(str(name), root) for name, root in zip(names, roots, strict=True)]
+        raise ConfigError(f"output_dir: names {masked(str(twice))} twice")
+    return [(masked(str(name)), root) for name, root in zip(names, roots, strict=True)]
 
 
 def _readable(run: SearchedRun) -> Dataset:
