@@ -55,7 +55,7 @@ def test_a_condition_selects_the_rows_for_which_it_is_true(where: str, rows: lis
 
 @pytest.mark.parametrize("where", ["user = 'ana'", "id < 2 or current_user = 'duckdb'", "upper(USER) is not null"])
 def test_the_databases_own_user_is_no_column(where: str) -> None:
-    with pytest.raises(ConfigError, match='there is no column (current_)?user; columns: "id", "score"'):
+    with pytest.raises(ConfigError, match=r'there is no column (current_)?user; columns: "id", "score"'):
         rows_where(DATASET.select_columns(["id", "score"]), where)
 
 
