@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from memvec.config.compose import conf_folder, config_error_line, known_overrides, register_resolvers
 from memvec.config.overrides import SWEEP, as_overrides
+from memvec.config.values import folder_here
 from memvec.errors import ConfigError, Interrupted, MemvecError, RunFolderError, on_one_line, one_line
 from memvec.sweep.jobs import is_sweep, run_job
 from memvec.trainer.interrupt import end_with_parent
@@ -54,6 +55,11 @@ def main(task: Callable[[DictConfig], Outcome], *, config_name: str, sweeps: boo
         end_with_parent()
     if not sweeps and not SWEEP.isdisjoint(sys.argv):
         sys.exit(_report(ConfigError(f"memvec.{config_name} runs no sweeps; give it the folder of one that has run")))
+    if sweeps:
+        try:
+            _check_output_dir(sys.argv[1:])  # Hydra would make a folder of that name
+        except ConfigError as error:
+            sys.exit(_report(error))
     if flag := _override_as_flag(sys.argv[1:], config_name):
         sys.exit(_report(ConfigError(f"{flag}: overrides are typed without --: {flag.lstrip('-')}")))
     sys.argv[1:] = as_overrides(sys.argv[1:])  # Lightning gives them to the ranks that it starts
@@ -95,6 +101,13 @@ def main(task: Callable[[DictConfig], Outcome], *, config_name: str, sweeps: boo
     except SystemExit as stop:
         # Lightning turns a Ctrl-C that comes before the first batch into exit code 1.
         sys.exit(_report(Interrupted(signal.SIGINT)) if isinstance(stop.__context__, KeyboardInterrupt) else stop.code)
+
+
+def _check_output_dir(arguments: Sequence[str]) -> None:
+    """Refuses to compute into a folder that is not of this machine."""
+    for name, _, value in (argument.partition("=") for argument in arguments):
+        if name.lstrip("+") == "output_dir":
+            folder_here(name, value.strip("\"'"))
 
 
 def _override_as_flag(arguments: Sequence[str], config_name: str) -> str | None:

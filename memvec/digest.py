@@ -1,4 +1,4 @@
-"""128-bit digests of byte strings, and which rows are the first with theirs.
+"""Digests: of byte strings in 128 bits, and which rows are the first with theirs; of a folder's files.
 
 In: bytes, one string a row. Out: 16 bytes a row, and for each row the first row that is equal to it. Both equal
 ids (an error of the input) and equal prompts (computed once) are found this way: the rows themselves never have
@@ -8,6 +8,7 @@ to be in memory, and 128 bits of BLAKE2b do not collide by accident or on purpos
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,3 +46,12 @@ def first_occurrence(pairs: NDArray[np.uint64]) -> NDArray[np.int64]:
     result = np.empty(rows, dtype=np.int64)
     result[order] = first_of_group[np.cumsum(starts_group) - 1]
     return result
+
+
+def folder_digest(folder: Path, patterns: tuple[str, ...]) -> str:
+    """Returns a hex SHA-256 over names and content of the files that match."""
+    state = hashlib.sha256()
+    for file in sorted({file for pattern in patterns for file in folder.glob(pattern)}):
+        with file.open("rb") as stream:
+            state.update(f"{file.name}:{hashlib.file_digest(stream, 'sha256').hexdigest()};".encode())
+    return state.hexdigest()

@@ -69,6 +69,8 @@ class Encoder:
         max_tokens: Most tokens in a batch; None chooses by the device, `auto` tries several at the first call.
         max_length: Most tokens in one prompt; None is the model's own limit.
         revision: Of a Hub model; None is its main branch.
+        adapter: Folder or Hub name (`owner/name@revision`) of a LoRA adapter that is merged into the weights. A model
+            that is held has its own.
         attn_implementation: transformers' name (`sdpa`, `eager`, `flash_attention_2`); None is the model's default.
         prefix_cache: `auto` computes the tokens that all prompts share once, where the model allows; `off` never.
         tune: `auto` packs weights where a measurement says that it pays; `off` leaves them as they are.
@@ -94,6 +96,7 @@ class Encoder:
         max_tokens: int | Literal["auto"] | None = None,
         max_length: int | None = None,
         revision: str | None = None,
+        adapter: str | Path | None = None,
         attn_implementation: str | None = None,
         prefix_cache: Literal["auto", "off"] = "auto",
         tune: Literal["auto", "off"] = "auto",
@@ -105,6 +108,8 @@ class Encoder:
         self.is_lent = _is_module(model)
         if self.is_lent and tokenizer is None:
             raise ConfigError("tokenizer=None: a model that the program holds needs its tokenizer or processor")
+        if self.is_lent and adapter is not None:
+            raise ConfigError(f"adapter={adapter}: a model that the program holds brings its own; lend a `PeftModel`")
         self.tokenizer = tokenizer
         self.prompt = prompt if isinstance(prompt, Prompt) else Prompt(*named_prompt(prompt))
         self.layers = [layer] if isinstance(layer, int) else list(layer)
@@ -119,6 +124,7 @@ class Encoder:
         self.rules = BatchRules(batch_size=batch_size, max_tokens=max_tokens)
         self.max_length = at_least_or_none("data.max_length", max_length, 1)
         self.revision = revision
+        self.adapter = None if adapter is None else str(adapter)
         self.attn_implementation = attn_implementation
         self.prefix_cache = one_of("prefix_cache", prefix_cache, ("auto", "off"))
         self.tune = one_of("tune", tune, ("auto", "off"))
@@ -153,7 +159,7 @@ class Encoder:
         held = self._loaded()
         decoder = held.extractor.decoder
         return {
-            "model": held.digest(),
+            **held.identity(),
             "layer": layers,
             "dtype": str(decoder.dtype if self.is_lent else self.dtype).removeprefix("torch."),
             "autocast": None if self.autocast is None else str(self.autocast).removeprefix("torch."),
@@ -265,6 +271,7 @@ class Encoder:
         checkpoint = Checkpoint(
             locate_model(str(self.model)),
             revision=self.revision,
+            adapter=self.adapter,
             attn_implementation=self.attn_implementation,
             trust_remote_code=self.trust_remote_code,
             use_safetensors=self.use_safetensors,
@@ -279,7 +286,7 @@ class Encoder:
             prompts,
             Speedups(self.prefix_cache, self.tune, False, self.probe),
             lambda: Backbone(checkpoint.load_decoder(torch.float32), layers=self.layers).eval().to(device),
-            cache(lambda: checkpoint.digest),
+            cache(lambda: checkpoint.identity),
         )
 
     def _borrow(self) -> HeldModel:
@@ -288,7 +295,8 @@ class Encoder:
         backbone = Backbone(decoder, layers=self.layers)
         prompts = self._prompts(self.tokenizer, decoder.config)
         speedups = Speedups(self.prefix_cache, "off", False, self.probe)
-        return self._hold(backbone, prompts, speedups, lambda: float32_copy(backbone), lambda: weights_digest(decoder))
+        load_exact, identity = lambda: float32_copy(backbone), lambda: {"model": weights_digest(decoder)}
+        return self._hold(backbone, prompts, speedups, load_exact, identity)
 
     def _prompts(self, tokenizer: Any, config: PreTrainedConfig) -> PromptEncoder:
         limit = text_limit(self.max_length, prompt_limit(config))
@@ -302,7 +310,7 @@ class Encoder:
         prompts: PromptEncoder,
         speedups: Speedups,
         load_exact: Callable[[], Backbone],
-        digest: Callable[[], str],
+        identity: Callable[[], dict[str, str]],
     ) -> HeldModel:
         kind = backbone.decoder.device.type
         return HeldModel(
@@ -314,7 +322,7 @@ class Encoder:
             context=nullcontext if self.autocast is None else partial(torch.autocast, kind, self.autocast),
             is_lent=self.is_lent,
             load_exact=load_exact,
-            digest=digest,
+            identity=identity,
         )
 
     def _start_in_process(self) -> None:

@@ -34,6 +34,7 @@ def encode(
     texts: Sequence[str],
     *,
     model: str | Path | None = None,
+    adapter: str | Path | None = None,
     prompt: str = "one_token_zh",
     layer: int | Sequence[int] = -1,
     precision: str = "32-true",
@@ -48,6 +49,7 @@ def encode(
     Args:
         texts: N texts; each must be a string with something in it.
         model: Model folder, GGUF file or Hub name; None is the embedded default.
+        adapter: Folder or Hub name (`owner/name@revision`) of a LoRA adapter that is merged into the weights.
         prompt: A name from conf/prompt, or a template of one's own that contains `{text}`.
         layer: Which hidden state, as in `hidden_states[layer]`; -1 is after the final norm. A list gives several.
         precision: As `trainer.precision`.
@@ -69,11 +71,12 @@ def encode(
         raise InputError("texts: found none; allowed: a list of texts")
     dtype, autocast = precision_dtypes(precision)
     layers = layer if isinstance(layer, int) else tuple(layer)
-    settings = (str(model), prompt, layers, precision, accelerator, batch_size, max_tokens, max_length)
+    settings = (str(model), str(adapter), prompt, layers, precision, accelerator, batch_size, max_tokens, max_length)
     with _kept_lock:
         if not _kept or _kept[0][0] != settings:
             encoder = Encoder(
                 EMBEDDED if model is None else model,
+                adapter=adapter,
                 prompt=prompt,
                 layer=layer,
                 dtype=dtype,

@@ -5,7 +5,7 @@ file, row, field or folder, what was found and what is allowed. The command line
 a traceback (`memvec.cli`). Anything else that is raised is a defect of memvec and keeps its traceback.
 
 Why every message goes through `on_one_line`: names, keys and texts in it come from files that strangers wrote, and must
-neither steer a terminal nor add a line that looks like one of memvec's.
+neither steer a terminal nor add a line that looks like one of memvec's. Nor does one show what is secret in an address.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import json
 import logging
 import signal
 from typing import Any
+
+from memvec.urls import masked_text
 
 SIGNALLED = 128  # a shell's exit code for a process that a signal ended is this and the signal's number
 
@@ -25,7 +27,7 @@ class MemvecError(Exception):
 
     def __str__(self) -> str:
         """Returns the message as one line, whatever the names in it hold."""
-        return on_one_line(super().__str__())
+        return on_one_line(masked_text(super().__str__()))
 
 
 class ConfigError(MemvecError):
@@ -79,12 +81,12 @@ class OneLineFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name for it
         """Returns the record's line."""
-        return on_one_line(super().formatMessage(record))
+        return on_one_line(masked_text(super().formatMessage(record)))
 
 
 def one_line(error: BaseException) -> str:
     """Returns the first line of an error's message, or its type where it has none."""
-    return on_one_line(next(iter(str(error).strip().splitlines()), type(error).__name__))
+    return on_one_line(masked_text(next(iter(str(error).strip().splitlines()), type(error).__name__)))
 
 
 def on_one_line(text: str) -> str:

@@ -27,6 +27,7 @@ from memvec.retrieval.measures import check_relevant, mean_measures
 from memvec.retrieval.queries import Query, read_judged_queries
 from memvec.run.folder import RunFolder
 from memvec.run.manifest import read_manifest
+from memvec.run.remote import local_run
 from memvec.run.result import load
 from memvec.schema import ID
 from memvec.sweep.table import finished_jobs
@@ -50,7 +51,7 @@ def evaluate(cfg: DictConfig) -> Evaluated:
         MemvecError: The folder, the queries or the model cannot be used; the message says why.
     """
     one_of("center", cfg.center, (True, False))
-    folder = RunFolder(str(cfg.output_dir))
+    folder = RunFolder(local_run(str(cfg.output_dir)))
     queries = read_judged_queries(str(cfg.queries))
     jobs = [folder] if folder.manifest.exists() or folder.journal.is_dir() else finished_jobs(folder.root)
     for job in jobs:

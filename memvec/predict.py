@@ -5,12 +5,15 @@
 
     read + validate -> tokenise -> length-grouped batches -> predict_step -> journal -> Parquet in input order
 
-In: a composed configuration (conf/predict.yaml). Out: a finished run folder, and its summary.
+In: a composed configuration (conf/predict.yaml). Out: a finished run folder, and its summary; with `publish=` also a
+copy of it where others read it.
 
 The parts are connected here; `memvec.run.stage` runs them.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -18,9 +21,10 @@ from memvec.cli import main
 from memvec.config.values import one_of
 from memvec.errors import ConfigError
 from memvec.quiet import ignore_lightning_warnings
-from memvec.run.build import build_datamodule, build_model, build_writer, run_folder
+from memvec.run.build import build_datamodule, build_model, build_writer, run_folder, without_path
 from memvec.run.computation import TrainerComputation
 from memvec.run.dry_run import DryRun, plan_run
+from memvec.run.publish import open_place, publish_run
 from memvec.run.stage import Stage, run_stage
 from memvec.run.summary import RunSummary
 from memvec.trainer.build import build_trainer
@@ -28,11 +32,13 @@ from memvec.trainer.metrics import Stopwatch
 from memvec.writer.finalize import Finalizer
 
 
-def predict(cfg: DictConfig) -> RunSummary:
+def predict(cfg: DictConfig, *, data: Any = None) -> RunSummary:
     """Runs the whole flow, or resumes it where an earlier attempt stopped.
 
     Args:
         cfg: The configuration, as `memvec.compose` returns it, with `output_dir` set.
+        data: The memory texts, where the program has them: a `datasets.Dataset`, a pyarrow Table, a pandas or polars
+            DataFrame, a list of texts or a list of dictionaries; None reads `data.path`. The same rows resume the run.
 
     Returns:
         The finished run's summary.
@@ -42,17 +48,23 @@ def predict(cfg: DictConfig) -> RunSummary:
     """
     if cfg.dry_run:
         raise ConfigError("dry_run=true: a plan is asked for, which memvec.run.dry_run.plan_run(cfg) makes")
-    return run_stage(vector_stage(cfg))
+    stage = vector_stage(cfg) if data is None else vector_stage(without_path(cfg), data=data)
+    publishes = cfg.publish is not None and stage.computation.leads
+    place = open_place(cfg.publish) if publishes else None
+    summary = run_stage(stage)
+    if place is not None:
+        publish_run(stage.folder, place)
+    return summary
 
 
-def vector_stage(cfg: DictConfig) -> Stage:
+def vector_stage(cfg: DictConfig, *, data: Any = None) -> Stage:
     """Returns the parts of the flow, connected: texts -> data module -> module -> writer -> results."""
     ignore_lightning_warnings()
     stopwatch = Stopwatch()
     folder = run_folder(cfg)
     with stopwatch.stage("build"):
         module = build_model(cfg)
-        datamodule = build_datamodule(cfg, module, folder)
+        datamodule = build_datamodule(cfg, module, folder, data=data)
         writer = build_writer(cfg, folder)
         trainer = build_trainer(cfg, writer, folder)
     return Stage(

@@ -80,6 +80,18 @@ def without_loading_report() -> Iterator[None]:
 
 
 @contextmanager
+def without_peft_warnings() -> Iterator[None]:
+    """Keeps peft from warning of what it does itself, while an adapter is merged."""
+    with warnings.catch_warnings():
+        for message in (
+            ".*fan_in_fan_out.*",  # how a layer's matrix lies in memory, which it finds out
+            ".*is_gradient_checkpointing.*deprecated.*",  # which it asks for
+        ):
+            warnings.filterwarnings("ignore", message=message)
+        yield
+
+
+@contextmanager
 def without_dataset_bars() -> Iterator[None]:
     """Keeps `datasets` from drawing progress bars."""
     import datasets  # a second to import, and asked for when a dataset is made

@@ -26,6 +26,7 @@ from memvec.layout import RunLayout
 from memvec.retrieval.encoder import query_options
 from memvec.retrieval.queries import read_queries
 from memvec.retrieval.searcher import EXACT_ROWS, Hit, Searcher
+from memvec.run.remote import local_run
 from memvec.table import aligned
 
 _kept: list[tuple[tuple[Any, ...], Searcher]] = []
@@ -75,10 +76,11 @@ def search(
         "trust_remote_code": trust_remote_code,
         "use_safetensors": use_safetensors,
     }
-    settings = (*_state(RunLayout(output_dir)), *options.items())
+    run = local_run(output_dir)
+    settings = (*_state(RunLayout(run)), *options.items())
     with _kept_lock:
         if not _kept or _kept[0][0] != settings:
-            _kept[:] = [(settings, Searcher(output_dir, **options))]
+            _kept[:] = [(settings, Searcher(run, **options))]
         searcher = _kept[0][1]
     return searcher.search(queries, k=k)
 

@@ -29,6 +29,7 @@ import memvec
 from tests.helpers.conversations import CHAT, generation_overrides, write_lines
 from tests.helpers.models import ARCHITECTURES, NEARLY_FREE, build_tokenizer, save_model
 from tests.helpers.processes import MANY, arguments, resume, stop_fork_server, write_texts
+from tests.helpers.s3_server import S3Server, s3_server
 from tests.helpers.scripted import save_scripted_model
 
 IN_CI = bool(os.environ.get("CI"))
@@ -205,3 +206,30 @@ def tiny_generation(llama: Path, tmp_path: Path) -> Callable[..., DictConfig]:
         return memvec.compose(generation_overrides(data_path, tmp_path / output, model, *overrides), config_name=name)
 
     return configure
+
+
+@pytest.fixture(scope="session")
+def s3_of_session() -> Iterator[S3Server]:
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def environment_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[S3Server], None]:
+    """Sets the environment in which S3's clients find a server, and a cache of this test's own."""
+
+    def set_environment(server: S3Server) -> None:
+        monkeypatch.setenv("MEMVEC_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-config"))
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-credentials"))
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+
+    return set_environment
+
+
+@pytest.fixture
+def s3(s3_of_session: S3Server, environment_of: Callable[[S3Server], None]) -> S3Server:
+    """An S3 server, which this process finds."""
+    environment_of(s3_of_session)
+    return s3_of_session

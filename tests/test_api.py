@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
+from datasets import Dataset
 from omegaconf import DictConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -195,3 +198,49 @@ def test_every_public_name_is_there_and_no_other_is() -> None:
         assert getattr(memvec, name) is not None
     with pytest.raises(AttributeError, match="module 'memvec' has no attribute 'predcit'"):
         memvec.predcit  # noqa: B018
+
+
+GIVEN: dict[str, Callable[[list[dict[str, Any]]], Any]] = {
+    "dictionaries": lambda rows: rows,
+    "a dataset": Dataset.from_list,
+    "a table": pa.Table.from_pylist,
+    "a frame": lambda rows: pytest.importorskip("pandas").DataFrame(rows),
+}
+
+
+@pytest.mark.parametrize("kind", GIVEN)
+def test_rows_of_a_program_give_what_a_file_of_them_gives(
+    kind: str, write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
+) -> None:
+    rows = [{"id": f"m/{n}", "text": text} for n, text in enumerate([*TEXTS, " "])]
+    memvec.predict(expected := tiny_config(write_jsonl(rows), output="expected"))
+    cfg = tiny_config("null")
+    summary = memvec.predict(cfg, data=GIVEN[kind](rows))
+    found = memvec.load(cfg.output_dir)
+    for column in ("id", "text", "vector"):
+        assert list(map(str, found[column][:])) == list(map(str, memvec.load(expected.output_dir)[column][:]))
+    assert summary.manifest["config"]["data"]["path"] is None
+    line = json.loads(summary.folder.rejected.read_text())
+    assert line == {"file": "data", "row": len(TEXTS), "id": f"m/{len(TEXTS)}", "reason": "'text' is blank"}
+    assert cfg == tiny_config("null")  # the program's own is left alone
+
+
+def test_the_same_rows_resume_a_run_and_others_are_refused(
+    tiny_config: Callable[..., DictConfig], caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = tiny_config("null")
+    memvec.predict(cfg, data=list(TEXTS))
+    caplog.set_level("INFO", "memvec")
+    memvec.predict(cfg, data=tuple(TEXTS))
+    assert "is complete already; nothing to do" in caplog.text
+    with pytest.raises(RunFolderError, match="a run of something else: input has other content than it had"):
+        memvec.predict(cfg, data=TEXTS[:-1])
+
+
+def test_rows_and_a_path_are_one_too_many(tiny_config: Callable[..., DictConfig]) -> None:
+    with pytest.raises(
+        ConfigError, match=r"data\.path=memories\.jsonl: the rows are given as data; allowed: one of the two"
+    ):
+        memvec.predict(tiny_config("memories.jsonl"), data=TEXTS)
+    with pytest.raises(InputError, match="data: found one string"):
+        memvec.predict(tiny_config("null"), data="tea")

@@ -25,6 +25,7 @@ from memvec import Encoder
 from memvec.errors import ConfigError, InputError, ModelError
 from memvec.model.checkpoint import Checkpoint
 from tests.conftest import TEXTS
+from tests.helpers.adapters import adapted_model, save_adapter
 from tests.helpers.models import build_model, build_tokenizer
 from tests.helpers.reference import reference_vectors
 
@@ -305,6 +306,19 @@ def test_an_adapter_that_is_active_counts() -> None:
     torch.testing.assert_close(vectors, expected, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(vectors, plain, rtol=1e-2)
     assert_unchanged(model, before)
+
+
+def test_an_adapter_is_merged_into_a_model_of_its_own(llama: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(tmp_path, llama)
+    expected = reference_vectors(adapted_model(llama, adapter), build_tokenizer(), TEXTS, template=ZH)
+    encoder = Encoder(llama, adapter=adapter, **CPU)
+    torch.testing.assert_close(encoder.encode(TEXTS), expected, rtol=1e-5, atol=1e-5)
+    assert encoder.fingerprint.keys() - Encoder(llama, **CPU).fingerprint.keys() == {"adapter"}
+    vectors = memvec.encode(TEXTS, model=llama, adapter=adapter, accelerator="cpu")
+    torch.testing.assert_close(vectors, expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(memvec.encode(TEXTS, model=llama, accelerator="cpu"), vectors, rtol=1e-2)
+    with pytest.raises(ConfigError, match="adapter=lora: a model that the program holds brings its own"):
+        Encoder(build_model("llama"), tokenizer=build_tokenizer(), adapter="lora")
 
 
 # --- engines, threads and processes ---

@@ -16,7 +16,8 @@ from collections.abc import Iterator, Sequence
 TEXTS = frozenset({"query", "template"})
 NAMES = frozenset(
     {
-        *("path", "output_dir", "name_or_path", "queries", "revision", "split", "encoding", "delimiter"),
+        *("path", "output_dir", "publish", "name_or_path", "adapter", "queries", "revision", "split"),
+        *("encoding", "delimiter"),
         *("text_column", "id_column", "messages_column", "date_column"),
     }
 )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from memvec.errors import ConfigError
+from memvec.urls import is_url, masked
 
 Value = TypeVar("Value")
 
@@ -75,3 +76,16 @@ def one_text_or_none(name: str, value: Any) -> str | None:
         ConfigError: It is neither.
     """
     return None if value is None else one_text(name, value)
+
+
+def folder_here(name: str, value: Any) -> Any:
+    """Returns `value` where it is not the address of something remote.
+
+    Raises:
+        ConfigError: It is.
+    """
+    if is_url(value):
+        raise ConfigError(
+            f"{name}={masked(value)}: allowed: a folder of this machine (publish= copies a run elsewhere)"
+        )
+    return value

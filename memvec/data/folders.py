@@ -13,6 +13,7 @@ import glob
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NoReturn
 
@@ -39,7 +40,7 @@ def files_of_folder(folder: Path) -> list[Path]:
     Raises:
         InputError: It holds none, or one that cannot be read, or it is a table with a log.
     """
-    return sorted(_data_files(_visible_files(_data_folder(folder)))) or _nothing(f"{folder}: the folder holds")
+    return sorted(_data_files(_visible_files(_data_folder(folder)))) or no_data(f"{folder}: the folder holds")
 
 
 def files_of_glob(pattern: str) -> list[Path]:
@@ -50,18 +51,18 @@ def files_of_glob(pattern: str) -> list[Path]:
     """
     # Not `Path.glob`, which takes no absolute pattern and does not pass over hidden files.
     matched = [Path(found) for found in glob.glob(pattern, recursive=True)]  # noqa: PTH207
-    root, *rest = _split_at_magic(pattern)
+    root, *rest = split_at_magic(pattern)
     found: list[Path] = []
     for path in matched:
         parts = path.relative_to(root).parts
-        if any(_is_hidden(part) and not any(typed.startswith(part[0]) for typed in rest) for part in parts):
+        if is_passed_over(parts, typed=rest):
             continue
         for parent in [path, *path.parents][: len(parts) + 1]:
             _refuse_table(parent)
         # Spark writes folders that are called like files.
         is_folder = path.is_dir() and file_format(path) is not None
         found += _data_files(_visible_files(path)) if is_folder else _data_files([path])
-    return sorted(set(found)) or _nothing(f"{pattern}: the glob matches")
+    return sorted(set(found)) or no_data(f"{pattern}: the glob matches")
 
 
 def files_of_split(files: Sequence[Path], split: str, *, root: Path, name: str) -> list[Path]:
@@ -84,6 +85,40 @@ def files_of_split(files: Sequence[Path], split: str, *, root: Path, name: str) 
         found = f"splits found: {', '.join(names)}" if names else "its files are not laid out in splits"
         raise InputError(f"{name}: no split {split!r}; {found} (data.split=null reads all files)")
     return chosen
+
+
+def is_data(path: Path) -> bool:
+    """Whether a file's name says that it is data."""
+    return file_format(path) is not None and path.name not in NOT_DATA
+
+
+def is_passed_over(parts: Sequence[str], *, typed: Sequence[str] = ()) -> bool:
+    """Whether a file is hidden.
+
+    Args:
+        parts: The parts of its path below what the user has named.
+        typed: The parts of a pattern that matches it; what begins as hidden names do asks for these.
+    """
+    return any(_is_hidden(part) and not any(one.startswith(part[0]) for one in typed) for part in parts)
+
+
+def refuse_table_among(paths: Iterable[Path], *, name: str) -> None:
+    """Refuses files of which only a log knows which count; for files that are listed and not on this machine.
+
+    Args:
+        paths: All files of a folder.
+        name: What messages call it.
+
+    Raises:
+        InputError: A table's log is among them.
+    """
+    for path in paths:
+        if "_delta_log" in path.parts[:-1]:
+            raise _table_error(name, "Delta Lake")
+        if ".hoodie" in path.parts[:-1]:
+            raise _table_error(name, "Hudi")
+        if path.parent.name == "metadata" and any(fnmatchcase(path.name, pattern) for pattern in ICEBERG_METADATA):
+            raise _table_error(name, "Iceberg")
 
 
 def is_split_folder(folder: Path) -> bool:
@@ -146,10 +181,14 @@ def _refuse_table(folder: Path) -> None:
     elif (folder / "data").is_dir() and any(any((folder / "metadata").glob(name)) for name in ICEBERG_METADATA):
         kind = "Iceberg"
     if kind is not None:
-        raise InputError(
-            f"{folder}: a table of {kind}, whose files also hold rows that were deleted or replaced; "
-            "export what it holds now, as Parquet say, and read that"
-        )
+        raise _table_error(str(folder), kind)
+
+
+def _table_error(name: str, kind: str) -> InputError:
+    return InputError(
+        f"{name}: a table of {kind}, whose files also hold rows that were deleted or replaced; "
+        "export what it holds now, as Parquet say, and read that"
+    )
 
 
 def _data_files(paths: Iterable[Path]) -> list[Path]:
@@ -158,7 +197,7 @@ def _data_files(paths: Iterable[Path]) -> list[Path]:
     Raises:
         InputError: One is a broken link or no regular file: its rows would be missed silently.
     """
-    known = [path for path in paths if file_format(path) and path.name not in NOT_DATA]
+    known = [path for path in paths if is_data(path)]
     for path in known:
         if path.is_symlink() and not path.exists():
             raise broken_link(path)
@@ -171,7 +210,7 @@ def broken_link(path: Path) -> InputError:
     return InputError(f"{path}: a link to a file that does not exist")
 
 
-def _split_at_magic(pattern: str) -> list[str]:
+def split_at_magic(pattern: str) -> list[str]:
     """Returns the folder that a pattern's matches lie in, and the pattern's parts from its first wildcard on."""
     parts = Path(pattern).parts
     at = next(number for number, part in enumerate(parts) if glob.has_magic(part))
@@ -180,8 +219,16 @@ def _split_at_magic(pattern: str) -> list[str]:
 
 def glob_root(pattern: str) -> Path:
     """Returns the folder that all matches of a pattern lie in."""
-    return Path(_split_at_magic(pattern)[0])
+    return Path(split_at_magic(pattern)[0])
 
 
-def _nothing(place: str) -> NoReturn:
+def no_data(place: str) -> NoReturn:
+    """Says that a place has no file of our formats.
+
+    Args:
+        place: The place, and a verb.
+
+    Raises:
+        InputError: Always.
+    """
     raise InputError(f"{place} no file with one of {' '.join(SUFFIXES)}")

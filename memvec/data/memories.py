@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from memvec.config.values import at_least, at_least_or_none, one_of, one_text, one_text_or_none
 from memvec.data.dataset import AUTO, EntriesSummary, asked_column, write_entries
 from memvec.data.formats.files import TextFormat
+from memvec.data.given import GivenRows, source_of
 from memvec.data.rules import BatchRules
 from memvec.data.source import Source, find_sources
 from memvec.layout import RunLayout
@@ -28,11 +29,13 @@ class MemoryTexts:
     """Memory texts, one row an entry.
 
     Args:
-        path: File, folder, glob or Hub dataset name with one row an entry, or a list of them.
+        path: File, folder, glob, address or Hub dataset name with one row an entry, or a list of them; None with
+            `given`.
         prompt: The prompt each text is put into.
         tokenizer: The model's tokenizer.
         model_limit: Most tokens the model takes; None is no limit.
         vocabulary: How many tokens the model has embeddings for; None is not known.
+        given: The rows themselves, where a program has them (`memvec.data.given.source_of`); None reads `path`.
         text_column: Name of the field with the text.
         id_column: Name of the field with the id; `auto` is `id`, where the rows have one; None makes the row number
             the id.
@@ -47,6 +50,7 @@ class MemoryTexts:
             tries several on real rows.
         max_length: Most tokens in one prompt; None is the model's own limit.
         num_workers: Processes that build batches; 0 builds them in the predicting process, which rarely waits for them.
+        is_resumed: Whether a run goes on that has read the input before: then remote files need not be there any more.
 
     Raises:
         ConfigError: An option does not make sense.
@@ -54,12 +58,13 @@ class MemoryTexts:
 
     def __init__(
         self,
-        path: str | Sequence[str],
+        path: str | Sequence[str] | None,
         *,
         prompt: Prompt,
         tokenizer: PreTrainedTokenizerFast,
         model_limit: int | None,
         vocabulary: int | None = None,
+        given: Any = None,
         text_column: str = "text",
         id_column: str | None = AUTO,
         split: str | None = None,
@@ -72,8 +77,10 @@ class MemoryTexts:
         max_tokens: int | Literal["auto"] | None = None,
         max_length: int | None = None,
         num_workers: int = 0,
+        is_resumed: bool = False,
     ) -> None:
         self.path = path
+        self.given = given
         self.text_column = one_text("data.text_column", text_column)
         self.id_column = one_text_or_none("data.id_column", id_column)
         self.split = one_text_or_none("data.split", split)
@@ -83,14 +90,23 @@ class MemoryTexts:
         self.limit = at_least_or_none("data.limit", limit, 1)
         self.rules = BatchRules(batch_size=batch_size, max_tokens=max_tokens)
         self.num_workers = at_least("data.num_workers", num_workers, 0)
+        self.is_resumed = is_resumed
         self.encoder = PromptEncoder(
             tokenizer, prompt, max_length=text_limit(max_length, model_limit), vocabulary=vocabulary
         )
 
     @cached_property
-    def sources(self) -> list[Source]:
-        """What `data.path` names."""
-        return find_sources(self.path, split=self.split, revision=self.revision, text_format=self.text_format)
+    def sources(self) -> Sequence[Source | GivenRows]:
+        """What a program has given, or `data.path` names."""
+        if self.given is not None:
+            return [source_of(self.given, split=self.split)]
+        return find_sources(
+            self.path or "",
+            split=self.split,
+            revision=self.revision,
+            text_format=self.text_format,
+            is_resumed=self.is_resumed,
+        )
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns what decides the prompts of a run: the input's content and how it is read and tokenised."""

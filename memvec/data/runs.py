@@ -8,7 +8,7 @@ Why: a run whose folder lies in the one that it reads would find its own results
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -18,18 +18,25 @@ from memvec.layout import RunLayout
 log = logging.getLogger(__name__)
 
 
-def outside_runs(files: Sequence[Path], *, root: Path, name: str) -> list[Path]:
+def _is_run(folder: Path) -> bool:
+    return RunLayout(folder).holds_run
+
+
+def outside_runs(
+    files: Sequence[Path], *, root: Path, name: str, is_run: Callable[[Path], bool] = _is_run
+) -> list[Path]:
     """Returns the files that do not lie in a run's folder below `root`.
 
     Args:
         files: Paths below `root`.
         root: What the user has named, a pattern's up to its first wildcard: it may be in a run's folder itself.
         name: What messages call the input.
+        is_run: Whether a folder is a run's; asked once of each.
 
     Raises:
         InputError: None is left.
     """
-    holds_run = cache(lambda folder: RunLayout(folder).holds_run)
+    holds_run = cache(is_run)
     runs: set[Path] = set()
     kept = []
     for path in files:

@@ -1,8 +1,8 @@
 """Turns `data.path` into the list of sources it names: files, or one dataset.
 
-In: a file, folder, glob, `datasets` folder or Hub dataset name, or a list of them. Out: `Source`s in a fixed order
-(a folder's files sorted by name), each able to yield its records and to say a digest of its content, which goes into
-the run's fingerprint: a resume over changed input is refused.
+In: a file, folder, glob, address, `datasets` folder or Hub dataset name, or a list of them. Out: `Source`s in a fixed
+order (a folder's files sorted by name), each able to yield its records and to say a digest of its content, which goes
+into the run's fingerprint: a resume over changed input is refused.
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ from memvec.data.formats.columnar import columns_with, dataset_tables
 from memvec.data.formats.fields import Record
 from memvec.data.formats.files import COMPRESSIONS, SUFFIXES, TextFormat, check_regular, file_format
 from memvec.data.reader import read_dataset, read_file
+from memvec.data.remote import fetch
 from memvec.data.runs import outside_runs
 from memvec.errors import InputError, one_line
 from memvec.quiet import hub_warns_once
+from memvec.remote import local_path
+from memvec.urls import is_url
 
 # What the Hub accepts as a dataset's name: https://huggingface.co/docs/hub/repositories-getting-started
 HUB_NAME = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
@@ -32,7 +35,7 @@ SAVED_DATASET = ("state.json", "dataset_info.json")  # what `Dataset.save_to_dis
 DEFAULT_SPLIT = "train"  # of a dataset with splits
 ALLOWED = (
     f"a {' '.join(SUFFIXES)} file (text formats also {' '.join(COMPRESSIONS)}), a folder or glob of them, "
-    "or a Hub dataset name"
+    "here or at an address (s3:// gs:// hf:// https://), or a Hub dataset name"
 )
 
 
@@ -58,9 +61,10 @@ class Source:
     def records(self, *, text_column: str, id_column: str | None, more: Sequence[str] = ()) -> Iterator[Record]:
         """Yields `(row, id, text, *more)` as `memvec.data.reader` says."""
         if isinstance(self.content, Path):
-            return read_file(
+            rows = read_file(
                 self.content, text_column=text_column, id_column=id_column, more=more, text_format=self.text_format
             )
+            return rows if self.name == str(self.content) else _naming(rows, self.content, self.name)
         return read_dataset(self.content, name=self.name, text_column=text_column, id_column=id_column, more=more)
 
     def digest(self, *, columns: Sequence[str | None]) -> str:
@@ -84,22 +88,35 @@ class Source:
         return state.hexdigest()
 
 
+def _naming(rows: Iterator[Record], copy: Path, name: str) -> Iterator[Record]:
+    """Yields the rows of a file that was fetched; messages name its address in the place of its copy."""
+    try:
+        yield from rows
+    except InputError as error:
+        raise InputError(str(error).replace(str(copy), name)) from error
+
+
 def find_sources(
     path: str | Path | Sequence[str | Path],
     *,
     split: str | None = None,
     revision: str | None = None,
     text_format: TextFormat | None = None,
+    is_resumed: bool = False,
 ) -> list[Source]:
     """Returns the sources that `data.path` names, in reading order.
 
     Args:
-        path: A file, folder, glob, folder of `Dataset.save_to_disk`, Hub dataset name, or a list of these.
+        path: A file, folder, glob, folder of `Dataset.save_to_disk`, Hub dataset name, the address of a file or folder
+            or a glob of addresses, or a list of these.
         split: The split to read; None reads `train` of a dataset with splits, and all files of a folder or glob.
         revision: Revision of a Hub dataset; None is its main branch.
         text_format: How text files are read where they do not say it themselves.
+        is_resumed: Whether a run goes on that has read them before: then remote files need not be there any more.
 
     Raises:
+        ConfigError: An address cannot be used.
+        ExtraError: The package of its protocol is not installed.
         InputError: Nothing is there, what is there cannot be read, or has no such split.
     """
     names = [path] if isinstance(path, str | Path) else path
@@ -109,7 +126,14 @@ def find_sources(
         raise InputError(f"data.path is empty; allowed: {ALLOWED}")
     formats = text_format or TextFormat()
     try:
-        return [source for name in names for source in _sources_of(str(name), split, revision, formats)]
+        found = []
+        for name in map(str, names):
+            if is_url(local := local_path(name)):
+                copies = fetch(local, split=split, is_resumed=is_resumed)
+                found += [Source(address, copy, formats) for address, copy in copies]
+            else:
+                found += _sources_of(local, split, revision, formats)
+        return found
     except OSError as error:  # a name that is too long, a folder that may not be entered
         raise InputError(f"data.path={path}: cannot be read: {one_line(error)}") from error
 
@@ -118,7 +142,7 @@ def _sources_of(name: str, split: str | None, revision: str | None, text_format:
     path = Path(name).expanduser() if name.startswith("~/") else Path(name)
     if path.is_dir():
         if (path / "dataset_dict.json").exists() or all((path / marker).exists() for marker in SAVED_DATASET):
-            return [Source(str(path), _one_split(_saved_dataset(path), str(path), split))]
+            return [Source(str(path), one_split(_saved_dataset(path), str(path), split))]
         root, files = path, outside_runs(files_of_folder(path), root=path, name=name)
     elif path.exists():
         check_regular(path)
@@ -148,7 +172,17 @@ def _saved_dataset(folder: Path) -> datasets.Dataset | datasets.DatasetDict:
         raise InputError(f"{folder}: cannot be read as a folder of save_to_disk: {one_line(error)}") from error
 
 
-def _one_split(loaded: datasets.Dataset | datasets.DatasetDict, name: str, split: str | None) -> datasets.Dataset:
+def one_split(loaded: datasets.Dataset | datasets.DatasetDict, name: str, split: str | None) -> datasets.Dataset:
+    """Returns one split of what is loaded.
+
+    Args:
+        loaded: A dataset, or several by the names of their splits.
+        name: What messages call it.
+        split: The split's name; None is `train` of several.
+
+    Raises:
+        InputError: There is no such split.
+    """
     if isinstance(loaded, datasets.Dataset):
         if split is not None and split != str(loaded.split):
             found = f"it is the split {str(loaded.split)!r}" if loaded.split is not None else "it has no splits"

@@ -51,6 +51,7 @@ class Conversations:
         limit: Read at most this many conversations.
         window_tokens: Most tokens of conversation in a window; None is what the model has room for.
         overlap: Messages that neighbouring windows have in common.
+        is_resumed: Whether a run goes on that has read the input before: then remote files need not be there any more.
 
     Raises:
         ConfigError: An option does not make sense.
@@ -71,6 +72,7 @@ class Conversations:
         limit: int | None = None,
         window_tokens: int | None = None,
         overlap: int = 2,
+        is_resumed: bool = False,
     ) -> None:
         self.path = path
         self.messages_column = one_text("data.messages_column", messages_column)
@@ -81,13 +83,20 @@ class Conversations:
         self.text_format = TextFormat(encoding, delimiter)
         self.on_error: Literal["reject", "fail"] = one_of("data.on_error", on_error, ("reject", "fail"))
         self.limit = at_least_or_none("data.limit", limit, 1)
+        self.is_resumed = is_resumed
         self.window_tokens = at_least_or_none("data.window_tokens", window_tokens, 1)
         self.overlap = at_least("data.overlap", overlap, 0)
 
     @cached_property
     def sources(self) -> Sequence[TranscriptSource]:
         """What `data.path` names."""
-        found = find_sources(self.path, split=self.split, revision=self.revision, text_format=self.text_format)
+        found = find_sources(
+            self.path,
+            split=self.split,
+            revision=self.revision,
+            text_format=self.text_format,
+            is_resumed=self.is_resumed,
+        )
         return [TranscriptSource(source, self.date_column) for source in found]
 
     def fingerprint(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import lightning.pytorch as pl
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from memvec.config.values import at_least, number, one_of
+from memvec.config.values import at_least, number, one_of, one_text_or_none
 from memvec.data.batches import PromptTable
 from memvec.data.collator import Batch
 from memvec.data.datamodule import datamodule_of
@@ -49,6 +49,7 @@ class GenerationModule(pl.LightningModule):
         retry_temperature: The temperature of that second time, where it is higher than that of the first.
         seed: What is drawn depends on this, the row and the attempt, never on the batch.
         revision: Of a Hub model; None is its main branch.
+        adapter: Folder or Hub name of a LoRA adapter that is merged into the weights.
         prefix_cache: As for `memvec.model.module.HiddenStateModule`, and so are the others.
         attn_implementation: transformers' name; None is the model's default.
         tune: `auto` packs weights where a measurement says that it pays.
@@ -75,6 +76,7 @@ class GenerationModule(pl.LightningModule):
         retry_temperature: float = 0.7,
         seed: int = 0,
         revision: str | None = None,
+        adapter: str | None = None,
         prefix_cache: Literal["auto", "off"] = "auto",
         attn_implementation: str | None = None,
         tune: Literal["auto", "off"] = "auto",
@@ -87,6 +89,7 @@ class GenerationModule(pl.LightningModule):
         self.checkpoint = Checkpoint(
             locate_model(name_or_path),
             revision=revision,
+            adapter=one_text_or_none("generation.adapter", adapter),
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
             use_safetensors=use_safetensors,

@@ -9,9 +9,7 @@ that there is no language-model head, and of a vision-language model the text pa
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,9 +29,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from memvec.errors import MemvecError, ModelError
+from memvec.digest import folder_digest
+from memvec.errors import ModelError
+from memvec.model.adapter import Adapter, find_adapter
 from memvec.model.gguf import convert_gguf, find_gguf, is_gguf
 from memvec.model.refusals import (
+    model_errors,
     refuse_adapter,
     refuse_kind,
     refuse_missing_tokenizer,
@@ -42,10 +43,12 @@ from memvec.model.refusals import (
     refuse_tokenizer,
 )
 from memvec.model.transformers_internals import commit_of
-from memvec.quiet import hub_warns_once, without_loading_report
+from memvec.quiet import without_loading_report
 
-# Of a library's message: some list every architecture there is.
-MOST_CHARACTERS = 300
+# A folder that no model has: transformers would add an adapter that lies beside a model's weights, where peft is there.
+NO_ADAPTER = {"subfolder": "no-adapter"}
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class Checkpoint:
     Args:
         location: What `locate_model` returned.
         revision: Of a Hub model; None is its main branch.
+        adapter: Folder or Hub name (`owner/name`, `owner/name@revision`) of a LoRA adapter that is merged into the
+            weights; None is none.
         attn_implementation: transformers' name of the attention implementation; None is the model's default.
         trust_remote_code: Whether code that comes with the model may run.
         use_safetensors: Whether only safetensors are loaded; a pickled checkpoint can run code.
@@ -62,6 +67,7 @@ class Checkpoint:
 
     location: str
     revision: str | None = None
+    adapter: str | None = None
     attn_implementation: str | None = None
     trust_remote_code: bool = False
     use_safetensors: bool = True
@@ -74,7 +80,7 @@ class Checkpoint:
             ModelError: There is no such model, or one that memvec cannot use.
         """
         named, folder = f"model.name_or_path={self.location}", Path(self.location)
-        with _model_errors(self.location):
+        with model_errors("model.name_or_path", self.location):
             refuse_adapter(self.location, revision=self.revision)
             content, _ = PreTrainedConfig.get_config_dict(self.location, revision=self.revision)
             refuse_numbers(content, self.location)
@@ -84,15 +90,37 @@ class Checkpoint:
             refuse_kind(config, named)
         if folder.is_dir():
             refuse_missing_weights(folder, use_safetensors=self.use_safetensors)
+        _ = self.merged_adapter  # whether it can be used is said before anything is computed
         return config
+
+    @cached_property
+    def merged_adapter(self) -> Adapter | None:
+        """The adapter that is merged into the weights, where there is one.
+
+        Raises:
+            ExtraError: peft is not installed.
+            ModelError: There is no adapter of that name, or none that can be merged.
+        """
+        if self.adapter is None:
+            return None
+        adapter = find_adapter(self.adapter, use_safetensors=self.use_safetensors)
+        if adapter.base is not None and Path(adapter.base).name != Path(self.location).name:
+            log.info("%s: was made for %r, and is merged into %s", self.adapter, adapter.base, self.location)
+        return adapter
 
     @property
     def digest(self) -> str:
-        """What identifies the weights: a Hub model's commit, or a digest of a folder's files."""
+        """What identifies the model's own weights: a Hub model's commit, or a digest of a folder's files."""
         folder = Path(self.location)
         if not folder.is_dir():
             return str(commit_of(self.config))
         return folder_digest(folder, ("*.safetensors", "*.bin", "config.json"))
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What identifies the weights that are loaded, for a fingerprint: the model, and the adapter merged into it."""
+        adapter = self.merged_adapter
+        return {"model": self.digest, **({} if adapter is None else {"adapter": adapter.digest})}
 
     def load_tokenizer(self) -> PreTrainedTokenizerFast:
         """Returns the model's tokenizer.
@@ -103,7 +131,7 @@ class Checkpoint:
         config, folder = self.config, Path(self.location)
         if folder.is_dir():
             refuse_missing_tokenizer(folder)
-        with _model_errors(self.location):
+        with model_errors("model.name_or_path", self.location):
             loaded = AutoTokenizer.from_pretrained(
                 self.location, revision=self.revision, trust_remote_code=self.trust_remote_code
             )
@@ -120,21 +148,27 @@ class Checkpoint:
         Raises:
             ModelError: There is no such model, or not all of its weights.
         """
-        model: Any = self._load(AutoModel, dtype)
+        # An adapter names the modules of the whole model.
+        auto = AutoModel if self.adapter is None else self._whole()
+        model: Any = self._load(auto, dtype, needs_head=False)
         decoder: PreTrainedModel = model.get_decoder()  # of a vision-language model the text path; else the model
         return decoder
 
     def load_language_model(self, dtype: torch.dtype) -> PreTrainedModel:
         """Loads the whole model, with its language-model head; as `load_decoder` does."""
+        return self._load(self._whole(), dtype, needs_head=True)
+
+    def _whole(self) -> Any:
+        """Returns the Auto class of the whole model."""
         kind = type(self.config)
         sees = kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and kind not in MODEL_FOR_CAUSAL_LM_MAPPING
-        return self._load(AutoModelForImageTextToText if sees else AutoModelForCausalLM, dtype)
+        return AutoModelForImageTextToText if sees else AutoModelForCausalLM
 
-    def _load(self, auto: Any, dtype: torch.dtype) -> PreTrainedModel:
+    def _load(self, auto: Any, dtype: torch.dtype, *, needs_head: bool) -> PreTrainedModel:
         """Loads a model as one of the Auto classes has it, and refuses one whose weights are not all there."""
         named = f"model.name_or_path={self.location}"
         _ = self.config  # which says of a model that cannot be used what it is
-        with _model_errors(self.location), without_loading_report():
+        with model_errors("model.name_or_path", self.location), without_loading_report():
             model, found = auto.from_pretrained(
                 self.location,
                 revision=self.revision,
@@ -143,14 +177,18 @@ class Checkpoint:
                 trust_remote_code=self.trust_remote_code,
                 use_safetensors=True if self.use_safetensors else None,  # None: pickled ones where there are no others
                 ignore_mismatched_sizes=True,  # found out below, by name
+                adapter_kwargs=NO_ADAPTER,
                 output_loading_info=True,
             )
         if found["mismatched_keys"]:
             key, stored, expected = min(found["mismatched_keys"])
             raise ModelError(f"{named}: {key!r} is of shape {list(stored)}, its config says {list(expected)}")
-        if found["missing_keys"]:  # transformers would fill them with random numbers and go on
-            missing = sorted(found["missing_keys"])
+        inner = f"{model.base_model_prefix}." if model.base_model is not model and not needs_head else ""
+        if missing := sorted(key for key in found["missing_keys"] if key.startswith(inner)):
+            # transformers would fill them with random numbers and go on
             raise ModelError(f"{named}: {len(missing)} weights are missing, the first {missing[0]!r}")
+        if self.merged_adapter is not None:
+            self.merged_adapter.merge_into(model)
         loaded: PreTrainedModel = model.requires_grad_(False).eval()
         return loaded
 
@@ -204,37 +242,3 @@ def length_boundaries(config: PreTrainedConfig) -> tuple[int, ...]:
         if rope.get("rope_type", rope.get("type")) in ("longrope", "su")
     }
     return tuple(sorted(length for length in lengths if isinstance(length, int)))
-
-
-def folder_digest(folder: Path, patterns: tuple[str, ...]) -> str:
-    """Returns a hex SHA-256 over names and content of the files that match."""
-    state = hashlib.sha256()
-    for file in sorted({file for pattern in patterns for file in folder.glob(pattern)}):
-        with file.open("rb") as stream:
-            state.update(f"{file.name}:{hashlib.file_digest(stream, 'sha256').hexdigest()};".encode())
-    return state.hexdigest()
-
-
-@contextmanager
-def _model_errors(name_or_path: str) -> Iterator[None]:
-    """Turns what transformers and huggingface_hub raise for a model that is not there into one line."""
-    try:
-        with hub_warns_once():
-            yield
-    except MemvecError:
-        raise
-    except Exception as error:  # a stranger's files can make the libraries raise whatever they have
-        if "trust_remote_code" in str(error):
-            reason = "it comes with code of its own; model.trust_remote_code=true lets that run"
-        elif Path(name_or_path).is_dir():
-            reason = f"the folder cannot be loaded: {_reason(error)}"
-        else:
-            reason = f"no such folder, and the Hub gives no such model: {_reason(error)}"
-        raise ModelError(f"model.name_or_path={name_or_path}: {reason}") from error
-
-
-def _reason(error: Exception) -> str:
-    """Returns an error's message, of which the libraries often put the essence into a second line."""
-    message = " ".join(str(error).split())
-    cut = message if len(message) <= MOST_CHARACTERS else f"{message[:MOST_CHARACTERS]}…"
-    return f"{type(error).__name__}: {cut}" if isinstance(error, LookupError) or not cut else cut

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import logging
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -22,6 +21,7 @@ from pathlib import Path
 import filelock
 import torch
 
+from memvec.cache import cache_folder
 from memvec.errors import ModelError, one_line
 
 PACKAGE_PREFIX = "gguf:"
@@ -31,13 +31,6 @@ log = logging.getLogger(__name__)
 def is_gguf(name_or_path: str) -> bool:
     """Whether `model.name_or_path` means a GGUF file."""
     return name_or_path.startswith(PACKAGE_PREFIX) or name_or_path.endswith(".gguf")
-
-
-def cache_folder() -> Path:
-    """Returns the folder for converted models: `$MEMVEC_CACHE`, else `memvec` in the user's cache folder."""
-    if own := os.environ.get("MEMVEC_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "memvec"
 
 
 def find_gguf(name_or_path: str) -> Path:

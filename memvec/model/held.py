@@ -55,7 +55,7 @@ class HeldModel:
         context: Entered around every pass, such as autocast.
         is_lent: Whether the model belongs to the program.
         load_exact: Returns the backbone in float32, for rows whose vector is not finite in a lower precision.
-        digest: Returns what identifies the weights; it reads all of them, so that it is asked for where it is needed.
+        identity: Returns what identifies the weights; it reads all of them, so that it is asked for where it is needed.
     """
 
     def __init__(
@@ -69,13 +69,13 @@ class HeldModel:
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
         is_lent: bool,
         load_exact: Callable[[], Backbone],
-        digest: Callable[[], str],
+        identity: Callable[[], dict[str, str]],
     ) -> None:
         self.prompts = prompts
         self.rules = rules
         self.is_lent = is_lent
         self.load_exact = load_exact
-        self.digest = digest
+        self.identity = identity
         self.extractor = Extractor(backbone, speedups=speedups, computed_in=computed_in, context=context)
         self._mode: ExecutionMode | None = None  # what the probe allows; None before it has run
         self._max_tokens: int | None = None

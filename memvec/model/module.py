@@ -15,7 +15,7 @@ import lightning.pytorch as pl
 import torch
 from transformers import PreTrainedModel
 
-from memvec.config.values import at_least
+from memvec.config.values import at_least, one_text_or_none
 from memvec.data.batches import PromptTable
 from memvec.data.collator import Batch
 from memvec.data.plan import BatchPlan, Ranks
@@ -44,7 +44,7 @@ def computing_dtype(precision: str, weights: torch.dtype) -> torch.dtype:
 def model_fingerprint(checkpoint: Checkpoint, *, precision: str) -> dict[str, Any]:
     """Returns what decides what a model computes of given tokens, for a run's fingerprint."""
     dtype = str(weights_dtype(precision)).removeprefix("torch.")
-    return {"model": checkpoint.digest, "dtype": dtype, "precision": precision}
+    return {**checkpoint.identity, "dtype": dtype, "precision": precision}
 
 
 class HiddenStateModule(pl.LightningModule):
@@ -54,6 +54,7 @@ class HiddenStateModule(pl.LightningModule):
         name_or_path: Model folder, `.gguf` file, `gguf:<package>` or Hub name.
         layer: Which hidden state, as in `hidden_states[layer]`; -1 is after the final norm.
         revision: Of a Hub model; None is its main branch.
+        adapter: Folder or Hub name (`owner/name@revision`) of a LoRA adapter that is merged into the weights.
         prefix_cache: `auto` computes the tokens that all prompts share once, where the model allows; `off` never.
         attn_implementation: transformers' name (`sdpa`, `eager`, `flash_attention_2`); None is the model's default.
         tune: `auto` measures on a CPU whether packed weights are faster, and computes in float32 what the CPU would
@@ -73,6 +74,7 @@ class HiddenStateModule(pl.LightningModule):
         *,
         layer: int = -1,
         revision: str | None = None,
+        adapter: str | None = None,
         prefix_cache: Literal["auto", "off"] = "auto",
         attn_implementation: str | None = None,
         tune: Literal["auto", "off"] = "auto",
@@ -85,6 +87,7 @@ class HiddenStateModule(pl.LightningModule):
         self.checkpoint = Checkpoint(
             locate_model(name_or_path),
             revision=revision,
+            adapter=one_text_or_none("model.adapter", adapter),
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
             use_safetensors=use_safetensors,

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedConfig, PreTrainedTokenizerFast
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from memvec.errors import ModelError, one_line
+from memvec.errors import MemvecError, ModelError, one_line
+from memvec.quiet import hub_warns_once
 
 DEPTHS = ("num_hidden_layers", "n_layer", "n_layers")
 SIZES = ("hidden_size", "n_embd", "d_model", "vocab_size", "num_attention_heads", "num_key_value_heads", "n_head")
@@ -26,6 +28,38 @@ WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin")
 # What a tokenizer is read from, or made of.
 TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
 ADAPTER_WEIGHTS = "adapter_model"
+# Of a library's message: some list every architecture there is.
+MOST_CHARACTERS = 300
+
+
+@contextmanager
+def model_errors(option: str, name: str) -> Iterator[None]:
+    """Turns what transformers and huggingface_hub raise for a model that is not there into one line.
+
+    Args:
+        option: Which names it, such as `model.name_or_path`.
+        name: Its value: a folder or a Hub name.
+    """
+    try:
+        with hub_warns_once():
+            yield
+    except MemvecError:
+        raise
+    except Exception as error:  # a stranger's files can make the libraries raise whatever they have
+        if "trust_remote_code" in str(error):
+            reason = "it comes with code of its own; model.trust_remote_code=true lets that run"
+        elif Path(name).is_dir():
+            reason = f"the folder cannot be loaded: {reason_of(error)}"
+        else:
+            reason = f"no such folder, and the Hub gives no such model: {reason_of(error)}"
+        raise ModelError(f"{option}={name}: {reason}") from error
+
+
+def reason_of(error: Exception) -> str:
+    """Returns an error's message, of which the libraries often put the essence into a second line."""
+    message = " ".join(str(error).split())
+    cut = message if len(message) <= MOST_CHARACTERS else f"{message[:MOST_CHARACTERS]}…"
+    return f"{type(error).__name__}: {cut}" if isinstance(error, LookupError) or not cut else cut
 
 
 def refuse_adapter(location: str, *, revision: str | None) -> None:
@@ -45,9 +79,10 @@ def refuse_adapter(location: str, *, revision: str | None) -> None:
         kind, base = content.get("peft_type") or "PEFT", content.get("base_model_name_or_path")
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ModelError(f"{file}: {one_line(error)}") from error
+    shown = base if isinstance(base, str) else "its base model"
+    advice = f"name both: model.name_or_path={shown} model.adapter={location}" if kind == "LORA" else "allowed: a model"
     raise ModelError(
-        f"model.name_or_path={location}: a {kind} adapter of {base!r}, without that model's weights; load both with "
-        "peft, merge them (`merge_and_unload()`), save the result and name its folder"
+        f"model.name_or_path={location}: a {kind} adapter of {base!r}, without that model's weights; {advice}"
     )
 
 

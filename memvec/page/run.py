@@ -122,7 +122,7 @@ def _facts(summary: RunSummary, manifest: Manifest) -> list[tuple[str, str]]:
         ("rejected", f"{counts.rejected:,}"),
         ("truncated", f"{counts.truncated:,}"),
         ("numbers in a vector", f"{counts.dimension:,}"),
-        ("input", str(run_settings(summary.folder).get("data.path"))),
+        ("input", str(run_settings(summary.folder).get("data.path") or "rows that a program gave")),
         ("model", manifest.name_or_path),
         ("layer", f"{manifest.layer} (after the final norm)" if manifest.layer == -1 else str(manifest.layer)),
         ("prompt", "" if prompt is None else f"{prompt_name(vars(prompt))}: {prompt.template}"),

@@ -9,7 +9,6 @@ searches. What was computed is compared with the encoder by its fingerprint befo
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,11 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 from memvec.encoder import Encoder
 from memvec.encoding import device_of, precision_dtypes
 from memvec.errors import ConfigError, ModelError, RunFolderError
+from memvec.model.adapter import COMMIT, at_commit
 from memvec.prompt.template import Prompt
 from memvec.run.folder import RunFolder
 from memvec.run.manifest import Manifest
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
 # What the fingerprint says of a prompt, which queries may have another of.
 OF_PROMPT = ("template", "chat", "tokenizer", "max_length")
 
@@ -69,7 +68,7 @@ def query_encoder(folder: RunFolder, manifest: Manifest, options: QueryOptions) 
     prompt = options.prompt or manifest.prompt
     if prompt is None:
         raise RunFolderError(f"{folder.root}: holds memory texts and no vectors to search")
-    digest = str(manifest.fingerprint.get("model"))
+    digest, adapter_digest = (str(manifest.fingerprint.get(name)) for name in ("model", "adapter"))
     try:
         dtype, autocast = precision_dtypes(manifest.precision)
         encoder = Encoder(
@@ -82,6 +81,7 @@ def query_encoder(folder: RunFolder, manifest: Manifest, options: QueryOptions) 
             max_length=manifest.max_length,
             # A Hub model as it was then, whatever its main branch is now.
             revision=digest if COMMIT.fullmatch(digest) else manifest.revision,
+            adapter=None if manifest.adapter is None else at_commit(manifest.adapter, adapter_digest),
             prefix_cache=cast(Any, manifest.prefix_cache),
             tune=cast(Any, manifest.tune),
             probe=cast(Any, manifest.probe),

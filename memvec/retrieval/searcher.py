@@ -30,6 +30,7 @@ from memvec.retrieval.exact import ExactIndex, Vectors, mapped_vectors
 from memvec.retrieval.queries import Id
 from memvec.run.folder import RunFolder
 from memvec.run.manifest import read_manifest
+from memvec.run.remote import local_run
 from memvec.run.result import load
 from memvec.schema import ID, TEXT
 
@@ -83,7 +84,7 @@ class Searcher:
         self.exact_rows = at_least("exact_rows", exact_rows, 0)
         own = Prompt(*named_prompt(prompt)) if isinstance(prompt, str) else prompt
         self.options = QueryOptions(own, accelerator, trust_remote_code, use_safetensors)
-        self.folder = RunFolder(output_dir)
+        self.folder = RunFolder(local_run(output_dir))
         self.manifest = read_manifest(self.folder)
         self.dataset: Dataset = load(self.folder.root)
         self._index: ExactIndex | ApproximateIndex | None = None

@@ -7,10 +7,12 @@ tokenizer, the run's folder) is added here.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any, cast
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from memvec.config.instantiate import build_group
+from memvec.config.values import folder_here
 from memvec.data.datamodule import PromptDataModule
 from memvec.data.memories import MemoryTexts
 from memvec.errors import ConfigError
@@ -25,11 +27,11 @@ def run_folder(cfg: DictConfig) -> RunFolder:
     """Returns the run's folder.
 
     Raises:
-        ConfigError: `output_dir` is not set; the command line sets it, a program has to.
+        ConfigError: `output_dir` is not set; the command line sets it, a program has to. Or it is an address.
     """
     if not cfg.output_dir:
         raise ConfigError("output_dir is not set; name the folder the results go to")
-    return RunFolder(str(cfg.output_dir))
+    return RunFolder(str(folder_here("output_dir", cfg.output_dir)))
 
 
 def build_model(cfg: DictConfig) -> HiddenStateModule:
@@ -38,8 +40,28 @@ def build_model(cfg: DictConfig) -> HiddenStateModule:
     return module
 
 
-def build_datamodule(cfg: DictConfig, module: HiddenStateModule, folder: RunFolder) -> PromptDataModule:
-    """Returns the data module of memory texts, for a model's tokenizer and limit."""
+def without_path(cfg: DictConfig) -> DictConfig:
+    """Returns the configuration of a run whose rows a program gives: one that names no file.
+
+    Raises:
+        ConfigError: It names one.
+    """
+    if cfg.data.path is not None and not OmegaConf.is_interpolation(cfg.data, "path"):  # as the default is
+        raise ConfigError(f"data.path={cfg.data.path}: the rows are given as data; allowed: one of the two")
+    return cast(DictConfig, OmegaConf.merge(cfg, {"data": {"path": None}}))
+
+
+def build_datamodule(
+    cfg: DictConfig, module: HiddenStateModule, folder: RunFolder, *, data: Any = None
+) -> PromptDataModule:
+    """Returns the data module of memory texts, for a model's tokenizer and limit.
+
+    Args:
+        cfg: The whole configuration.
+        module: The model.
+        folder: The run's folder.
+        data: The rows, where a program gives them; None reads `data.path`.
+    """
     texts: MemoryTexts = build_group(
         "data",
         cfg.data,
@@ -47,6 +69,8 @@ def build_datamodule(cfg: DictConfig, module: HiddenStateModule, folder: RunFold
         tokenizer=module.checkpoint.load_tokenizer(),
         model_limit=prompt_limit(module.checkpoint.config),
         vocabulary=vocabulary_size(module.checkpoint.config),
+        given=data,
+        is_resumed=folder.holds_run,
     )
     return PromptDataModule(texts, folder=folder, is_done=partial(has_vectors, folder))
 

@@ -18,7 +18,7 @@ from memvec.layout import RunLayout
 from memvec.prompt.template import Prompt
 
 # What the fingerprints of a run and of an encoder both hold.
-IDENTITY = ("model", "layer", "dtype", "tokenizer", "template", "chat", "max_length")
+IDENTITY = ("model", "adapter", "layer", "dtype", "tokenizer", "template", "chat", "max_length")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Manifest:
         max_length: Most tokens in a prompt; None is the model's own limit.
         name_or_path: The model.
         revision: Of a Hub model.
+        adapter: The LoRA adapter merged into it; None is none.
         layer: Which hidden state.
         prefix_cache: As `model.prefix_cache`.
         tune: As `model.tune`.
@@ -57,6 +58,7 @@ class Manifest:
     max_length: int | None
     name_or_path: str
     revision: str | None
+    adapter: str | None
     layer: int
     prefix_cache: str
     tune: str
@@ -117,6 +119,7 @@ def known_of(manifest: JsonObject) -> Manifest:
         max_length=data.take_or("max_length", int),
         name_or_path=model.take_text("name_or_path"),
         revision=model.take_text("revision") if model.has("revision") else None,
+        adapter=model.take_text("adapter") if model.has("adapter") else None,
         layer=model.take("layer", int),
         prefix_cache=model.take_or("prefix_cache", str) or "auto",
         tune=model.take_or("tune", str) or "auto",

@@ -29,6 +29,7 @@ from memvec.features import vector_features
 from memvec.files import atomic_file, make_folder, make_root
 from memvec.layout import RunLayout
 from memvec.run.manifest import Manifest, read_manifest
+from memvec.run.remote import local_run
 from memvec.schema import ID, NUM_TOKENS, VECTOR
 
 ROWS_PER_BATCH = 5_000
@@ -39,7 +40,7 @@ def load(output_dir: str | Path) -> Dataset:
     """Returns the vectors of a finished run.
 
     Args:
-        output_dir: The run's folder.
+        output_dir: The run's folder, or the address that it was published at (`s3://…`, `hf://datasets/NAME`).
 
     Returns:
         A memory-mapped dataset with columns `id`, `text` (where kept), `vector` and `num_tokens`, in input order; its
@@ -48,7 +49,7 @@ def load(output_dir: str | Path) -> Dataset:
     Raises:
         RunFolderError: There is no finished run, or a file of it is missing or damaged.
     """
-    folder = RunLayout(output_dir)
+    folder = RunLayout(local_run(output_dir))
     manifest = read_manifest(folder)
     if manifest.prompt is None:
         raise RunFolderError(

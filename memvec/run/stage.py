@@ -28,6 +28,7 @@ from memvec.run.summary import RunSummary, read_summary, write_summary
 from memvec.trainer.history import history_files, write_history
 from memvec.trainer.metrics import Stopwatch, combine_ranks, first_notes, metrics_files, stage_table
 from memvec.trainer.ranks import process_rank, rank_errors
+from memvec.urls import masked_config
 from memvec.writer.frames import journal_files
 from memvec.writer.prediction_writer import JournalCallback
 
@@ -182,7 +183,7 @@ def _finish(stage: Stage, results: Results) -> RunSummary:
     summary = write_summary(
         folder,
         counts=results.counts,
-        config=to_container(stage.cfg),
+        config=masked_config(to_container(stage.cfg)),
         metrics={**combine_ranks(folder.journal), "seconds": seconds},
         notes={
             **(first_notes(folder.journal) or stage.computation.notes()),

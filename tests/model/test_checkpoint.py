@@ -214,8 +214,11 @@ def test_an_adapter_is_told_from_a_model(tmp_path: Path) -> None:
     save_file({"lora_A": torch.ones(1)}, tmp_path / "adapter_model.safetensors")
     build_tokenizer().save_pretrained(tmp_path)
     for use in (lambda it: it.config, lambda it: it.load_tokenizer(), lambda it: it.load_decoder(torch.float32)):
-        with pytest.raises(ModelError, match=r"a LORA adapter of 'owner/\\x1b\[31mbase', without that model's weights"):
+        with pytest.raises(ModelError) as caught:
             use(Checkpoint(str(tmp_path)))  # type: ignore[no-untyped-call]
+        base = r"owner/\x1b[31mbase"
+        assert f"a LORA adapter of '{base}', without that model's weights; name both: " in str(caught.value)
+        assert str(caught.value).endswith(f": model.name_or_path={base} model.adapter={tmp_path}")
 
 
 def test_a_model_with_an_adapter_beside_its_weights_is_a_model(llama_copy: Path) -> None:

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import memvec
 from memvec.errors import ModelError
-from memvec.model.gguf import cache_folder, convert_gguf, find_gguf, is_gguf
+from memvec.model.gguf import convert_gguf, find_gguf, is_gguf
 from tests.helpers.processes import SECONDS_TO_END, SLOWNESS
 from tests.helpers.reference import reference_vectors
 
@@ -90,17 +90,6 @@ def test_a_cache_that_cannot_be_written_is_an_error_of_one_line(
     monkeypatch.setenv("MEMVEC_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(ModelError, match="cannot be converted"):
         convert_gguf(tmp_path / "a.gguf")
-
-
-def test_the_cache_is_the_users_unless_one_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("MEMVEC_CACHE", raising=False)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert cache_folder() == tmp_path / ".cache" / "memvec"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder() == tmp_path / "xdg" / "memvec"
-    monkeypatch.setenv("MEMVEC_CACHE", "~/models")
-    assert cache_folder() == tmp_path / "models"
 
 
 def short_sample_texts(count: int) -> list[str]:

@@ -23,7 +23,9 @@ from memvec.retrieval.encoder import QueryOptions, query_encoder, query_options
 from memvec.run.folder import RunFolder
 from memvec.run.manifest import read_manifest
 from tests.conftest import TEXTS
-from tests.helpers.models import save_model
+from tests.helpers.adapters import adapted_model, save_adapter
+from tests.helpers.models import build_tokenizer, save_model
+from tests.helpers.reference import reference_vectors
 
 CPU = QueryOptions(accelerator="cpu")
 
@@ -106,6 +108,7 @@ def test_a_model_that_is_gone_or_changed_is_said(
 COMMAND = {"_target_": "os.system", "command": "touch {}"}
 SCALARS = [
     *("config.model.layer", "config.model.name_or_path", "config.model.revision", "config.model.prefix_cache"),
+    *("config.model.adapter", "fingerprint.adapter"),
     *("config.model.tune", "config.model.probe", "config.data.max_length", "config.prompt.template"),
     *("config.prompt.chat", "fingerprint.precision", "fingerprint.model"),
 ]
@@ -201,3 +204,36 @@ def test_what_a_chat_template_is_given_is_given_to_queries(run: RunFolder, chang
 def test_a_device_that_is_not_there_is_an_error_of_the_option(run: RunFolder) -> None:
     with pytest.raises(ConfigError, match="accelerator=abc: this machine has none"):
         encoder_of(run, QueryOptions(accelerator="abc"))
+
+
+def test_a_run_with_an_adapter_is_searched_with_it(
+    write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig], llama: Path, tmp_path: Path
+) -> None:
+    adapter = save_adapter(tmp_path / "adapter", llama)
+    cfg = tiny_config(write_jsonl(TEXTS), f"model.adapter={adapter}")
+    run = memvec.predict(cfg).folder
+    expected = reference_vectors(adapted_model(llama, adapter), build_tokenizer(), TEXTS, template=cfg.prompt.template)
+    torch.testing.assert_close(memvec.load(run.root)["vector"][:], expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(encoder_of(run).encode(TEXTS), expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(RunFolderError, match=r"a run of something else: adapter was '\w{64}', is None"):
+        memvec.predict(tiny_config(write_jsonl(TEXTS)))
+    save_adapter(adapter, llama, r=2)
+    with pytest.raises(ModelError, match=r"is no longer the model it was made with: adapter was '\w{64}', is '\w{64}'"):
+        encoder_of(run)
+    shutil.rmtree(adapter)
+    with pytest.raises(
+        ModelError, match=r"the model it was made with cannot be used: model\.adapter=.*: no such folder"
+    ):
+        encoder_of(run)
+
+
+def test_an_adapter_of_the_hub_is_taken_at_the_commit_of_the_run(
+    run: RunFolder, change: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[str | None] = []
+    change("config.model.adapter", "owner/lora")
+    change("fingerprint.adapter", "0123456789" * 4)
+    monkeypatch.setattr(Encoder, "load", lambda self: taken.append(self.adapter) or self)
+    monkeypatch.setattr(Encoder, "fingerprint", property(lambda self: dict(read_manifest(run).fingerprint)))
+    encoder_of(run)
+    assert taken == [f"owner/lora@{'0123456789' * 4}"]

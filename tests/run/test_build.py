@@ -10,8 +10,9 @@ import pytest
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from omegaconf import DictConfig
 
+import memvec
 from memvec.errors import ConfigError
-from memvec.run.build import build_writer, run_folder
+from memvec.run.build import build_writer, run_folder, without_path
 from memvec.trainer.build import build_trainer
 
 Configure = Callable[..., DictConfig]
@@ -80,3 +81,10 @@ def test_sizes_that_do_not_make_up_the_processes_are_one_line(build: Callable[..
     message = "data_parallel_size=3 times tensor_parallel_size=1 must be the number of processes, 2"
     with pytest.raises(ConfigError, match=re.escape(message)):
         build({}, "trainer=fsdp", "trainer.devices=2", "trainer.strategy.data_parallel_size=3")
+
+
+def test_rows_that_are_given_take_the_place_of_the_default_path(tmp_path: Path) -> None:
+    cfg = memvec.compose([f"output_dir={tmp_path}", "data.limit=3"])
+    given = without_path(cfg)
+    assert (given.data.path, given.data.limit) == (None, 3)
+    assert str(cfg.data.path).endswith("sample.jsonl")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +31,35 @@ def read_json(path: Path, wanted: Wanted, text_format: TextFormat) -> Iterator[R
     Raises:
         InputError: Something is no JSON, or no object, or no object has the text.
     """
+    yield from object_records(_objects(path, wanted, text_format), str(path), wanted)
+
+
+def object_records(objects: Iterable[tuple[int, Any]], source: str, wanted: Wanted) -> Iterator[Record]:
+    """Yields the wanted fields of objects.
+
+    Args:
+        objects: Each with its row's number.
+        source: What messages call them.
+        wanted: The fields.
+
+    Raises:
+        InputError: Something is no object, or no object has the text.
+    """
     seen: dict[str, None] = {}
     found_text = False
-    for number, record in _objects(path, wanted, text_format):
-        if not isinstance(record, dict):
+    for number, record in objects:
+        if not isinstance(record, Mapping):
             found = type(record).__name__
-            raise InputError(f'{path}, row {number}: found {found}, expected an object such as {{"{wanted.text}": …}}')
+            raise InputError(
+                f'{source}, row {number}: found {found}, expected an object such as {{"{wanted.text}": …}}'
+            )
         text = field_of(record, wanted.text)
         found_text = found_text or text is not MISSING
         if not found_text and len(seen) < NAMES_SHOWN:
             seen.update(dict.fromkeys(record))
         yield number, field_of(record, wanted.id), text, *(field_of(record, name) for name in wanted.more)
     if not found_text:
-        raise missing_column(str(path), wanted.text, sorted(seen))
+        raise missing_column(source, wanted.text, sorted(map(str, seen)))
 
 
 def _objects(path: Path, wanted: Wanted, text_format: TextFormat) -> Iterator[tuple[int, Any]]:

@@ -1,0 +1,206 @@
+"""Copies a finished run to where others read it: a folder, a folder at an address, or a dataset on the Hub.
+
+In: a finished run's folder, and `publish=`. Out: its vectors, metrics and manifest there.
+
+How: all or nothing, and to be gone on with. The manifest, which makes a folder a run, is written last; until then a
+file of the place's own says whose files are there and which are whole, by their SHA-256, so that the same command
+copies what is missing alone. A place that holds anything else is refused, and so is a folder with another run in it.
+
+What is not published: the journal, logs, the profile, the page and the index; `rejected.jsonl`, since it is about the
+input; and of the manifest's configuration where input and folder were. The texts go along unless `writer.keep_text` was
+false: they are in the vectors' files.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from memvec.errors import ConfigError, MemvecError, RunFolderError
+from memvec.fields import JsonObject
+from memvec.files import MOST_BYTES
+from memvec.layout import RunLayout
+from memvec.remote import local_path, open_remote
+from memvec.run.card import shown_name
+from memvec.run.hub import HUB, HubDataset
+from memvec.run.manifest import Manifest, read_manifest
+from memvec.run.places import FolderHere, FolderThere, Place
+from memvec.run.remote import FILES, sha256_of
+from memvec.run.result import check_parts
+from memvec.urls import WEB, is_url, masked
+
+OPTION = "publish"
+MANIFEST = "manifest.json"
+# What has been copied while not all is: the run, and the checksums of files that are whole.
+UNFINISHED = ".publishing.json"
+# Options of the configuration that say where something was: they keep its name.
+PLACES_OF_INPUT = ("path", "output_dir", "publish", "reuse", "queries")
+
+log = logging.getLogger(__name__)
+
+
+def open_place(publish: Any) -> Place | HubDataset:
+    """Returns where a run is to be copied, having asked it what it holds, so that what is wrong is said early.
+
+    Args:
+        publish: The option: a folder, an address, or `hf://datasets/NAME`.
+
+    Raises:
+        ConfigError: It is none of these.
+        ExtraError: The package of its protocol is not installed.
+        RunFolderError: The place cannot be reached, or lets nobody in.
+    """
+    if not isinstance(publish, str) or not publish:
+        raise ConfigError(f"publish={publish}: allowed: a folder, an address such as s3://bucket/run, or {HUB}NAME")
+    if publish.startswith(HUB):
+        dataset = HubDataset(publish)
+        dataset.check()
+        return dataset
+    url = local_path(publish)
+    if url.lower().startswith(WEB):
+        raise ConfigError(f"publish={masked(url)}: the web is only read; allowed: a folder, s3://, gs://, {HUB}NAME, …")
+    place: Place
+    place = FolderThere(*open_remote(url, option=OPTION), url) if is_url(url) else FolderHere(RunLayout(url).root)
+    refuse_other_files(place, place.sizes())
+    return place
+
+
+def refuse_other_files(place: Place, there: dict[str, int]) -> None:
+    """Refuses a place in which something else lies.
+
+    Args:
+        place: Where.
+        there: The bytes of its files, by name.
+
+    Raises:
+        RunFolderError: There are files, of neither a published run nor one that is being published.
+    """
+    if there and MANIFEST not in there and UNFINISHED not in there:
+        shown = ", ".join(sorted(there)[:5])
+        raise RunFolderError(f"{place.name}: holds other files ({shown}); name an empty or new place")
+
+
+def publish_run(folder: RunLayout, place: Place | HubDataset) -> None:
+    """Copies a finished run, or what is missing of it.
+
+    Args:
+        folder: The run's folder.
+        place: As `open_place` returns it.
+
+    Raises:
+        RunFolderError: The place holds something else, or cannot be written; the run is left as it is.
+        WriterError: The same, of a folder here.
+    """
+    try:
+        manifest = read_manifest(folder)
+        files = published_files(folder, manifest)
+        checksums = {name: sha256_of(path) for name, path in files.items()}
+        content = published_manifest(folder, files, checksums, keeps_paths=not isinstance(place, HubDataset))
+        if isinstance(place, HubDataset):
+            is_new = place.commit(files, content, manifest)
+        else:
+            is_new = _copy(folder, files, checksums, content, place)
+    except MemvecError as error:
+        error.args = (f"{error}; the run in {folder.root} is complete, and the same command publishes it",)
+        raise
+    log.info("%s %s" if is_new else "%s %s already; nothing to do", "published in", place.name)
+
+
+def published_files(folder: RunLayout, manifest: Manifest) -> dict[str, Path]:
+    """Returns what is published of a run but its manifest: paths by their names in it."""
+    parts = {path.relative_to(folder.root).as_posix(): path for path in check_parts(folder, manifest)}
+    beside = {path.name: path for path in (folder.metrics, folder.history) if path.is_file()}
+    return {**parts, **beside}
+
+
+def published_manifest(
+    folder: RunLayout, files: dict[str, Path], checksums: dict[str, str], *, keeps_paths: bool
+) -> bytes:
+    """Returns the manifest as it is published: with the files' checksums, without where things were on this machine.
+
+    Args:
+        folder: The run's folder.
+        files: What is published, by name.
+        checksums: Their SHA-256.
+        keeps_paths: Whether the path of a model or adapter here stays, with which the owner can search; else only its
+            name does.
+    """
+    content = JsonObject.read(folder.manifest).content
+    content["config"] = _without_places(content["config"])
+    model = content["config"]["model"]
+    if not keeps_paths:
+        model |= {name: shown_name(str(model[name])) for name in ("name_or_path", "adapter") if model.get(name)}
+    content[FILES] = {name: {"bytes": path.stat().st_size, "sha256": checksums[name]} for name, path in files.items()}
+    return (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode("utf-8", "backslashreplace")
+
+
+def _without_places(config: Any, name: str = "") -> Any:
+    if isinstance(config, dict):
+        return {key: _without_places(value, str(key)) for key, value in config.items()}
+    if name in PLACES_OF_INPUT and isinstance(config, list):
+        return [_without_places(value, name) for value in config]
+    if name in PLACES_OF_INPUT and isinstance(config, str) and not is_url(config):
+        return Path(config).name
+    return config
+
+
+def _copy(folder: RunLayout, files: dict[str, Path], checksums: dict[str, str], content: bytes, place: Place) -> bool:
+    """Copies what is not there; returns whether there was anything."""
+    if isinstance(place, FolderHere) and place.root.is_relative_to(folder.root):
+        raise ConfigError(f"publish={place.root}: lies in the run's own folder; name another")
+    there = place.sizes()
+    sizes = {name: path.stat().st_size for name, path in files.items()}
+    refuse_other_files(place, there)
+    run = JsonObject.read(folder.manifest).content["fingerprint"]
+    if MANIFEST in there:
+        if place.read(MANIFEST) != content:
+            raise RunFolderError(f"{place.name}: holds another run; name another place")
+        whole = dict(checksums)
+    else:
+        whole = _whole_files(place, there, run)
+    missing = [name for name in files if whole.get(name) != checksums[name] or there.get(name) != sizes[name]]
+    if MANIFEST in there and not missing:
+        _clean_up(place, there)
+        return False
+    note = {"run": run, "files": whole}
+    if UNFINISHED not in there:
+        place.write(UNFINISHED, json.dumps(note).encode())
+    for name in missing:
+        log.info("publishing %s in %s", name, place.name)
+        place.put(name, files[name])
+        whole[name] = checksums[name]
+        place.write(UNFINISHED, json.dumps(note).encode())
+    there = place.sizes()
+    for name, size in sizes.items():
+        if there.get(name) != size:
+            raise RunFolderError(f"{place.name}: {name} has {there.get(name)} bytes there and {size} here; try again")
+    place.write(MANIFEST, content)
+    _clean_up(place, {UNFINISHED: 0})
+    return True
+
+
+def _whole_files(place: Place, there: dict[str, int], run: Any) -> dict[str, str]:
+    """Returns the checksums of what an earlier attempt has copied whole.
+
+    Raises:
+        RunFolderError: What is there is something else's.
+    """
+    found = place.read(UNFINISHED) if UNFINISHED in there else None
+    if found is None:
+        return {}
+    try:
+        note = json.loads(found[:MOST_BYTES])
+        if note["run"] != run:
+            raise RunFolderError(f"{place.name}: another run is being published there; name another place")
+        return {name: checksum for name, checksum in note["files"].items() if isinstance(checksum, str)}
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
+        return {}  # damaged: all is copied again
+
+
+def _clean_up(place: Place, there: dict[str, int]) -> None:
+    if UNFINISHED in there:
+        with suppress(MemvecError, OSError):  # it may be allowed to write and not to delete; nobody reads it any more
+            place.remove(UNFINISHED)

@@ -1,0 +1,250 @@
+"""Input at an address: from a real S3 server, and from a web server, both on this machine."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig
+
+import memvec
+from memvec.cache import SECONDS_UNUSED, cache_folder
+from memvec.data.source import find_sources
+from memvec.errors import ConfigError, ExtraError, InputError, MemvecError
+from tests.conftest import TEXTS
+from tests.helpers.processes import arguments, journal_bytes, kill_group, start, wait_until, write_texts
+from tests.helpers.s3_server import S3Server, s3_server
+
+
+def lines(*texts: str) -> bytes:
+    return "".join(json.dumps({"id": text, "text": text}) + "\n" for text in texts).encode()
+
+
+@pytest.fixture
+def bucket(s3: S3Server, request: pytest.FixtureRequest) -> str:
+    """The name of a bucket that only this test has."""
+    name = f"bucket-{abs(hash(request.node.nodeid))}"
+    s3.fill(name, {})
+    return name
+
+
+def read(path: str | Sequence[str], **options: Any) -> list[tuple[str, str]]:
+    """Returns the name of the source and the text of each row."""
+    sources = find_sources(path, **options)
+    return [
+        (source.name, record[2]) for source in sources for record in source.records(text_column="text", id_column="id")
+    ]
+
+
+def test_files_a_folder_and_a_glob_are_read_as_here(s3: S3Server, bucket: str) -> None:
+    s3.fill(
+        bucket,
+        {
+            "set/b.jsonl": lines("b1", "b2"),
+            "set/a.jsonl.gz": gzip.compress(lines("a")),
+            "set/year=2024/c.csv": b"id,text\n1,c\n",
+            "set/_temporary/d.jsonl": lines("d"),
+            "set/.e.jsonl": lines("e"),
+            "set/notes.md": b"no data",
+        },
+    )
+    root = f"s3://{bucket}/set"
+    a, b, c = (f"{root}/a.jsonl.gz", "a"), [(f"{root}/b.jsonl", "b1"), (f"{root}/b.jsonl", "b2")], "year=2024/c.csv"
+    assert read(f"{root}/a.jsonl.gz") == [a]
+    assert read(root) == read(f"{root}/") == [a, *b, (f"{root}/{c}", "c")]
+    assert read(f"{root}/*.jsonl*") == [a, *b]
+    assert read(f"{root}/**/*.csv") == [(f"{root}/{c}", "c")]
+    assert read([f"{root}/b.jsonl", f"{root}/a.jsonl.gz"]) == [*b, a]
+
+
+def test_splits_and_runs_are_told_apart_as_here(s3: S3Server, bucket: str) -> None:
+    manifest = json.dumps({"fingerprint": {}}).encode()
+    s3.fill(
+        bucket,
+        {
+            "train/a.jsonl": lines("train"),
+            "test/a.jsonl": lines("test"),
+            "run/manifest.json": manifest,
+            "run/memories.jsonl": lines("of a run"),
+        },
+    )
+    assert [text for _, text in read(f"s3://{bucket}")] == ["test", "train"]
+    assert read(f"s3://{bucket}", split="test") == [(f"s3://{bucket}/test/a.jsonl", "test")]
+    assert read(f"s3://{bucket}/run/memories.jsonl") == [(f"s3://{bucket}/run/memories.jsonl", "of a run")]
+    with pytest.raises(InputError, match="holds only what runs have written"):
+        read(f"s3://{bucket}/*/memories.jsonl")
+    s3.fill(bucket, {"table/_delta_log/0.json": b"{}", "table/a.parquet": b""})
+    with pytest.raises(InputError, match=f"s3://{bucket}/table: a table of Delta Lake"):
+        read(f"s3://{bucket}/table")
+
+
+def test_a_file_is_fetched_once_until_it_changes(s3: S3Server, bucket: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="memvec")
+    url = f"s3://{bucket}/a.jsonl"
+    s3.fill(bucket, {"a.jsonl": lines("first")})
+    assert read(url) == read(url) == [(url, "first")]
+    assert [record.message for record in caplog.records] == [f"fetching {url}: 1 of 1 files, 0.0 MiB"]
+    s3.fill(bucket, {"a.jsonl": lines("other")})  # as long
+    assert read(url) == [(url, "other")]
+    assert cache_folder().joinpath("inputs").stat().st_mode & 0o777 == 0o700
+
+
+def test_what_is_wrong_is_one_line_that_names_the_address(s3: S3Server, bucket: str) -> None:
+    s3.fill(bucket, {"a.jsonl": lines("a"), "a.md": b"", "empty.jsonl": b"", "broken.jsonl": b'{"text": "a"}\n{'})
+    for path, said in {
+        f"s3://{bucket}/b.jsonl": f"s3://{bucket}/b.jsonl: cannot be read: there is no such file or folder",
+        f"s3://{bucket}-2/a.jsonl": f"s3://{bucket}-2/a.jsonl: cannot be read: there is no such (bucket|file)",
+        f"s3://{bucket}/*.csv": f"s3://{bucket}/\\*.csv: the glob matches no file",
+        f"s3://{bucket}/a.md": f"s3://{bucket}/a.md: unknown format '.md'; allowed: .jsonl",
+        f"s3://{bucket}/empty.jsonl": f"s3://{bucket}/empty.jsonl: the file is empty",
+        f"s3://{bucket}/broken.jsonl": f"s3://{bucket}/broken.jsonl, line 2: not JSON",
+    }.items():
+        with pytest.raises(InputError, match=f"^{said}"):
+            read(path)
+    with s3.asks_who_it_is(), pytest.raises(InputError, match=f"^s3://{bucket}/a.jsonl: cannot be read: access is den"):
+        read(f"s3://{bucket}/a.jsonl")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        os.environ.pop(name)
+    with pytest.raises(InputError, match="Unable to locate credentials"):
+        read(f"s3://{bucket}/a.jsonl")
+
+
+def test_an_address_that_cannot_be_used_says_why() -> None:
+    for path, kind, said in (
+        ("gs://bucket/a.jsonl", ExtraError, r"gs:// needs gcsfs, which is missing: pip install 'memvec\[gs\]'"),
+        ("nonsense://a.jsonl", ConfigError, "data.path=nonsense://a.jsonl: cannot be used: Protocol not known"),
+        ("zip://a.jsonl::s3://bucket/a.zip", ConfigError, "allowed: one address, without ::"),
+        (
+            "s3://AKIA:secret@bucket/a.jsonl",
+            ConfigError,
+            "data.path=s3://…@bucket/a.jsonl: name and password do not be",
+        ),
+    ):
+        with pytest.raises(kind, match=said):
+            read(path)
+
+
+def test_a_local_address_is_a_path(tmp_path: Path) -> None:
+    (tmp_path / "a b.jsonl").write_bytes(lines("a"))
+    assert read(f"file://{tmp_path}/a b.jsonl") == [(f"{tmp_path}/a b.jsonl", "a")]
+    assert read(f"file://{tmp_path}/*.jsonl") == [(f"{tmp_path}/a b.jsonl", "a")]
+
+
+@contextmanager
+def web_server(folder: Path) -> Iterator[str]:
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *arguments: Any) -> None:
+            """Says nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_web_addresses_are_read_and_their_queries_kept_secret(
+    tmp_path: Path, tiny_config: Callable[..., DictConfig], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="memvec")
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web/a.jsonl").write_bytes(lines(*TEXTS[:3], ""))
+    with web_server(tmp_path / "web") as host:
+        cfg = tiny_config(Path("unused"))
+        cfg.data.path = f"{host}/a.jsonl?X-Amz-Signature=abcdef"
+        summary = memvec.predict(cfg)
+        with pytest.raises(InputError, match=f"^{host}/b.jsonl\\?…: cannot be read: there is no such file"):
+            read(f"{host}/b.jsonl?X-Amz-Signature=abcdef")
+        assert len(read(f"{host}/*.jsonl")) == 4
+    with pytest.raises(InputError, match=f"^{host}/a.jsonl\\?…: cannot be read: Cannot connect"):
+        read(f"{host}/a.jsonl?X-Amz-Signature=abcdef")
+    folder = summary.folder
+    assert json.loads(folder.rejected.read_text())["file"] == f"{host}/a.jsonl?…"
+    kept = [path.read_text() for path in folder.root.rglob("*") if path.suffix in (".json", ".jsonl", ".log", ".txt")]
+    notes = [path.read_text() for path in cache_folder().rglob("*.json")]
+    assert not any("abcdef" in text for text in [*kept, *notes, caplog.text])
+
+
+@pytest.mark.processes
+def test_a_server_that_is_killed_costs_only_what_was_not_there(
+    environment_of: Callable[[S3Server], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    objects = {f"{number:03}.jsonl": lines(str(number)) * 3_000 for number in range(80)}
+    with s3_server() as server:
+        environment_of(server)
+        server.fill("killed", objects)
+        errors: list[MemvecError] = []
+
+        def fetch() -> None:
+            try:
+                find_sources("s3://killed/*.jsonl")
+            except MemvecError as error:
+                errors.append(error)
+
+        fetching = threading.Thread(target=fetch)
+        fetching.start()
+        while not fetched_files() and fetching.is_alive():
+            time.sleep(0.001)
+        server.kill()
+        fetching.join()
+    assert len(errors) == 1
+    assert str(errors[0]).startswith("s3://killed/")
+    done = len(fetched_files())
+    assert 0 < done < 80
+    caplog.set_level(logging.INFO, logger="memvec")
+    with s3_server(server.port) as again:
+        again.fill("killed", objects)
+        assert len(find_sources("s3://killed/*.jsonl")) == len(fetched_files()) == 80
+    assert f"fetching s3://killed/*.jsonl: {80 - done} of 80 files" in caplog.text
+
+
+def fetched_files() -> list[Path]:
+    return list(cache_folder().glob("inputs/*/data.jsonl"))
+
+
+@pytest.mark.processes
+def test_a_run_goes_on_when_its_input_is_gone(
+    s3: S3Server, bucket: str, llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url, output_dir = f"s3://{bucket}/many.jsonl", tmp_path / "run"
+    s3.fill(bucket, {"many.jsonl": write_texts(tmp_path / "many.jsonl", 400).read_bytes()})
+    command = [
+        *arguments(Path("unused"), output_dir, llama, "data.batch_size=1", "writer.flush_every=5", f"data.path={url}")
+    ]
+    command = [argument for argument in command if argument != "data.path=unused"]
+    process = start(command)
+    wait_until(lambda: journal_bytes(output_dir) > 0, process)
+    kill_group(process)
+    assert not (output_dir / "manifest.json").exists()
+    s3.client.delete_object(Bucket=bucket, Key="many.jsonl")
+    overrides = [argument for argument in command[3:] if not argument.startswith(("output_dir=", "data.batch_size="))]
+    with pytest.raises(InputError, match="no such file"):  # another run would have to read it
+        memvec.predict(memvec.compose([*overrides, f"output_dir={tmp_path / 'other'}"]))
+    summary = memvec.predict(memvec.compose([*overrides, f"output_dir={output_dir}"]))
+    assert summary.counts.entries == 400
+    assert "there is no such file or folder; taking what this run has read from there before" in caplog.text
+
+
+def test_what_was_fetched_and_not_used_goes_in_time(s3: S3Server, bucket: str) -> None:
+    s3.fill(bucket, {"a.jsonl": lines("a"), "b.jsonl": lines("b")})
+    read(f"s3://{bucket}/a.jsonl")
+    long_ago = time.time() - SECONDS_UNUSED - 60
+    for path in cache_folder().glob("inputs/*"):
+        os.utime(path, (long_ago, long_ago))
+    read(f"s3://{bucket}/b.jsonl")
+    assert [path.read_bytes() for path in fetched_files()] == [lines("b")]

