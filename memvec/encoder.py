@@ -29,15 +29,15 @@ import torch
 from transformers import PreTrainedModel
 
 from memvec.config.prompts import named_prompt
-from memvec.config.values import at_least, at_least_or_none, one_of
+from memvec.config.values import at_least_or_none, one_of, one_or_more_layers
 from memvec.data.rules import BatchRules
 from memvec.data.texts import as_values, why_unusable
 from memvec.errors import ConfigError, InputError, ModelError, one_line
 from memvec.model.backbone import Backbone
 from memvec.model.checkpoint import Checkpoint, locate_model, prompt_limit, vocabulary_size
-from memvec.model.extractor import Speedups
 from memvec.model.held import HeldModel, float32_copy
 from memvec.model.lending import decoder_of, lent_tokenizer, tokenizer_of, weights_digest
+from memvec.model.speedups import Speedups
 from memvec.model.widening import widen_where_emulated
 from memvec.prompt.encoder import PromptEncoder, text_limit
 from memvec.prompt.template import Prompt
@@ -112,12 +112,9 @@ class Encoder:
             raise ConfigError(f"adapter={adapter}: a model that the program holds brings its own; lend a `PeftModel`")
         self.tokenizer = tokenizer
         self.prompt = prompt if isinstance(prompt, Prompt) else Prompt(*named_prompt(prompt))
-        self.layers = [layer] if isinstance(layer, int) else list(layer)
-        for each in self.layers:
-            at_least("layer", each, -(10**6))
-        if not self.layers:
-            raise ConfigError("layer=[]: allowed: a layer, or a list of at least one")
-        self.is_list = not isinstance(layer, int)
+        checked = one_or_more_layers("layer", layer)
+        self.layers = [checked] if isinstance(checked, int) else checked
+        self.is_list = not isinstance(checked, int)
         self.dtype = _dtype("dtype", dtype)
         self.autocast = None if autocast is None else _dtype("autocast", autocast)
         self.device = str(device)

@@ -3,8 +3,8 @@
     python -m memvec.evaluate output_dir=runs/a queries=questions.jsonl
 
 In: a finished run, or a sweep's folder of them, and queries that name their relevant ids. Out: hit@1, hit@10,
-recall@10, MRR and nDCG@10, in `evaluation.json` of each run; of a sweep also a table and a plot that say which layer
-and prompt are best.
+recall@10, MRR and nDCG@10, in `evaluation.json` of each run; of a sweep, and of a run of several layers, also a table
+and a plot that say which layer and prompt are best.
 
     queries -> vectors, by each run's own model, layer and prompt -> similarity with every memory -> measures
 """
@@ -21,7 +21,7 @@ from memvec.cli import main
 from memvec.config.values import one_of
 from memvec.files import write_json
 from memvec.retrieval.comparison import evaluation_rows, write_comparison
-from memvec.retrieval.encoder import QueryOptions, query_encoder, query_options
+from memvec.retrieval.encoder import QueryOptions, query_encoder, query_options, query_vectors
 from memvec.retrieval.exact import ExactIndex, mapped_vectors
 from memvec.retrieval.measures import check_relevant, mean_measures
 from memvec.retrieval.queries import Query, read_judged_queries
@@ -55,34 +55,47 @@ def evaluate(cfg: DictConfig) -> Evaluated:
     queries = read_judged_queries(str(cfg.queries))
     jobs = [folder] if folder.manifest.exists() or folder.journal.is_dir() else finished_jobs(folder.root)
     for job in jobs:
-        result = evaluate_run(job, queries, query_options(cfg), center=cfg.center)
+        result = evaluate_run(job, queries, query_options(cfg), layer=cfg.layer, center=cfg.center)
         write_json(job.evaluation, {**result, "file": str(cfg.queries)})
-    if jobs != [folder]:
+    if jobs != [folder] or "layers" in result:
         return Evaluated(write_comparison(folder.root, evaluation_rows(jobs)))
     measures = [f"{name:<10} {value:.4f}" for name, value in result["measures"].items()]
     return Evaluated([f"queries    {len(queries):,}", *measures, f"written    {folder.evaluation}"])
 
 
-def evaluate_run(folder: RunFolder, queries: Sequence[Query], options: QueryOptions, *, center: bool) -> dict[str, Any]:
+def evaluate_run(
+    folder: RunFolder,
+    queries: Sequence[Query],
+    options: QueryOptions,
+    *,
+    layer: int | None = None,
+    center: bool,
+) -> dict[str, Any]:
     """Returns what `evaluation.json` holds of one run.
 
     Args:
         folder: A finished run.
         queries: Texts, and the ids that answer them.
         options: How the texts are embedded.
+        layer: One of the run's; None is all of them.
         center: Whether the vectors' mean is subtracted from vectors and queries first.
     """
+    manifest = read_manifest(folder)
+    columns = manifest.columns(layer)
     dataset = load(folder.root)
     ids = dataset.with_format(None)[ID][:]
     check_relevant(queries, ids)
-    with query_encoder(folder, read_manifest(folder), options) as encoder:
-        vectors = encoder.encode([query.text for query in queries]).numpy()
-    index = ExactIndex(mapped_vectors(dataset), center=center)
+    with query_encoder(folder, manifest, options) as encoder:
+        vectors = query_vectors(encoder, manifest, [query.text for query in queries])
+    layers = []
+    for name, column in columns.items():
+        index = ExactIndex(mapped_vectors(dataset, column), center=center)
+        layers.append({"layer": name, "measures": mean_measures(index, vectors[name], queries, ids)})
     return {
         "queries": len(queries),
         "center": center,
         "prompt": None if options.prompt is None else options.prompt.template,
-        "measures": mean_measures(index, vectors, queries, ids),
+        **({"layers": layers} if len(layers) > 1 else layers[0]),
     }
 
 

@@ -96,7 +96,7 @@ def share_weights(generator: GenerationModule, module: HiddenStateModule) -> boo
     loaded, generator.loaded = generator.loaded, None  # its head is not needed any more
     unpack(loaded)  # the second stage chooses its own matmuls
     language_model: Any = loaded.model
-    module.backbone = Backbone(language_model.get_decoder(), layers=(module.layer,)).eval()
+    module.backbone = Backbone(language_model.get_decoder(), layers=module.layers).eval()
     module.backbone.keep_dtypes(loaded.dtype)  # weights that the first stage has widened stay so
     return True
 

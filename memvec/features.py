@@ -5,6 +5,8 @@ Why apart: a program's encoder needs the names, and not the seconds that importi
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from datasets import Features, List, Value
 
 from memvec.schema import (
@@ -57,20 +59,24 @@ PROMPT_FEATURES = Features(
 )
 
 
-def vector_features(*, dimension: int, integer_ids: bool, keep_text: bool) -> Features:
+def vector_features(
+    *, dimension: int, integer_ids: bool, keep_text: bool, columns: Iterable[str] = (VECTOR,), dtype: str = "float32"
+) -> Features:
     """Returns the features of the finished table.
 
     Args:
         dimension: D, the length of a vector.
         integer_ids: Whether every id of the input was an integer; then the column is int64, else string.
         keep_text: Whether the `text` column is there.
+        columns: Of the vectors, one a layer.
+        dtype: Of the vectors.
     """
-    columns = {ID: Value("int64" if integer_ids else "string")}
+    features = {ID: Value("int64" if integer_ids else "string")}
     if keep_text:
-        columns[TEXT] = Value("string")
-    columns[VECTOR] = List(Value("float32"), length=dimension)
-    columns[NUM_TOKENS] = Value("int32")
-    return Features(columns)
+        features[TEXT] = Value("string")
+    features |= {name: List(Value(dtype), length=dimension) for name in columns}
+    features[NUM_TOKENS] = Value("int32")
+    return Features(features)
 
 
 def memory_features(*, integer_ids: bool) -> Features:

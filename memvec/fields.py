@@ -77,15 +77,19 @@ class JsonObject:
         """Returns the list of objects of a name."""
         found = self._find(name)
         if not isinstance(found, list):
-            raise self._refusal(name, found, "a list")
+            raise self.refusal(name, found, "a list")
         return [self.as_object(value, f"{name}[{position}]") for position, value in enumerate(found)]
 
     def take_list(self, name: str, kind: type[Kind]) -> list[Kind]:
         """Returns the list of a name, each value as `take` returns it."""
         found = self._find(name)
         if not isinstance(found, list):
-            raise self._refusal(name, found, "a list")
+            raise self.refusal(name, found, "a list")
         return [self._as(kind, f"{name}[{position}]", value) for position, value in enumerate(found)]
+
+    def take_one_or_list(self, name: str, kind: type[Kind]) -> Kind | list[Kind]:
+        """Returns the value of a name, or its list of values, each as `take` returns it."""
+        return self.take_list(name, kind) if isinstance(self._find(name), list) else self.take(name, kind)
 
     def take_columns(self, names: Sequence[str], kind: type[Kind]) -> dict[str, list[Kind]]:
         """Returns the lists of some names, as `take_list` does, all as long as each other."""
@@ -109,7 +113,7 @@ class JsonObject:
             RunFolderError: It is none.
         """
         if not isinstance(found, dict):
-            raise self._refusal(name, found, "an object")
+            raise self.refusal(name, found, "an object")
         return JsonObject(self.path, found, self._full(name))
 
     def checked(self, name: str, found: Any) -> Scalar:
@@ -122,7 +126,7 @@ class JsonObject:
             return None
         kind = type(found)
         if kind not in IN_WORDS:
-            raise self._refusal(name, found, "a text, a number, true, false or null")
+            raise self.refusal(name, found, "a text, a number, true, false or null")
         return cast(Scalar, self._as(kind, name, found))
 
     def _find(self, name: str) -> Any:
@@ -142,12 +146,13 @@ class JsonObject:
         if isinstance(value, float):
             is_right &= abs(value) < INTEGERS.stop
         if not is_right:
-            raise self._refusal(name, found, IN_WORDS[kind])
+            raise self.refusal(name, found, IN_WORDS[kind])
         if isinstance(value, str) and "${" in value:
-            raise self._refusal(name, found, "a text without '${'")
+            raise self.refusal(name, found, "a text without '${'")
         return cast(Kind, value)
 
-    def _refusal(self, name: str, found: Any, allowed: str) -> RunFolderError:
+    def refusal(self, name: str, found: Any, allowed: str) -> RunFolderError:
+        """Returns the error that says what a value is, and what it should be."""
         kinds: dict[type, str] = {dict: "an object", list: "a list"}
         shown = kinds.get(type(found)) or repr(found)[:80]
         place = self._full(name) or "the content"

@@ -10,7 +10,7 @@ manifest.json    what was run on what; written last: where it is, the run is com
 memories/        of `memvec.extract`: the folder of the stage before, which wrote the texts
 logs/            a file a rank
 profile/         with profile=true: where the time went
-evaluation.json  how well its vectors find memories, where `memvec.evaluate` has measured it
+evaluation.json  how well its vectors find memories, where `memvec.evaluate` has measured it; .csv, .png: of layers
 report.html      the page that `memvec.report` made
 index/           what `memvec.search` found its way by, above a million rows
 .datasets/       the vectors as `memvec.load` maps them

@@ -73,7 +73,7 @@ def vector_stage(cfg: DictConfig, *, data: Any = None) -> Stage:
         rows=datamodule,
         computation=TrainerComputation(trainer, module, datamodule),
         writer=writer,
-        results=lambda: Finalizer(folder, keep_text=writer.keep_text),
+        results=lambda: Finalizer(folder, layer=module.layer, keep_text=writer.keep_text),
         stopwatch=stopwatch,
     )
 

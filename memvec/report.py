@@ -1,6 +1,7 @@
 """Entry: a finished run or sweep as one page.
 
     python -m memvec.report runs/a
+    python -m memvec.report runs/layers layer=16
     python -m memvec.report outputs/sweeps/2026-11-23/16-00-00
 
 In: the folder of a run, or of a sweep. Out: `report.html` in it, which opens from disk and asks the network for
@@ -10,6 +11,7 @@ nothing; of a sweep also the table on the terminal, `sweep.csv` and `sweep.png`.
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -18,7 +20,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from memvec.errors import MemvecError, on_one_line
+from memvec.errors import ConfigError, MemvecError, on_one_line
 from memvec.files import atomic_file
 from memvec.page.contents import Json
 from memvec.page.render import render_page
@@ -29,19 +31,23 @@ from memvec.sweep.jobs import FAILED, failed_jobs
 from memvec.sweep.table import write_table
 
 
-def write_report(folder: Path) -> list[str]:
+def write_report(folder: Path, *, layer: int | None = None) -> list[str]:
     """Writes the report of a run or a sweep; returns what is printed.
 
     Args:
         folder: The run's or the sweep's folder.
+        layer: Of a run of several layers, the one to show; None is the last that it names.
 
     Raises:
+        ConfigError: The run has no such layer.
         ExtraError: A run's map needs a package that is not installed.
         RunFolderError: There is no finished run in it.
     """
     run = RunFolder(folder)
     if run.manifest.exists() or run.journal.is_dir():
-        return [f"report     {_write_page(run, run_page(run))}"]
+        return [f"report     {_write_page(run, run_page(run, layer=layer))}"]
+    if layer is not None:
+        raise ConfigError(f"layer={layer}: {folder} holds no run; of a sweep, name the folder of one")
     lines = [*write_table(folder), *failed_lines(folder)]
     return [*lines, f"report     {_write_page(run, sweep_page(folder))}"]
 
@@ -60,6 +66,14 @@ def _write_page(folder: RunFolder, contents: Json) -> Path:
 
 def _say(lines: list[str]) -> None:
     sys.stdout.write("".join(f"{on_one_line(line)}\n" for line in lines))
+
+
+def _layer(argument: str) -> int:
+    """Returns the layer of `layer=N`; argparse makes a line of its error."""
+    name, _, value = argument.partition("=")
+    if name != "layer" or not re.fullmatch(r"-?\d{1,6}", value):
+        raise argparse.ArgumentTypeError(f"found {argument!r}; allowed: layer=N")
+    return int(value)
 
 
 class SweepTable(Callback):
@@ -85,9 +99,10 @@ def main() -> None:
     """Makes the report of the folder that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m memvec.report", description="A finished run or sweep as a page.")
     parser.add_argument("folder", type=Path, help="the folder of a run, or of a sweep")
-    folder: Path = parser.parse_args().folder
+    parser.add_argument("layer", type=_layer, nargs="?", metavar="layer=N", help="of a run of several, the one to show")
+    arguments = parser.parse_args()
     try:
-        _say(write_report(folder))
+        _say(write_report(arguments.folder, layer=arguments.layer))
     except MemvecError as error:
         sys.stderr.write(f"memvec: error: {error}\n")
         sys.exit(error.exit_code)

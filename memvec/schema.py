@@ -14,6 +14,8 @@ Row `i` of prompts is row `i` of entries: the position is the key everywhere, ca
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 ID = "id"
 TEXT = "text"
 FILE = "file"
@@ -29,9 +31,16 @@ DIGEST = "digest"
 VECTOR = "vector"
 REASON = "reason"
 NUM_TOKENS = "num_tokens"
+# What the numbers of a vector may be; Arrow and Parquet have no bfloat16.
+VECTOR_DTYPES = ("float32", "float16")
 
 CONVERSATION_ID = "conversation_id"
 MESSAGE_START = "message_start"
 MESSAGE_END = "message_end"
 DATE = "date"
 SPEAKERS = "speakers"
+
+
+def vector_columns(layer: int | Sequence[int]) -> dict[int, str]:
+    """Returns the column of each layer's vectors in the finished table: one, or of a list one a layer."""
+    return {layer: VECTOR} if isinstance(layer, int) else {each: f"{VECTOR}_{each}" for each in layer}

@@ -38,6 +38,7 @@ def search(
     queries: Sequence[str],
     *,
     k: int = 10,
+    layer: int | None = None,
     center: bool = False,
     prompt: str | None = None,
     accelerator: str = "auto",
@@ -51,6 +52,7 @@ def search(
         output_dir: The folder of a finished run.
         queries: Q texts, embedded with the run's own model, revision, layer and precision.
         k: How many memories for each query.
+        layer: One of the run's; may be None where the run has one.
         center: Whether the mean of the run's vectors is subtracted from vectors and queries first.
         prompt: Name or template for the queries; None is the run's own.
         accelerator: As `trainer.accelerator`, for the queries.
@@ -69,6 +71,7 @@ def search(
         RunFolderError: There is no finished run, or a file of it is missing or damaged.
     """
     options: dict[str, Any] = {
+        "layer": layer,
         "center": center,
         "prompt": prompt,
         "accelerator": accelerator,
@@ -132,6 +135,7 @@ def search_for_config(cfg: DictConfig) -> SearchResult:
     options = query_options(cfg)
     searcher = Searcher(
         str(cfg.output_dir),
+        layer=cfg.layer,
         center=cfg.center,
         prompt=options.prompt,
         accelerator=options.accelerator,

@@ -33,14 +33,27 @@ def test_it_lists_its_commands(arguments: tuple[str, ...]) -> None:
         assert (Path(memvec.__file__).parent / f"{command}.py").is_file()
 
 
-def test_the_list_does_not_wait_for_torch() -> None:
+def imported_by(arguments: list[str]) -> set[str]:
+    """Returns which slow libraries a command line imports."""
     script = (
-        "import sys; from memvec.__main__ import main; main([]); main(['--version'])\n"
-        "heavy = {'torch', 'transformers', 'datasets', 'hydra', 'lightning', 'numpy', 'pyarrow'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
+        "import atexit, sys; from memvec.__main__ import main\n"
+        "slow = {'torch', 'transformers', 'datasets', 'hydra', 'lightning', 'numpy', 'pyarrow'}\n"
+        "atexit.register(lambda: sys.stderr.write(' '.join(slow & set(sys.modules))))\n"
+        f"main({arguments})"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.endswith(f"\nmemvec {memvec.__version__}\n")
+    assert done.stdout
+    return set(done.stderr.split())
+
+
+@pytest.mark.parametrize("arguments", [[], ["--version"]])
+def test_the_list_of_commands_imports_no_library(arguments: list[str]) -> None:
+    assert imported_by(arguments) == set()
+
+
+@pytest.mark.parametrize("command", ["predict", "search"])
+def test_help_imports_what_composes_and_no_more(command: str) -> None:
+    assert imported_by([command, "--help"]) == {"hydra"}
 
 
 @pytest.mark.parametrize(

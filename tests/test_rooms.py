@@ -10,7 +10,20 @@ import memvec
 PACKAGE = Path(memvec.__file__).parent
 # From the ground up; a name is a folder, or files of the package itself.
 FLOORS: list[set[str]] = [
-    {"errors", "urls", "schema", "files", "fields", "digest", "features", "extras", "table", "quiet", "layout"},
+    {
+        "errors",
+        "urls",
+        "schema",
+        "files",
+        "fields",
+        "units",
+        "digest",
+        "features",
+        "extras",
+        "table",
+        "quiet",
+        "layout",
+    },
     {"cache", "remote"},
     {"config"},
     {"prompt"},

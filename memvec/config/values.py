@@ -34,6 +34,19 @@ def at_least_or_none(name: str, value: Any, minimum: int) -> int | None:
     return None if value is None else at_least(name, value, minimum)
 
 
+def one_or_more_layers(name: str, value: Any) -> int | list[int]:
+    """Returns `value` where it is a layer's number, or a list of at least one.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    is_list = isinstance(value, Sequence) and not isinstance(value, str)
+    layers = list(value) if is_list else [value]
+    if not layers or not all(isinstance(layer, int) and not isinstance(layer, bool) for layer in layers):
+        raise ConfigError(f"{name}={value}: allowed: a layer's number, or a list of at least one")
+    return layers if is_list else value
+
+
 def number(name: str, value: Any, *, least: float, most: float | None = None) -> float:
     """Returns a number within limits.
 
@@ -48,12 +61,12 @@ def number(name: str, value: Any, *, least: float, most: float | None = None) ->
 
 
 def one_of(name: str, value: Value, allowed: Sequence[Value]) -> Value:
-    """Returns `value` where it is one of `allowed`.
+    """Returns `value` where it is one of `allowed`; 1 is not true.
 
     Raises:
         ConfigError: It is not.
     """
-    if value not in allowed:
+    if not any(type(value) is type(each) and value == each for each in allowed):
         raise ConfigError(f"{name}={value}: allowed: {', '.join(map(str, allowed))}")
     return value
 

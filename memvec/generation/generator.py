@@ -24,11 +24,12 @@ from memvec.generation.decoding import Prompts, write_answers
 from memvec.generation.sampling import Sampling, row_seed
 from memvec.model.checkpoint import length_boundaries
 from memvec.model.compilation import compile_regions
-from memvec.model.extractor import Speedups, to_device
+from memvec.model.extractor import to_device
 from memvec.model.lockstep import WeightGroup
 from memvec.model.memory import compute_in_parts
 from memvec.model.parity import ExecutionMode, choose_mode, parts_of_batch
 from memvec.model.prefix import SharedPrefix, share_prefix
+from memvec.model.speedups import Speedups
 from memvec.model.tuning import Choice, choose_matmuls, is_worth_measuring
 
 # Tokens decoded while matmuls are timed: decoding then takes about as long as the prefill before it.

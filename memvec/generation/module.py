@@ -28,9 +28,9 @@ from memvec.generation.prompt import MemoryPrompt
 from memvec.generation.sampling import Sampling
 from memvec.model.casting import LoadedModel
 from memvec.model.checkpoint import Checkpoint, locate_model
-from memvec.model.extractor import Speedups
 from memvec.model.lockstep import WeightGroup
 from memvec.model.module import computing_dtype, model_fingerprint, weights_dtype
+from memvec.model.speedups import Speedups
 from memvec.model.warm_up import warm_up, warm_up_notes
 from memvec.model.widening import widen_where_emulated
 

@@ -38,6 +38,22 @@ def layer_position(config: PreTrainedConfig, layer: int) -> int:
     return layer % (depth + 1)
 
 
+def refuse_same_layers(config: PreTrainedConfig, layers: Sequence[int]) -> None:
+    """Refuses a list that names a hidden state twice, be it as 30 and as -1.
+
+    Raises:
+        ConfigError: It does, or the model has no such layer.
+    """
+    named: dict[int, int] = {}
+    for layer in layers:
+        position = layer_position(config, layer)
+        if position in named:
+            raise ConfigError(
+                f"model.layer={list(layers)}: {named[position]} and {layer} are the same layer; name each once"
+            )
+        named[position] = layer
+
+
 def decoder_layers(decoder: PreTrainedModel) -> nn.ModuleList | None:
     """Returns a decoder's layers, or None where they cannot be told."""
     depth: int = decoder.config.get_text_config().num_hidden_layers

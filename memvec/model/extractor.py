@@ -12,13 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from memvec.config.values import one_of
 from memvec.data.budget import TOKENS_ON_ACCELERATOR, TOKENS_ON_CPU
 from memvec.data.collator import Batch
 from memvec.errors import ModelError
@@ -31,32 +29,8 @@ from memvec.model.packing import unpack
 from memvec.model.parity import ExecutionMode, choose_mode, parts_of_batch
 from memvec.model.pooling import last_token
 from memvec.model.prefix import SharedPrefix, share_prefix
+from memvec.model.speedups import Speedups
 from memvec.model.tuning import Choice, choose_matmuls, is_worth_measuring, measure
-
-
-@dataclass(frozen=True)
-class Speedups:
-    """Which ways to be fast are wanted.
-
-    Args:
-        prefix_cache: `auto` computes the tokens that all prompts share once, where the model allows; `off` never.
-        tune: `auto` measures on a CPU whether packed weights are faster; `off` leaves them as they are.
-        compile: Whether norms and feed-forward blocks are compiled, which costs 10 to 20 seconds.
-        probe: `auto` compares the fast way with the plain one on a few rows before it is trusted; `off` trusts it.
-
-    Raises:
-        ConfigError: One of them is none of these.
-    """
-
-    prefix_cache: Literal["auto", "off"] = "auto"
-    tune: Literal["auto", "off"] = "auto"
-    compile: bool = False
-    probe: Literal["auto", "off"] = "auto"
-
-    def __post_init__(self) -> None:
-        for name, allowed in (("prefix_cache", ("auto", "off")), ("tune", ("auto", "off")), ("probe", ("auto", "off"))):
-            one_of(f"model.{name}", getattr(self, name), allowed)
-        one_of("model.compile", self.compile, (True, False))
 
 
 class Extractor:

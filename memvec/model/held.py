@@ -27,9 +27,10 @@ from memvec.data.plan import BatchPlan, Ranks, plan_batches
 from memvec.data.rules import BatchRules
 from memvec.digest import first_occurrence
 from memvec.model.backbone import Backbone
-from memvec.model.extractor import Extractor, Speedups, to_device
+from memvec.model.extractor import Extractor, to_device
 from memvec.model.lending import lent
 from memvec.model.parity import ExecutionMode
+from memvec.model.speedups import Speedups
 from memvec.model.warm_up import token_budget, warm_up
 from memvec.prompt.encoder import EncodedPrompts, PromptEncoder
 

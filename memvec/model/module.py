@@ -1,6 +1,7 @@
 """The LightningModule of vectors: a batch of prompts in, a supervision vector for each out.
 
-In: a `Batch` (`memvec.data.collator`). Out: `[B, D]` float32, the hidden state of each row's last token.
+In: a `Batch` (`memvec.data.collator`). Out: `[B, D]` float32, the hidden state of each row's last token; of several
+layers `[B, L, D]`.
 
 How: weights are loaded in `configure_model`, which Lightning calls once on every process, after the processes exist and
 in the strategy's own context; until then the module only knows the model's name, so it is cheap to build and to pickle.
@@ -9,22 +10,24 @@ The data module calls `warm_up` when it knows the rows; from then on `extractor`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from transformers import PreTrainedModel
 
-from memvec.config.values import at_least, one_text_or_none
+from memvec.config.values import one_or_more_layers, one_text_or_none
 from memvec.data.batches import PromptTable
 from memvec.data.collator import Batch
 from memvec.data.plan import BatchPlan, Ranks
 from memvec.data.rules import BatchRules
-from memvec.model.backbone import Backbone, layer_position
+from memvec.model.backbone import Backbone
 from memvec.model.checkpoint import Checkpoint, locate_model
-from memvec.model.extractor import Extractor, Speedups
+from memvec.model.extractor import Extractor
 from memvec.model.lockstep import WeightGroup
 from memvec.model.parallel import shard_weights, weights_mesh
+from memvec.model.speedups import Speedups
 from memvec.model.warm_up import warm_up, warm_up_notes
 from memvec.model.widening import widen_where_emulated
 
@@ -52,7 +55,8 @@ class HiddenStateModule(pl.LightningModule):
 
     Args:
         name_or_path: Model folder, `.gguf` file, `gguf:<package>` or Hub name.
-        layer: Which hidden state, as in `hidden_states[layer]`; -1 is after the final norm.
+        layer: Which hidden state, as in `hidden_states[layer]`; -1 is after the final norm. A list gives several, each
+            with a column of its own in the result.
         revision: Of a Hub model; None is its main branch.
         adapter: Folder or Hub name (`owner/name@revision`) of a LoRA adapter that is merged into the weights.
         prefix_cache: `auto` computes the tokens that all prompts share once, where the model allows; `off` never.
@@ -72,7 +76,7 @@ class HiddenStateModule(pl.LightningModule):
         self,
         name_or_path: str,
         *,
-        layer: int = -1,
+        layer: int | Sequence[int] = -1,
         revision: str | None = None,
         adapter: str | None = None,
         prefix_cache: Literal["auto", "off"] = "auto",
@@ -92,10 +96,15 @@ class HiddenStateModule(pl.LightningModule):
             trust_remote_code=trust_remote_code,
             use_safetensors=use_safetensors,
         )
-        self.layer = at_least("model.layer", layer, -(10**6))
+        self.layer = one_or_more_layers("model.layer", layer)
         self.speedups = Speedups(prefix_cache, tune, compile, probe)
         self.backbone: Backbone | None = None
         self.extractor: Extractor | None = None
+
+    @property
+    def layers(self) -> list[int]:
+        """The layer, or layers, as a list."""
+        return [self.layer] if isinstance(self.layer, int) else self.layer
 
     @property
     def decoder(self) -> PreTrainedModel:
@@ -115,12 +124,7 @@ class HiddenStateModule(pl.LightningModule):
         return WeightGroup.of_strategy(self.device_mesh, self.device)
 
     def fingerprint(self, *, precision: str) -> dict[str, Any]:
-        """Returns what decides the vectors of given tokens, for the run's fingerprint.
-
-        Raises:
-            ConfigError: The model has no such layer.
-        """
-        layer_position(self.checkpoint.config, self.layer)
+        """Returns what decides the vectors of given tokens, for the run's fingerprint."""
         described = model_fingerprint(self.checkpoint, precision=precision)
         return {"model": described.pop("model"), "layer": self.layer, **described}
 
@@ -128,7 +132,7 @@ class HiddenStateModule(pl.LightningModule):
         """Loads the weights, in the dtype that `trainer.precision` stands for; or this process's part of them."""
         if self.backbone is None:
             dtype = weights_dtype(str(self.trainer.precision))
-            self.backbone = Backbone(self.checkpoint.load_decoder(dtype), layers=(self.layer,)).eval()
+            self.backbone = Backbone(self.checkpoint.load_decoder(dtype), layers=self.layers).eval()
             if (mesh := weights_mesh(self.device_mesh)) is not None:
                 shard_weights(self.backbone, mesh)
 
@@ -151,7 +155,7 @@ class HiddenStateModule(pl.LightningModule):
         return warm_up(self.extractor, table, rules, ranks=ranks)
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> torch.Tensor:
-        """Returns the supervision vectors of a batch, `[B, D]` float32 on the module's device."""
+        """Returns the supervision vectors of a batch, `[B, D]` or `[B, L, D]` float32 on the module's device."""
         return self.engine(batch)
 
     def has_own_batches_in_step(self) -> bool:

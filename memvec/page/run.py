@@ -25,12 +25,13 @@ from memvec.page.contents import Json, packed, table
 from memvec.page.groups import Colouring, by_length, by_name, by_prefix
 from memvec.page.neighbours import NEAREST, Neighbourhood, neighbourhood
 from memvec.page.projection import clusters, positions, principal_components
-from memvec.retrieval.exact import as_units, mean_vector
+from memvec.retrieval.exact import mean_vector
 from memvec.run.folder import RunFolder
 from memvec.run.manifest import Manifest, read_manifest, run_settings
 from memvec.run.result import load
 from memvec.run.summary import RunSummary, read_summary
-from memvec.schema import ID, NUM_TOKENS, TEXT, VECTOR
+from memvec.schema import ID, NUM_TOKENS, TEXT
+from memvec.units import as_units
 
 MOST_POINTS = 20_000
 MOST_ROWS = 50
@@ -41,26 +42,29 @@ CHARACTERS_OF_A_TEXT = (120, 2_000)  # never less, never more
 Texts = Sequence[str | None]  # None where the run kept none
 
 
-def run_page(folder: RunFolder, *, most_points: int = MOST_POINTS) -> Json:
+def run_page(folder: RunFolder, *, layer: int | None = None, most_points: int = MOST_POINTS) -> Json:
     """Returns the contents of a run's page.
 
     Args:
         folder: A finished run.
+        layer: One of the run's; None is the last that it names.
         most_points: Entries on the map; of more, a random sample is drawn.
 
     Raises:
+        ConfigError: The run has no such layer.
         ExtraError: scikit-learn is not installed.
         RunFolderError: There is no finished run.
     """
-    dataset = load(folder.root)
-    summary, manifest = read_summary(folder), read_manifest(folder)
+    manifest = read_manifest(folder)
+    shown, column = list(manifest.columns(layer).items())[-1]
+    dataset, summary = load(folder.root), read_summary(folder)
     finished = manifest.finished.replace("T", " ").replace("+00:00", " UTC")
     rows = _sample(len(dataset), most_points)
     sample = dataset.with_format("arrow")[rows]
     lengths = sample.column(NUM_TOKENS).to_numpy()
     ids = [str(name) for name in sample.column(ID).to_pylist()]
     texts: Texts = _cut(sample.column(TEXT).to_pylist()) if TEXT in sample.column_names else [None] * len(ids)
-    vectors = sample.column(VECTOR).combine_chunks().flatten().to_numpy().reshape(len(rows), -1)
+    vectors = sample.column(column).combine_chunks().flatten().to_numpy().reshape(len(rows), -1).astype(np.float32)
     nearest = neighbourhood(vectors)
     sampled = _sampled(len(rows), len(dataset))
     components = principal_components(as_units(vectors - mean_vector([vectors])))
@@ -70,7 +74,7 @@ def run_page(folder: RunFolder, *, most_points: int = MOST_POINTS) -> Json:
     return {
         "title": on_one_line(folder.root.name),
         "subtitle": f"memvec run, finished {on_one_line(finished)}",
-        "facts": _facts(summary, manifest),
+        "facts": _facts(summary, manifest, shown),
         "map": {
             "note": sampled,
             "ids": ids,
@@ -112,7 +116,7 @@ def _short(text: str) -> str:
     return text if len(text) <= 48 else f"{text[:47]}…"
 
 
-def _facts(summary: RunSummary, manifest: Manifest) -> list[tuple[str, str]]:
+def _facts(summary: RunSummary, manifest: Manifest, layer: int) -> list[tuple[str, str]]:
     counts, numbers = summary.counts, summary.numbers
     speeds = [f"{numbers.take(f'{unit}_per_second', float):,.1f} {unit}/s" for unit in ("entries", "tokens")]
     seconds = numbers.within("seconds").take_all(float)
@@ -121,10 +125,10 @@ def _facts(summary: RunSummary, manifest: Manifest) -> list[tuple[str, str]]:
         ("entries", f"{counts.entries:,} ({counts.unique:,} different)"),
         ("rejected", f"{counts.rejected:,}"),
         ("truncated", f"{counts.truncated:,}"),
-        ("numbers in a vector", f"{counts.dimension:,}"),
+        ("numbers in a vector", f"{counts.dimension:,}, {manifest.vector_dtype}{', unit length' * manifest.normalize}"),
         ("input", str(run_settings(summary.folder).get("data.path") or "rows that a program gave")),
         ("model", manifest.name_or_path),
-        ("layer", f"{manifest.layer} (after the final norm)" if manifest.layer == -1 else str(manifest.layer)),
+        ("layer", _layers(manifest, layer)),
         ("prompt", "" if prompt is None else f"{prompt_name(vars(prompt))}: {prompt.template}"),
         ("precision", f"{manifest.precision} ({manifest.fingerprint.get('dtype')})"),
         ("computed", manifest.computed),
@@ -135,6 +139,12 @@ def _facts(summary: RunSummary, manifest: Manifest) -> list[tuple[str, str]]:
         ("versions", ", ".join(f"{name} {number}" for name, number in manifest.versions.items())),
     ]
     return [(name, on_one_line(value)) for name, value in facts]
+
+
+def _layers(manifest: Manifest, layer: int) -> str:
+    """Says which layer the page shows, and of which."""
+    shown = f"{layer} (after the final norm)" if layer == -1 else str(layer)
+    return shown if isinstance(manifest.layer, int) else f"{shown}, of {', '.join(map(str, manifest.layer))}"
 
 
 def _colouring(colouring: Colouring) -> Json:

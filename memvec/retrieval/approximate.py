@@ -22,9 +22,10 @@ from memvec.errors import RunFolderError, one_line
 from memvec.extras import import_extra
 from memvec.files import atomic_file, make_folder
 from memvec.quiet import without_dataset_bars
-from memvec.retrieval.exact import Neighbours, Vectors, as_units, mapped_vectors, mean_vector, top_k
+from memvec.retrieval.exact import Neighbours, Vectors, mapped_vectors, mean_vector, top_k
 from memvec.run.folder import RunFolder
 from memvec.schema import VECTOR
+from memvec.units import as_units
 
 NAME = "vectors"
 ROWS_PER_LIST = 39  # FAISS's own minimum to train a centre on
@@ -41,19 +42,21 @@ class ApproximateIndex:
         folder: The run's folder; the index lies in its `index/`.
         dataset: The run, loaded.
         center: Whether the vectors' mean is subtracted before they are compared; such an index is another one.
+        column: Of the vectors in the run; each layer has an index of its own.
 
     Raises:
         ExtraError: FAISS is not installed.
         RunFolderError: The index cannot be written or read.
     """
 
-    def __init__(self, folder: RunFolder, dataset: Dataset, *, center: bool) -> None:
+    def __init__(self, folder: RunFolder, dataset: Dataset, *, center: bool, column: str = VECTOR) -> None:
         self._faiss: Any = import_extra("faiss", extra="search", purpose=f"a search in {len(dataset):,} vectors")
-        self.parts = mapped_vectors(dataset)
+        self.column = column
+        self.parts = mapped_vectors(dataset, column)
         self.rows = len(dataset)
         self._ends = np.cumsum([len(part) for part in self.parts])
-        stem = "centered" if center else "plain"
-        self.path, mean_path = folder.index / f"{stem}.faiss", folder.index / "mean.npy"
+        stem, layer = "centered" if center else "plain", column.removeprefix(VECTOR)
+        self.path, mean_path = folder.index / f"{stem}{layer}.faiss", folder.index / f"mean{layer}.npy"
         self._dataset = dataset.with_format("numpy")
         try:
             make_folder(folder.index)
@@ -94,7 +97,8 @@ class ApproximateIndex:
         """Returns some rows, `[R, D]`."""
         places = np.searchsorted(self._ends, rows, side="right")
         # Counted from the end of its part, a row's position is negative.
-        return np.stack([self.parts[place][row - self._ends[place]] for place, row in zip(places, rows, strict=True)])
+        found = [self.parts[place][row - self._ends[place]] for place, row in zip(places, rows, strict=True)]
+        return np.stack(found).astype(np.float32, copy=False)
 
     def _build(self) -> None:
         """Trains the index on evenly spaced rows and fills it."""
@@ -110,6 +114,6 @@ class ApproximateIndex:
             index.prepend_transform(centering)
         index.train(self._take(np.linspace(0, self.rows - 1, min(self.rows, ROWS_PER_LIST * lists), dtype=np.int64)))
         with without_dataset_bars():
-            self._dataset.add_faiss_index(VECTOR, NAME, custom_index=index)
+            self._dataset.add_faiss_index(self.column, NAME, custom_index=index)
         with atomic_file(self.path) as partial:
             self._dataset.save_faiss_index(NAME, str(partial))

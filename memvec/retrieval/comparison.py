@@ -1,7 +1,7 @@
-"""Which layer and prompt are best: the evaluations of a sweep's runs, side by side.
+"""Which layer and prompt are best: the evaluations of runs, and of the layers of a run, side by side.
 
-In: evaluated runs. Out: a row for each of them, as a table, as `evaluation.csv` and, where matplotlib is installed, as
-`evaluation.png`.
+In: evaluated runs. Out: a row for each layer of each of them, as a table, as `evaluation.csv` and, where matplotlib is
+installed, as `evaluation.png`.
 """
 
 from __future__ import annotations
@@ -22,17 +22,30 @@ SHOWN = ("job", "prompt", "layer")
 
 
 def evaluation_rows(jobs: list[RunFolder]) -> list[dict[str, Any]]:
-    """Returns a row for every run that has been evaluated, all with the same columns."""
+    """Returns a row for every layer of every run that has been evaluated, all with the same columns."""
     evaluated = [job for job in jobs if job.evaluation.exists()]
     return [
-        {**{name: row[name] for name in row if name in SHOWN or name not in SETTINGS}, **_measures(job)}
+        {**{name: row[name] for name in row if name in SHOWN or name not in SETTINGS}, **measured}
         for row, job in zip(settings(evaluated), evaluated, strict=True)
+        for measured in _measured(job, row["layer"])
     ]
 
 
-def _measures(job: RunFolder) -> dict[str, float]:
-    measures = JsonObject.read(job.evaluation).within("measures")
-    return {name: measures.take(name, float) for name in MEASURES}
+def _measured(job: RunFolder, layer: int | list[int]) -> list[dict[str, Any]]:
+    """Returns each layer of a run that was evaluated, and its measures."""
+    evaluation = JsonObject.read(job.evaluation)
+    found = []
+    for each in evaluation.take_objects("layers") if evaluation.has("layers") else [evaluation]:
+        # An earlier version wrote no layer; there was only one.
+        is_told = each.has("layer") or not isinstance(layer, int)
+        measures = each.within("measures")
+        found.append(
+            {
+                "layer": each.take("layer", int) if is_told else layer,
+                **{name: measures.take(name, float) for name in MEASURES},
+            }
+        )
+    return found
 
 
 def shown_evaluation(rows: list[dict[str, Any]]) -> list[list[str]]:

@@ -9,9 +9,11 @@ searches. What was computed is compared with the encoder by its fingerprint befo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
@@ -20,8 +22,10 @@ from memvec.encoding import device_of, precision_dtypes
 from memvec.errors import ConfigError, ModelError, RunFolderError
 from memvec.model.adapter import COMMIT, at_commit
 from memvec.prompt.template import Prompt
+from memvec.retrieval.exact import Vectors
 from memvec.run.folder import RunFolder
 from memvec.run.manifest import Manifest
+from memvec.units import as_units
 
 # What the fingerprint says of a prompt, which queries may have another of.
 OF_PROMPT = ("template", "chat", "tokenizer", "max_length")
@@ -94,6 +98,22 @@ def query_encoder(folder: RunFolder, manifest: Manifest, options: QueryOptions) 
         raise ModelError(f"{folder.root}: the model it was made with cannot be used: {error}") from error
     _refuse_other_model(folder, manifest, encoder, has_own_prompt=options.prompt is not None)
     return encoder
+
+
+def query_vectors(encoder: Encoder, manifest: Manifest, queries: Sequence[str]) -> dict[int, Vectors]:
+    """Returns the queries' vectors at each of the run's layers, `[Q, D]` float32, at unit length where the run's are.
+
+    Raises:
+        InputError: A query cannot be used.
+        ModelError: A query's vector is not finite.
+    """
+    found = encoder.encode(queries).numpy()
+    by_layer = (
+        {manifest.layer: found}
+        if isinstance(manifest.layer, int)
+        else dict(zip(manifest.layer, np.moveaxis(found, 1, 0), strict=True))
+    )
+    return {layer: as_units(vectors) if manifest.normalize else vectors for layer, vectors in by_layer.items()}
 
 
 def _device(accelerator: str) -> str:

@@ -17,8 +17,10 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from memvec.schema import VECTOR
+from memvec.units import as_units, inverse_lengths
 
 Vectors = NDArray[np.float32]
+Mapped = NDArray[np.float32] | NDArray[np.float16]  # as they lie on disk
 Neighbours = tuple[Vectors, NDArray[np.int64]]
 
 ROWS_PER_BLOCK = 256
@@ -26,9 +28,14 @@ SCORES_IN_MEMORY = 2**26  # float32: 256 MiB
 QUERIES_AT_ONCE = 256
 
 
-def mapped_vectors(dataset: Dataset) -> list[Vectors]:
-    """Returns views of a loaded run's vectors, `[n, D]` each, mapped from disk and not copied."""
-    column = dataset.data.column(VECTOR)
+def mapped_vectors(dataset: Dataset, name: str = VECTOR) -> list[Mapped]:
+    """Returns views of a loaded run's vectors, `[n, D]` each, mapped from disk and not copied.
+
+    Args:
+        dataset: The run, loaded.
+        name: Of the column.
+    """
+    column = dataset.data.column(name)
     width = column.type.list_size
     return [chunk.flatten().to_numpy().reshape(-1, width) for chunk in column.chunks if len(chunk)]
 
@@ -37,11 +44,11 @@ class ExactIndex:
     """Finds rows by exact cosine similarity in float32.
 
     Args:
-        parts: The vectors, `[n, D]` each, N rows in all.
+        parts: The vectors, `[n, D]` each, N rows in all, float32 or float16.
         center: Whether the vectors' mean is subtracted from vectors and queries before they are compared.
     """
 
-    def __init__(self, parts: Sequence[Vectors], *, center: bool) -> None:
+    def __init__(self, parts: Sequence[Mapped], *, center: bool) -> None:
         self.parts = parts
         self.rows = sum(map(len, parts))
         self.dimension: int = parts[0].shape[1]
@@ -76,7 +83,7 @@ class ExactIndex:
         row = 0
         for part in self.parts:
             for start in range(0, len(part), ROWS_PER_BLOCK):
-                block = part[start : start + ROWS_PER_BLOCK]
+                block = part[start : start + ROWS_PER_BLOCK].astype(np.float32, copy=False)
                 yield row + start, block if self.mean is None else block - self.mean
             row += len(part)
 
@@ -85,24 +92,11 @@ class ExactIndex:
         return [queries[start : start + size] for start in range(0, len(queries), size)]
 
 
-def mean_vector(parts: Sequence[Vectors]) -> Vectors:
+def mean_vector(parts: Sequence[Mapped]) -> Vectors:
     """Returns the mean of all vectors, `[D]`, added up in float64."""
     total = np.sum([part.sum(axis=0, dtype=np.float64) for part in parts], axis=0)
     mean: Vectors = (total / sum(map(len, parts))).astype(np.float32)
     return mean
-
-
-def inverse_lengths(vectors: Vectors) -> Vectors:
-    """Returns 1 / length of each vector, `[N]`; 0 for a vector of zeros, which is then similar to nothing."""
-    lengths: Vectors = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
-    inverse: Vectors = np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > 0)
-    return inverse
-
-
-def as_units(vectors: Vectors) -> Vectors:
-    """Returns vectors at length 1, `[N, D]`; zeros stay zeros."""
-    units: Vectors = vectors * inverse_lengths(vectors)[:, None]
-    return units
 
 
 def top_k(scores: Vectors, k: int) -> Neighbours:

@@ -22,10 +22,10 @@ from memvec.config.prompts import named_prompt
 from memvec.config.values import at_least, one_of
 from memvec.data.texts import as_texts
 from memvec.encoder import Encoder
-from memvec.errors import RunFolderError
+from memvec.errors import ConfigError, RunFolderError
 from memvec.prompt.template import Prompt
 from memvec.retrieval.approximate import ApproximateIndex
-from memvec.retrieval.encoder import QueryOptions, query_encoder
+from memvec.retrieval.encoder import QueryOptions, query_encoder, query_vectors
 from memvec.retrieval.exact import ExactIndex, Vectors, mapped_vectors
 from memvec.retrieval.queries import Id
 from memvec.run.folder import RunFolder
@@ -57,6 +57,7 @@ class Searcher:
 
     Args:
         output_dir: The run's folder.
+        layer: One of the run's; may be None where the run has one.
         center: Whether the mean of the run's vectors is subtracted from vectors and queries first.
         prompt: Name or template for the queries; None is the run's own.
         accelerator: As `trainer.accelerator`, for the queries.
@@ -73,6 +74,7 @@ class Searcher:
         self,
         output_dir: str | Path,
         *,
+        layer: int | None = None,
         center: bool = False,
         prompt: str | Prompt | None = None,
         accelerator: str = "auto",
@@ -86,6 +88,11 @@ class Searcher:
         self.options = QueryOptions(own, accelerator, trust_remote_code, use_safetensors)
         self.folder = RunFolder(local_run(output_dir))
         self.manifest = read_manifest(self.folder)
+        columns = self.manifest.columns(layer)
+        if len(columns) > 1:
+            shown = ", ".join(map(str, columns))
+            raise ConfigError(f"layer is not set, and {self.folder.root} holds several; allowed: layer=N, N of {shown}")
+        [(self.layer, self.column)] = columns.items()
         self.dataset: Dataset = load(self.folder.root)
         self._index: ExactIndex | ApproximateIndex | None = None
         self._encoder: Encoder | None = None
@@ -130,8 +137,7 @@ class Searcher:
         with self._lock:
             if self._encoder is None:
                 self._encoder = query_encoder(self.folder, self.manifest, self.options)
-        vectors: Vectors = self._encoder.encode(texts).numpy()
-        return vectors
+        return query_vectors(self._encoder, self.manifest, texts)[self.layer]
 
     @property
     def index(self) -> ExactIndex | ApproximateIndex:
@@ -139,9 +145,9 @@ class Searcher:
         with self._lock:
             if self._index is None:
                 if len(self.dataset) > self.exact_rows:
-                    self._index = ApproximateIndex(self.folder, self.dataset, center=self.center)
+                    self._index = ApproximateIndex(self.folder, self.dataset, center=self.center, column=self.column)
                 else:
-                    self._index = ExactIndex(mapped_vectors(self.dataset), center=self.center)
+                    self._index = ExactIndex(mapped_vectors(self.dataset, self.column), center=self.center)
             return self._index
 
     def close(self) -> None:

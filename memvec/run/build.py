@@ -16,6 +16,7 @@ from memvec.config.values import folder_here
 from memvec.data.datamodule import PromptDataModule
 from memvec.data.memories import MemoryTexts
 from memvec.errors import ConfigError
+from memvec.model.backbone import refuse_same_layers
 from memvec.model.checkpoint import prompt_limit, vocabulary_size
 from memvec.model.module import HiddenStateModule
 from memvec.run.folder import RunFolder
@@ -35,8 +36,13 @@ def run_folder(cfg: DictConfig) -> RunFolder:
 
 
 def build_model(cfg: DictConfig) -> HiddenStateModule:
-    """Returns the module; its weights are not loaded yet."""
+    """Returns the module; its weights are not loaded yet.
+
+    Raises:
+        ConfigError: The model has no such layer, or the list of them names one twice.
+    """
     module: HiddenStateModule = build_group("model", cfg.model)
+    refuse_same_layers(module.checkpoint.config, module.layers)
     return module
 
 

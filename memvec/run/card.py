@@ -32,13 +32,15 @@ def dataset_card(manifest: Manifest, *, repo_id: str) -> str:
             {"config_name": "default", "data_files": [{"split": "train", "path": "vectors/*.parquet"}], "default": True}
         ],
     )
-    prompt = manifest.prompt
+    prompt, columns = manifest.prompt, manifest.columns()
+    column = list(columns.values())[-1]
+    chosen = f", layer={list(columns)[-1]}" if len(columns) > 1 else ""
     facts = [
         ("model", _code(shown_name(manifest.name_or_path))),
         ("adapter", "none" if manifest.adapter is None else _code(shown_name(manifest.adapter))),
         ("weights", f"{_code(str(manifest.fingerprint.get('model')))} (commit on the Hub, or a digest of the files)"),
-        ("layer", f"{manifest.layer} (after the final norm)" if manifest.layer == -1 else manifest.layer),
-        ("dimension", f"{manifest.dimension} float32"),
+        ("layer", ", ".join(f"{layer} (after the final norm)" if layer == -1 else str(layer) for layer in columns)),
+        ("dimension", f"{manifest.dimension} {manifest.vector_dtype}{', unit length' * manifest.normalize}"),
         ("rows", f"{manifest.rows:,}"),
         ("texts", "in the column `text`" if manifest.keep_text else "not kept"),
         ("computed in", _code(manifest.precision)),
@@ -65,8 +67,8 @@ ran the model once, and kept the hidden state of the prompt's last token:
 ```python
 import memvec
 
-dataset = memvec.load("hf://datasets/{repo_id}")  # dataset["vector"][:10] is a tensor [10, {manifest.dimension}]
-hits = memvec.search("hf://datasets/{repo_id}", ["what is looked for"], k=10)[0]
+dataset = memvec.load("hf://datasets/{repo_id}")  # dataset["{column}"][:10] is a tensor [10, {manifest.dimension}]
+hits = memvec.search("hf://datasets/{repo_id}", ["what is looked for"], k=10{chosen})[0]
 ```
 
 or, without memvec:

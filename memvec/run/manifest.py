@@ -16,9 +16,10 @@ from memvec.errors import ConfigError, RunFolderError
 from memvec.fields import JsonObject, Scalar
 from memvec.layout import RunLayout
 from memvec.prompt.template import Prompt
+from memvec.schema import VECTOR_DTYPES, vector_columns
 
-# What the fingerprints of a run and of an encoder both hold.
-IDENTITY = ("model", "adapter", "layer", "dtype", "tokenizer", "template", "chat", "max_length")
+# What the fingerprints of a run and of an encoder both hold, apart from the layer.
+IDENTITY = ("model", "adapter", "dtype", "tokenizer", "template", "chat", "max_length")
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,9 @@ class Manifest:
         name_or_path: The model.
         revision: Of a Hub model.
         adapter: The LoRA adapter merged into it; None is none.
-        layer: Which hidden state.
+        layer: Which hidden state; a list where the result has a column for each of several.
+        vector_dtype: Of the numbers in the result.
+        normalize: Whether its vectors have unit length.
         prefix_cache: As `model.prefix_cache`.
         tune: As `model.tune`.
         probe: As `model.probe`.
@@ -54,17 +57,35 @@ class Manifest:
     dimension: int | None
     parts: dict[str, int] | None
     keep_text: bool
-    fingerprint: dict[str, Scalar]
+    fingerprint: dict[str, Scalar | list[int]]
     max_length: int | None
     name_or_path: str
     revision: str | None
     adapter: str | None
-    layer: int
+    layer: int | list[int]
+    vector_dtype: str
+    normalize: bool
     prefix_cache: str
     tune: str
     probe: str
     precision: str
     prompt: Prompt | None
+
+    def columns(self, layer: int | None = None) -> dict[int, str]:
+        """Returns the layers that are asked for, and the column that each has in the result.
+
+        Args:
+            layer: One of the run's; None is all of them.
+
+        Raises:
+            ConfigError: It is none of the run's.
+        """
+        columns = vector_columns(self.layer)
+        if layer is None:
+            return columns
+        if layer not in list(columns):  # whatever type it has
+            raise ConfigError(f"layer={layer}: not one of the run's; allowed: {', '.join(map(str, columns))}")
+        return {layer: columns[layer]}
 
 
 def is_manifest(content: JsonObject) -> bool:
@@ -104,6 +125,7 @@ def known_of(manifest: JsonObject) -> Manifest:
         RunFolderError: A value is missing or of another type.
     """
     config, fingerprint = manifest.within("config"), manifest.within("fingerprint")
+    writer = config.within("writer")
     data, model, trainer = (config.within(group) for group in ("data", "model", "trainer"))
     prompt = _prompt(config.within("prompt")) if config.has("prompt") else None
     told = fingerprint if fingerprint.has("precision") else trainer  # `auto` and the like are resolved in the former
@@ -114,19 +136,38 @@ def known_of(manifest: JsonObject) -> Manifest:
         rows=manifest.take("counts.memories" if prompt is None else "counts.entries", int),
         dimension=None if prompt is None else manifest.take("counts.dimension", int),
         parts=manifest.within("parts").take_all(int) if manifest.has("parts") else None,
-        keep_text=config.within("writer").take_or("keep_text", bool) is not False,
-        fingerprint={name: fingerprint.take_any(name) for name in IDENTITY if name in fingerprint.content},
+        keep_text=writer.take_or("keep_text", bool) is not False,
+        fingerprint={
+            **({"layer": _layer(fingerprint)} if "layer" in fingerprint.content else {}),
+            **{name: fingerprint.take_any(name) for name in IDENTITY if name in fingerprint.content},
+        },
         max_length=data.take_or("max_length", int),
         name_or_path=model.take_text("name_or_path"),
         revision=model.take_text("revision") if model.has("revision") else None,
         adapter=model.take_text("adapter") if model.has("adapter") else None,
-        layer=model.take("layer", int),
+        layer=_layer(model),
+        vector_dtype=_vector_dtype(writer),
+        normalize=writer.take_or("normalize", bool) is True,
         prefix_cache=model.take_or("prefix_cache", str) or "auto",
         tune=model.take_or("tune", str) or "auto",
         probe=model.take_or("probe", str) or "auto",
         precision=told.take_text("precision") if told.has("precision") else "32-true",
         prompt=prompt,
     )
+
+
+def _layer(group: JsonObject) -> int | list[int]:
+    layer = group.take_one_or_list("layer", int)
+    if isinstance(layer, list) and not 0 < len(layer) == len(set(layer)):
+        raise group.refusal("layer", layer, "an integer, or a list of different ones")
+    return layer
+
+
+def _vector_dtype(writer: JsonObject) -> str:
+    dtype = writer.take_or("dtype", str) or VECTOR_DTYPES[0]
+    if dtype not in VECTOR_DTYPES:
+        raise writer.refusal("dtype", dtype, " or ".join(VECTOR_DTYPES))
+    return dtype
 
 
 def _prompt(group: JsonObject) -> Prompt:

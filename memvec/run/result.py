@@ -30,7 +30,7 @@ from memvec.files import atomic_file, make_folder, make_root
 from memvec.layout import RunLayout
 from memvec.run.manifest import Manifest, read_manifest
 from memvec.run.remote import local_run
-from memvec.schema import ID, NUM_TOKENS, VECTOR
+from memvec.schema import ID, NUM_TOKENS
 
 ROWS_PER_BATCH = 5_000
 PART = re.compile(r"part-(\d{5,})-of-(\d{5,})\.parquet")
@@ -44,7 +44,8 @@ def load(output_dir: str | Path) -> Dataset:
 
     Returns:
         A memory-mapped dataset with columns `id`, `text` (where kept), `vector` and `num_tokens`, in input order; its
-        format is torch: `dataset["vector"][:]` is a `[N, D]` float32 tensor.
+        format is torch: `dataset["vector"][:]` is a `[N, D]` tensor. A run of several layers has a column for each:
+        `vector_8`, `vector_-1`. Vectors are kept in the run's dtype; `datasets` makes float32 tensors of float16 ones.
 
     Raises:
         RunFolderError: There is no finished run, or a file of it is missing or damaged.
@@ -155,6 +156,8 @@ def _schema(part: Path, manifest: Manifest) -> pa.Schema:
             dimension=manifest.dimension or 0,
             integer_ids=pa.types.is_integer(found.field(ID).type),
             keep_text=manifest.keep_text,
+            columns=manifest.columns().values(),
+            dtype=manifest.vector_dtype,
         )
         return features.arrow_schema
 
@@ -197,9 +200,11 @@ def _batches(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
             columns = [batch.column(name) for name in schema.names]
             columns = [column.cast(field.type) for column, field in zip(columns, schema, strict=True)]
             batch = _checked(pa.RecordBatch.from_arrays(columns, schema=schema), schema)
-            vectors = batch.column(VECTOR).flatten().to_numpy().reshape(len(batch), -1)
-            if not np.isfinite(np.einsum("nd,nd->n", vectors, vectors)).all():
-                raise ValueError("a vector has no finite length")
+            for name in schema.names:
+                if pa.types.is_fixed_size_list(schema.field(name).type):
+                    vectors = batch.column(name).flatten().to_numpy().astype(np.float32).reshape(len(batch), -1)
+                    if not np.isfinite(np.einsum("nd,nd->n", vectors, vectors)).all():
+                        raise ValueError("a vector has no finite length")
             yield batch
 
 
@@ -215,7 +220,8 @@ def _checked(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     batch.validate(full=True)
     for name in schema.names:
         column = batch.column(name)
-        if column.null_count or (name == VECTOR and column.flatten().null_count):
+        is_vector = pa.types.is_fixed_size_list(column.type)
+        if column.null_count or (is_vector and column.flatten().null_count):
             raise ValueError(f"column {name!r} has rows without a value")
     if (pc.min(batch.column(NUM_TOKENS)).as_py() or 0) < 0:
         raise ValueError(f"column {NUM_TOKENS!r} counts less than nothing")

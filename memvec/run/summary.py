@@ -75,14 +75,15 @@ class RunSummary:
 
     def lines(self) -> list[str]:
         """Returns the closing summary."""
-        counts, numbers = self.counts, self.numbers
+        counts, numbers, known = self.counts, self.numbers, self.known
+        where = "each" if isinstance(known.layer, int) else f"at each of {len(known.layer)} layers"
         rejected = f"{counts.rejected:,}" + (f" (why: {self.folder.rejected})" if counts.rejected else "")
         tokens, entries = (numbers.take(f"{name}_per_second", float) for name in ("tokens", "entries"))
         speed = f"{tokens:,.0f} ({entries:,.1f} entries/s; {self.computed})"
         if (computed := numbers.take("computed_entries", int)) < counts.unique:
             speed += f", over the {computed:,} computed since the run was resumed"
         return [
-            f"entries    {counts.entries:,} ({counts.unique:,} different) of {counts.dimension} numbers each",
+            f"entries    {counts.entries:,} ({counts.unique:,} different) of {counts.dimension} numbers {where}",
             *self.id_lines(),
             f"rejected   {rejected}",
             f"truncated  {counts.truncated:,}",

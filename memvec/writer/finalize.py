@@ -10,8 +10,10 @@ there already and says that it holds the same rows is left: finalising can be ki
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +28,7 @@ from memvec.errors import WriterError
 from memvec.features import vector_features
 from memvec.files import atomic_file, make_folder, read_json, writing
 from memvec.layout import RunLayout
-from memvec.schema import FILE, ID, LENGTH, NUM_TOKENS, ROW, TEXT, TRUNCATED, VECTOR
+from memvec.schema import FILE, ID, LENGTH, NUM_TOKENS, ROW, TEXT, TRUNCATED, vector_columns
 from memvec.writer.vectors import read_journal
 
 BYTES_PER_FILE = 256 * 2**20
@@ -45,7 +47,7 @@ class Counts:
         rejected: Rows without, in the input or later.
         truncated: Entries whose text lost its end.
         unique: Different prompts among the entries: so many vectors were computed.
-        dimension: D.
+        dimension: D, of each layer.
     """
 
     entries: int
@@ -60,14 +62,16 @@ class Finalizer:
 
     Args:
         folder: The run's folder; every row of it is in the journal.
+        layer: The layer, or layers, that the journal's vectors are of, one behind the other.
         keep_text: Whether the result has a `text` column.
 
     Raises:
         WriterError: Rows are missing from the journal, or no row has a vector.
     """
 
-    def __init__(self, folder: RunLayout, *, keep_text: bool = True) -> None:
+    def __init__(self, folder: RunLayout, *, layer: int | Sequence[int] = -1, keep_text: bool = True) -> None:
         self.folder = folder
+        self.columns = list(vector_columns(layer).values())
         self.keep_text = keep_text
         self.summary = read_json(folder.input_summary)
         self.entries = Dataset.from_file(str(folder.entries)).with_format("arrow")
@@ -77,6 +81,7 @@ class Finalizer:
         self.first: NDArray[np.int64] = np.load(folder.first_rows)
         self.signature = read_signature(folder)
         self.journal = read_journal(folder.journal, rows=len(self.first), signature=self.signature)
+        self.dimension = self.journal.dimension // len(self.columns)
         missing = int((~self.journal.is_done[self.first]).sum())
         if missing:
             raise WriterError(
@@ -95,7 +100,7 @@ class Finalizer:
             rejected=self.summary["rejected"] + len(self.first) - len(self.kept),
             truncated=int(self.truncated[self.kept].sum()),
             unique=len(np.unique(self.first[self.kept])),
-            dimension=self.journal.dimension,
+            dimension=self.dimension,
         )
 
     def write_results(self, *, rank: int = 0, world_size: int = 1) -> None:
@@ -104,7 +109,7 @@ class Finalizer:
         Raises:
             WriterError: A file cannot be written.
         """
-        rows_per_file = max(1, BYTES_PER_FILE // (4 * self.journal.dimension + 128))
+        rows_per_file = max(1, BYTES_PER_FILE // (self.journal.dtype.itemsize * self.journal.dimension + 128))
         parts = -(-len(self.kept) // rows_per_file)
         paths = [self.folder.vectors / f"part-{part:05d}-of-{parts:05d}.parquet" for part in range(parts)]
         make_folder(self.folder.vectors)
@@ -129,7 +134,11 @@ class Finalizer:
 
     def _write_part(self, path: Path, rows: NDArray[np.int64]) -> None:
         features = vector_features(
-            dimension=self.journal.dimension, integer_ids=self.summary["integer_ids"], keep_text=self.keep_text
+            dimension=self.dimension,
+            integer_ids=self.summary["integer_ids"],
+            keep_text=self.keep_text,
+            columns=self.columns,
+            dtype=str(self.journal.dtype),
         )
         schema = features.arrow_schema  # carries the features, so that `datasets` reads them back as they are
         held = digest(
@@ -153,11 +162,11 @@ class Finalizer:
             for start in range(0, len(rows), ROWS_PER_GROUP):
                 some = rows[start : start + ROWS_PER_GROUP]
                 entries = self.entries[some]
-                vectors = pa.array(self.journal.vectors(self.first[some]).reshape(-1))
+                vectors = np.split(self.journal.vectors(self.first[some]), len(self.columns), axis=1)  # of each layer
                 columns = {
                     ID: entries.column(ID).cast(schema.field(ID).type),
                     TEXT: entries.column(TEXT),
-                    VECTOR: pa.FixedSizeListArray.from_arrays(vectors, self.journal.dimension),
+                    **{name: _lists(each) for name, each in zip(self.columns, vectors, strict=True)},
                     NUM_TOKENS: pa.array(self.lengths[some]),
                 }
                 writer.write_table(pa.table({name: columns[name] for name in schema.names}, schema=schema))
@@ -174,4 +183,10 @@ def _held_rows(path: Path) -> str | None:
 
 def _leaves(schema: pa.Schema) -> list[str]:
     """Names the columns as Parquet does, where a list column is named by its values."""
-    return [f"{field.name}.list.element" if field.name == VECTOR else field.name for field in schema]
+    is_list = pa.types.is_fixed_size_list
+    return [f"{field.name}.list.element" if is_list(field.type) else field.name for field in schema]
+
+
+def _lists(vectors: NDArray[Any]) -> pa.FixedSizeListArray:
+    """Returns vectors `[R, D]` as a column."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])

@@ -10,8 +10,9 @@ Which process or attempt wrote a row does not matter; a row that was written twi
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -23,23 +24,28 @@ from memvec.schema import INDEX, REASON, VECTOR
 from memvec.writer.frames import SUFFIX, pack_frame
 
 
-def journal_schema(dimension: int) -> pa.Schema:
-    """Returns the schema of a frame: a row has a vector of length `dimension` or a reason why it has none."""
-    return pa.schema(
-        [(INDEX, pa.int64()), (VECTOR, pa.list_(pa.float32(), dimension)), (REASON, pa.string())],
-    )
+def journal_schema(dimension: int, dtype: pa.DataType | None = None) -> pa.Schema:
+    """Returns the schema of a frame: a row has a vector of `dimension` numbers, by default float32, or a reason."""
+    vectors = pa.list_(dtype or pa.float32(), dimension)
+    return pa.schema([(INDEX, pa.int64()), (VECTOR, vectors), (REASON, pa.string())])
 
 
-def vector_rows(index: NDArray[np.int64], vectors: NDArray[np.float32]) -> pa.RecordBatch:
+def vector_rows(
+    index: NDArray[np.int64], vectors: NDArray[Any], reasons: Sequence[str | None] | None = None
+) -> pa.RecordBatch:
     """Returns rows of a frame.
 
     Args:
         index: Row numbers, `[B]`.
-        vectors: `[B, D]` float32.
+        vectors: `[B, D]` float32 or float16; of several layers, one behind the other, `[B, L * D]`.
+        reasons: Why a row has no vector, `[B]`; None where it has one. By default all have.
     """
-    schema = journal_schema(vectors.shape[1])
-    values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
-    return pa.record_batch([pa.array(index), values, pa.nulls(len(index), pa.string())], schema=schema)
+    given_up = pa.array(reasons or [None] * len(index), pa.string())
+    values = pa.FixedSizeListArray.from_arrays(
+        pa.array(vectors.reshape(-1)), vectors.shape[1], mask=given_up.is_valid()
+    )
+    schema = journal_schema(vectors.shape[1], values.type.value_type)
+    return pa.record_batch([pa.array(index), values, given_up], schema=schema)
 
 
 class JournalWriter:
@@ -64,14 +70,13 @@ class JournalWriter:
         with writing(folder):
             self.path, self._descriptor = _create(folder, rank)
 
-    def append(self, index: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
-        """Appends one frame of computed vectors; `index` is `[B]`, `vectors` `[B, D]`."""
+    def append(self, index: NDArray[np.int64], vectors: NDArray[Any]) -> None:
+        """Appends one frame of computed vectors, as `vector_rows` takes them."""
         self.append_rows(vector_rows(index, vectors))
 
-    def reject(self, index: int, reason: str, *, dimension: int) -> None:
+    def reject(self, index: int, reason: str, *, dimension: int, dtype: str = "float32") -> None:
         """Appends one frame that says why a row has no vector."""
-        row = [pa.array([index]), pa.nulls(1, pa.list_(pa.float32(), dimension)), pa.array([reason])]
-        self.append_rows(pa.record_batch(row, schema=journal_schema(dimension)))
+        self.append_rows(vector_rows(np.asarray([index]), np.zeros((1, dimension), dtype=dtype), [reason]))
 
     def append_rows(self, rows: pa.RecordBatch) -> None:
         """Appends one frame.

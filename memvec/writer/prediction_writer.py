@@ -7,12 +7,14 @@ How: on a background thread (`memvec.writer.thread`). The rows come from the bat
 are not relied upon.
 
 What the rows of the journal are is a writer's own affair: `VectorWriter` here, `memvec.generation.writer` for texts. A
-vector that holds NaN or infinity never reaches the journal: its row waits until all batches are done.
+vector that holds NaN or infinity never reaches the journal: its row waits until all batches are done. A row whose
+vector the chosen dtype cannot hold (`memvec.writer.form`) is rejected at once.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import multiprocessing
 import multiprocessing.util
 from pathlib import Path
@@ -33,11 +35,17 @@ from memvec.errors import WriterError
 from memvec.layout import RunLayout
 from memvec.model.engine import computing_module
 from memvec.model.module import HiddenStateModule
-from memvec.writer.journal import JournalWriter, vector_rows
+from memvec.schema import REASON
+from memvec.writer.form import VectorForm
+from memvec.writer.journal import JournalWriter
 from memvec.writer.thread import FlushThread, copy_to_host
 
 # A run whose first vectors are all bad has a broken model, not bad rows.
 BAD_ROWS_TO_STOP = 100
+NOT_FINITE = (
+    "all hold NaN or infinity: the model or its precision is broken (16-true overflows where bf16-true does not)"
+)
+REJECTED = "row %d is rejected: %s"
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +133,8 @@ class VectorWriter(JournalCallback):
         journal: The journal's folder; it exists when predicting starts.
         flush_every: Entries in a frame: at most so many, plus what was in flight, are lost when the process dies.
         keep_text: Whether the finished result has a `text` column; `memvec.writer.finalize` asks.
+        dtype: Of the numbers in journal and result: `float32` or `float16`.
+        normalize: Whether vectors are kept at unit length, each layer's for itself.
         fsync: When frames reach the disk itself; see `memvec.writer.journal.JournalWriter`.
     """
 
@@ -134,33 +144,45 @@ class VectorWriter(JournalCallback):
         *,
         flush_every: int = 50,
         keep_text: bool = True,
+        dtype: Literal["float32", "float16"] = "float32",
+        normalize: bool = False,
         fsync: Literal["flush", "close"] = "close",
     ) -> None:
         super().__init__(journal, flush_every=flush_every, fsync=fsync)
         self.keep_text: bool = one_of("writer.keep_text", keep_text, (True, False))
+        self.form = VectorForm(dtype, normalize)
         self._not_finite: list[int] = []
-        self._seen = 0
+        self._seen = self._kept = 0
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns what decides what is written, for the run's fingerprint."""
-        return {"keep_text": self.keep_text}
+        return {"keep_text": self.keep_text, **self.form.fingerprint()}
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Opens this process's journal file."""
-        self._not_finite, self._seen = [], 0
+        self._not_finite = []
+        self._seen = self._kept = 0
         super().on_predict_start(trainer, pl_module)
 
     def to_rows(self, index: NDArray[np.int64], predictions: NDArray[np.float32]) -> pa.RecordBatch:
-        """Returns the finite vectors; the others wait until all batches are done."""
-        finite = np.isfinite(predictions).all(axis=1)  # [B]
+        """Returns the finite vectors, `[B, D]` or `[B, L, D]`; the others wait until all batches are done."""
+        finite = np.isfinite(predictions).all(axis=tuple(range(1, predictions.ndim)))  # [B]
         self._not_finite += index[~finite].tolist()
+        rows = self._kept_rows(index[finite], predictions[finite])
         self._seen += len(index)
-        if len(self._not_finite) == self._seen >= BAD_ROWS_TO_STOP:
-            raise WriterError(
-                f"the first {self._seen} vectors all hold NaN or infinity: the model or its precision is broken "
-                "(16-true overflows where bf16-true does not)"
-            )
-        return vector_rows(index[finite], predictions[finite])
+        self._kept += rows.column(REASON).null_count
+        if self._kept == 0 and self._seen >= BAD_ROWS_TO_STOP:
+            why = f"cannot be kept: {rows.column(REASON)[0]}" if len(rows) else NOT_FINITE
+            raise WriterError(f"the first {self._seen} vectors {why}")
+        return rows
+
+    def _kept_rows(self, index: NDArray[np.int64], vectors: NDArray[np.float32]) -> pa.RecordBatch:
+        """Returns finite vectors in the form they are kept in, and says which cannot be."""
+        rows = self.form.rows(index, vectors)
+        for row, reason in zip(index.tolist(), rows.column(REASON).to_pylist(), strict=True):
+            if reason is not None:
+                log.warning(REJECTED, row, reason)
+        return rows
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes what is left, tries rows without a finite vector again alone in float32, and closes the file."""
@@ -175,9 +197,9 @@ class VectorWriter(JournalCallback):
                     if row not in self._not_finite:  # another process's, which this one helped to compute
                         continue
                     if vector.isfinite().all():
-                        journal.append(np.asarray([row]), vector[None].float().numpy())
+                        journal.append_rows(self._kept_rows(np.asarray([row]), vector[None].float().numpy()))
                         continue
                     dtype = str(vector.dtype).removeprefix("torch.")
                     reason = f"the vector of its {len(input_ids)} tokens holds NaN or infinity, in {dtype} too"
-                log.warning("row %d is rejected: %s", row, reason)
-                journal.reject(row, reason, dimension=extractor.dimension)
+                log.warning(REJECTED, row, reason)
+                journal.reject(row, reason, dimension=math.prod(extractor.shape), dtype=self.form.dtype)

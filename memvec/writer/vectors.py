@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +19,11 @@ from numpy.typing import NDArray
 
 from memvec.data.prepared import Signature, read_signature
 from memvec.layout import RunLayout
-from memvec.schema import INDEX, REASON, VECTOR
+from memvec.schema import INDEX, REASON, VECTOR, VECTOR_DTYPES
 from memvec.writer.frames import Frame, journal_files, read_frames, report_damage
 from memvec.writer.journal import journal_schema
+
+TYPES = [pa.from_numpy_dtype(name) for name in VECTOR_DTYPES]
 
 
 @dataclass
@@ -30,9 +33,10 @@ class JournalIndex:
     Args:
         files: The journal's files.
         file: `[N]` int32, position in `files`, or -1 for a row that has no vector yet.
-        start: `[N]` int64, where in that file the vector starts, in float32 numbers.
+        start: `[N]` int64, where in that file the vector starts, in numbers of its dtype.
         reasons: Rows that will have no vector, and why.
-        dimension: D, or 0 where the journal holds no vector.
+        dimension: D, of several layers L * D; 0 where the journal holds no vector.
+        dtype: Of the numbers.
         damaged: One sentence for every piece of a file that had to be passed over.
     """
 
@@ -41,6 +45,7 @@ class JournalIndex:
     start: NDArray[np.int64]
     reasons: dict[int, str] = field(default_factory=dict)
     dimension: int = 0
+    dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.float32))
     damaged: list[str] = field(default_factory=list)
 
     @property
@@ -56,14 +61,15 @@ class JournalIndex:
         done[list(self.reasons)] = True
         return done
 
-    def vectors(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Returns the vectors of rows that have one, `[B, D]`."""
-        vectors = np.empty((len(rows), self.dimension), dtype=np.float32)
+    def vectors(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Returns the vectors of rows that have one, `[B, D]` of their dtype; of several layers `[B, L * D]`."""
+        vectors = np.empty((len(rows), self.dimension), dtype=self.dtype)
         files, starts = self.file[rows], self.start[rows]
         for file in np.unique(files).tolist():
             here = files == file
             path = self.files[file]
-            numbers = np.memmap(path, dtype=np.float32, mode="r", shape=(path.stat().st_size // 4,))
+            length = path.stat().st_size // self.dtype.itemsize
+            numbers = np.memmap(path, dtype=self.dtype, mode="r", shape=(length,))
             vectors[here] = np.lib.stride_tricks.sliding_window_view(numbers, self.dimension)[starts[here]]
         return vectors
 
@@ -79,10 +85,10 @@ def read_journal(folder: Path, *, rows: int, signature: Signature) -> JournalInd
     Raises:
         RunFolderError: Vectors were computed in this run for other rows than it has now.
     """
-    dimensions = Counter[int]()
-    index = _read(folder, rows, signature, dimensions)
-    if len(dimensions) > 1:  # a model has one: what most vectors have
-        index = _read(folder, rows, signature, Counter({dimensions.most_common(1)[0][0]: 1}))
+    types = Counter[pa.DataType]()
+    index = _read(folder, rows, signature, types)
+    if len(types) > 1:  # a run has one: what most vectors have
+        index = _read(folder, rows, signature, Counter({types.most_common(1)[0][0]: 1}))
     report_damage(index.damaged)
     return index
 
@@ -92,8 +98,8 @@ def has_vectors(folder: RunLayout, rows: int, attempt: int = 0) -> NDArray[np.bo
     return read_journal(folder.journal, rows=rows, signature=read_signature(folder)).is_done
 
 
-def _read(folder: Path, rows: int, signature: Signature, dimensions: Counter[int]) -> JournalIndex:
-    """Returns the index of vectors of one dimension, the first in `dimensions`; counts there what dimensions it met."""
+def _read(folder: Path, rows: int, signature: Signature, types: Counter[pa.DataType]) -> JournalIndex:
+    """Returns the index of vectors of one type (dtype, dimension), the first in `types`; counts there what it met."""
     index = JournalIndex(
         files=journal_files(folder), file=np.full(rows, -1, dtype=np.int32), start=np.zeros(rows, dtype=np.int64)
     )
@@ -101,9 +107,9 @@ def _read(folder: Path, rows: int, signature: Signature, dimensions: Counter[int
     def is_expected(batch: pa.RecordBatch) -> bool:
         if not _has_vectors_or_reasons(batch):
             return False
-        dimension = batch.schema.field(VECTOR).type.list_size
-        dimensions[dimension] += len(batch) - batch.column(VECTOR).null_count
-        return bool(dimension == next(iter(dimensions)))
+        found = batch.schema.field(VECTOR).type
+        types[found] += len(batch) - batch.column(VECTOR).null_count
+        return bool(found == next(iter(types)))
 
     for frame in read_frames(
         index.files, rows=rows, signature=signature, is_expected=is_expected, damaged=index.damaged
@@ -116,7 +122,8 @@ def _has_vectors_or_reasons(batch: pa.RecordBatch) -> bool:
     """Whether a record batch has the journal's columns, and each row a whole vector or a reason."""
     if VECTOR not in batch.schema.names or not pa.types.is_fixed_size_list(batch.schema.field(VECTOR).type):
         return False
-    if batch.schema != journal_schema(batch.schema.field(VECTOR).type.list_size):
+    found = batch.schema.field(VECTOR).type
+    if found.value_type not in TYPES or batch.schema != journal_schema(found.list_size, found.value_type):
         return False
     vectors, reasons = batch.column(VECTOR), batch.column(REASON)
     has_either = vectors.is_valid().to_numpy(zero_copy_only=False) ^ reasons.is_valid().to_numpy(zero_copy_only=False)
@@ -132,7 +139,7 @@ def _enter(index: JournalIndex, frame: Frame) -> None:
         given_up = zip(rows.tolist(), reasons.to_pylist(), strict=True)
         index.reasons.update({row: reason for row, reason in given_up if reason is not None})
     if has_vector.any():
-        index.dimension = dimension
-        first = (vectors.values.buffers()[1].address - frame.address) // np.dtype(np.float32).itemsize
+        index.dimension, index.dtype = dimension, np.dtype(vectors.type.value_type.to_pandas_dtype())
+        first = (vectors.values.buffers()[1].address - frame.address) // index.dtype.itemsize
         index.file[rows[has_vector]] = frame.file
         index.start[rows[has_vector]] = (first + np.arange(len(rows)) * dimension)[has_vector]

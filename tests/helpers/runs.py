@@ -17,7 +17,7 @@ from memvec.features import vector_features
 from memvec.files import write_json
 from memvec.run.folder import RunFolder
 from memvec.run.summary import write_summary
-from memvec.schema import ID, NUM_TOKENS, TEXT, VECTOR
+from memvec.schema import ID, NUM_TOKENS, TEXT, vector_columns
 from memvec.writer.finalize import Counts
 
 
@@ -35,38 +35,50 @@ def write_run(
 
     Args:
         root: Where.
-        vectors: `[N, D]`, or blocks of them, of which each becomes a row group.
+        vectors: `[N, D]`, of several layers `[N, L, D]`, or blocks of them, of which each becomes a row group.
         ids: Theirs; by default `group-<0 to 4>/<row>`.
         texts: Theirs; by default `text <row>`.
         keep_text: Whether there is a text column.
-        overrides: Of the configuration that its manifest holds.
+        overrides: Of the configuration that its manifest holds; layers and dtype are as it says.
         rejected: Lines of `rejected.jsonl`.
     """
     folder = RunFolder(root)
     folder.vectors.mkdir(parents=True)
+    cfg = memvec.compose(overrides)
+    layer = to_container(cfg)["model"]["layer"]
+    columns_of_layers = list(vector_columns(layer).values())
     row = 0
     writer = None
     for block in [vectors] if isinstance(vectors, np.ndarray) else vectors:
+        layers = np.split(block.reshape(len(block), -1).astype(cfg.writer.dtype), len(columns_of_layers), axis=1)
+        dimension = layers[0].shape[1]
         names = ids or [f"group-{n % 5}/{n}" for n in range(row, row + len(block))]
         integer_ids = isinstance(names[0], int)
-        features = vector_features(dimension=block.shape[1], integer_ids=integer_ids, keep_text=keep_text)
+        features = vector_features(
+            dimension=dimension,
+            integer_ids=integer_ids,
+            keep_text=keep_text,
+            columns=columns_of_layers,
+            dtype=cfg.writer.dtype,
+        )
         schema = features.arrow_schema
         columns: dict[str, Any] = {
             ID: names,
             TEXT: texts or [f"text {n}" for n in range(row, row + len(block))],
-            VECTOR: pa.FixedSizeListArray.from_arrays(pa.array(block.reshape(-1)), block.shape[1]),
+            **{
+                name: pa.FixedSizeListArray.from_arrays(pa.array(each.reshape(-1)), dimension)
+                for name, each in zip(columns_of_layers, layers, strict=True)
+            },
             NUM_TOKENS: [5 + n % 20 for n in range(len(block))],
         }
         path, options = folder.vectors / "part-00000-of-00001.parquet", {"write_page_checksum": True}
         writer = writer or pq.ParquetWriter(path, schema, compression="none", **options)
         writer.write_table(pa.table({name: columns[name] for name in schema.names}, schema=schema))
         row += len(block)
-        dimension = block.shape[1]
     assert writer is not None
     writer.close()
     folder.rejected.write_text("".join(f"{line}\n" for line in rejected), encoding="utf-8")
-    write_json_under(folder.fingerprint, {"model": "0" * 64, "layer": -1, "dtype": "float32"})
-    cfg = memvec.compose(overrides)
+    write_json_under(folder.fingerprint, {"model": "0" * 64, "layer": layer, "dtype": "float32"})
     cfg.output_dir, cfg.writer.keep_text = str(folder.root), keep_text
     metrics = {
         **dict.fromkeys(("entries_per_second", "tokens_per_second", "padding_share"), 0.5),

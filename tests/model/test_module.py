@@ -17,6 +17,7 @@ from transformers import (
 import memvec
 from memvec.errors import ConfigError
 from memvec.model import extractor
+from memvec.predict import predict_or_plan
 from tests.conftest import TEXTS
 from tests.helpers.families import LONG_ROPE, build_family
 from tests.helpers.models import ARCHITECTURES, DECODER, SHARES_PREFIX, build_tokenizer
@@ -93,6 +94,56 @@ def test_layer_means_the_position_in_hidden_states(
     cfg = tiny_config(write_jsonl(texts), f"model.layer={layer}", model=folder)
     memvec.predict(cfg)
     assert relative_error(memvec.load(cfg.output_dir)["vector"][:], reference) < 1e-5
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_several_layers_are_columns_of_one_pass(
+    architecture: str,
+    model_folders: Callable[[str], Path],
+    write_jsonl: Callable[..., Path],
+    tiny_config: Callable[..., DictConfig],
+) -> None:
+    folder = model_folders(architecture)
+    model, tokenizer = full_model(folder), AutoTokenizer.from_pretrained(folder)
+    cfg = tiny_config(write_jsonl(TEXTS), "model.layer=[2,0,-1]", "data.batch_size=5", model=folder)
+    lines = memvec.predict(cfg).lines()
+    dataset = memvec.load(cfg.output_dir)
+    assert dataset.column_names == ["id", "text", "vector_2", "vector_0", "vector_-1", "num_tokens"]
+    assert lines[0] == "entries    12 (11 different) of 32 numbers at each of 3 layers"
+    for layer in (2, 0, -1):
+        reference = reference_vectors(model, tokenizer, TEXTS, template=ZH, layer=layer)
+        assert relative_error(dataset[f"vector_{layer}"][:], reference) < 1e-5
+
+
+def test_a_list_of_one_layer_is_one_named_column(
+    write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
+) -> None:
+    path = write_jsonl(TEXTS[:3])
+    listed, plain = (tiny_config(path, f"model.layer={layer}", output=f"run {layer}") for layer in ("[2]", "2"))
+    for cfg in (listed, plain):
+        memvec.predict(cfg)
+    assert torch.equal(memvec.load(listed.output_dir)["vector_2"][:], memvec.load(plain.output_dir)["vector"][:])
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        ("[1,2,1]", r"model\.layer=\[1, 2, 1\]: 1 and 1 are the same layer; name each once"),
+        ("[3,-1]", r"model\.layer=\[3, -1\]: 3 and -1 are the same layer; name each once"),
+        ("[1,9]", "model.layer=9: the model has 3 layers; allowed: -4 to 3"),
+        ("[]", r"model\.layer=\[\]: allowed: a layer's number, or a list of at least one"),
+        ("[1,last]", r"model\.layer=\[1, 'last'\]: allowed: a layer's number, or a list"),
+        ("{a: 1}", r"model\.layer=\{'a': 1\}: allowed: a layer's number, or a list"),
+        ("true", r"model\.layer=True: allowed: a layer's number, or a list"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_list_that_is_none_of_layers_is_refused(
+    layer: str, said: str, dry_run: bool, write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
+) -> None:
+    cfg = tiny_config(write_jsonl(TEXTS[:2]), f"model.layer={layer}", f"dry_run={dry_run}")
+    with pytest.raises(ConfigError, match=said):
+        predict_or_plan(cfg)
 
 
 def test_bfloat16_keeps_positions_exact(

@@ -162,6 +162,38 @@ def test_a_value_that_no_encoder_takes_names_the_manifest(run: RunFolder, change
         encoder_of(run)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("config.model.layer", [], "config.model.layer is a list; allowed: an integer, or a list of different ones"),
+        ("config.model.layer", [1, 1], "config.model.layer is a list; allowed: an integer, or a list of different"),
+        ("config.model.layer", [1, 2.5], r"config.model.layer\[1\] is 2.5; allowed: an integer"),
+        ("config.model.layer", [True], r"config.model.layer\[0\] is True; allowed: an integer"),
+        ("fingerprint.layer", [[1]], r"fingerprint.layer\[0\] is a list; allowed: an integer"),
+        ("config.writer.dtype", "object", "config.writer.dtype is 'object'; allowed: float32 or float16"),
+        ("config.writer.dtype", 16, "config.writer.dtype is 16; allowed: a text"),
+        ("config.writer.normalize", "yes", "config.writer.normalize is 'yes'; allowed: true or false"),
+    ],
+)
+def test_layers_and_form_of_a_manifest_are_of_their_types(
+    name: str, value: Any, said: str, run: RunFolder, change: Callable[..., None]
+) -> None:
+    change(name, value)
+    for use in (lambda: memvec.search(run.root, ["tea"], accelerator="cpu"), lambda: memvec.load(run.root)):
+        with pytest.raises(RunFolderError, match=rf"manifest\.json: damaged, or not of memvec: {said}"):
+            use()
+
+
+def test_layers_that_the_vectors_are_not_of_are_said(run: RunFolder, change: Callable[..., None]) -> None:
+    change("config.model.layer", [2, 1])
+    with pytest.raises(RunFolderError, match=r"column 'vector_2' is not of "):
+        memvec.load(run.root)
+    change("config.model.layer", 2)
+    change("config.writer.dtype", "float16")
+    with pytest.raises(RunFolderError, match=r"column 'vector' is not of .*halffloat"):
+        memvec.load(run.root)
+
+
 def test_a_hub_model_is_taken_at_the_commit_of_the_run(
     run: RunFolder, change: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,6 +210,7 @@ def test_a_hub_model_is_taken_at_the_commit_of_the_run(
 def test_a_manifest_of_another_version_is_read_as_far_as_known(run: RunFolder, change: Callable[..., None]) -> None:
     change("config.model.of_the_future", 1)
     content = json.loads(run.manifest.read_text())
+    del content["config"]["writer"]["dtype"], content["config"]["writer"]["normalize"]
     del content["config"]["model"]["tune"], content["fingerprint"]["precision"], content["parts"]
     run.manifest.write_text(json.dumps(content))
     manifest = read_manifest(run)

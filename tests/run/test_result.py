@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from omegaconf import DictConfig
 
 import memvec
@@ -21,6 +22,7 @@ from memvec.errors import MemvecError, RunFolderError
 from memvec.evaluate import evaluate
 from memvec.files import read_json, write_json
 from memvec.report import write_report
+from memvec.retrieval.exact import mapped_vectors
 from memvec.run.folder import RunFolder
 from memvec.run.manifest import read_manifest
 from memvec.run.result import check_parts, part_rows
@@ -181,6 +183,17 @@ def test_columns_that_memvec_never_writes_are_refused(columns: dict[str, Any], s
     replaced(folder, **columns)
     with pytest.raises(RunFolderError, match=rf"\.parquet: damaged, or not of memvec: .*{said}"):
         memvec.load(folder.root)
+
+
+def test_a_column_a_layer_of_float16_is_mapped_as_it_is(tmp_path: Path) -> None:
+    vectors = np.stack([VECTORS, -VECTORS], axis=1)  # [N, L, D]
+    folder = write_run(tmp_path / "run", vectors, overrides=["model.layer=[8,-1]", "writer.dtype=float16"])
+    dataset = memvec.load(folder.root)
+    assert dataset.column_names == ["id", "text", "vector_8", "vector_-1", "num_tokens"]
+    for at, name in enumerate(("vector_8", "vector_-1")):
+        [part] = mapped_vectors(dataset, name)
+        np.testing.assert_array_equal(part, vectors[:, at].astype(np.float16))
+        assert dataset[name][:].dtype == torch.float32  # as `datasets` makes tensors of any floats
 
 
 def test_what_a_file_says_of_its_types_is_not_believed(tmp_path: Path) -> None:

@@ -112,6 +112,8 @@ SHARED: dict[str, tuple[str, str, list[str]]] = {
     "mixture of experts tensor parallel": ("qwen3_moe", "many", [TENSOR_PARALLEL]),
     "sliding windows tensor parallel": ("gemma3", "many", [TENSOR_PARALLEL, "model.prefix_cache=off"]),
     "a lower layer fsdp": ("llama", "many", [FSDP, "model.layer=2"]),
+    "two layers fsdp": ("llama", "many", [FSDP, "model.layer=[2,-1]"]),
+    "two layers tensor parallel": ("llama", "many", [TENSOR_PARALLEL, "model.layer=[2,-1]", "writer.normalize=true"]),
     "a rank without rows fsdp": ("llama", "one", [FSDP]),
     "a bad token fsdp": ("bad", "bad", [FSDP, "trainer.precision=bf16-true", "model.tune=off"]),
     "a bad token tensor parallel": ("bad", "bad", [TENSOR_PARALLEL]),

@@ -100,6 +100,23 @@ def test_vectors_of_any_order_and_rank_come_out_in_input_order(prepared: Callabl
     assert (counts.entries, counts.rejected, counts.unique, counts.dimension) == (25, 1, 20, D)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_each_layer_has_a_column_of_the_journals_dtype(dtype: str, prepared: Callable[..., RunFolder]) -> None:
+    folder = prepared()
+    vectors = np.asarray([vector_of(row) for row in range(20)], dtype=dtype)
+    writer = JournalWriter(folder.journal, rank=0, signature=read_signature(folder))
+    writer.append(np.arange(20), vectors)
+    writer.close()
+    finalizer = Finalizer(folder, layer=[8, -1])
+    finalizer.write_results()
+    assert finalizer.counts.dimension == D // 2
+    result = read(folder).with_format("arrow")[:]
+    for name, part in (("vector_8", slice(0, D // 2)), ("vector_-1", slice(D // 2, D))):
+        found = result.column(name).combine_chunks().flatten().to_numpy()
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found.reshape(25, -1), vectors[np.arange(25) % 20, part])
+
+
 def test_finalising_twice_changes_nothing(prepared: Callable[..., RunFolder], two_rows_a_file: None) -> None:
     folder = prepared()
     append(folder, list(range(20)))

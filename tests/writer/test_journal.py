@@ -85,6 +85,19 @@ def test_numbers_come_back_bit_for_bit(tmp_path: Path) -> None:
     assert stored.tobytes() == odd.tobytes()
 
 
+def test_float16_comes_back_as_it_is_and_apart_from_float32(tmp_path: Path) -> None:
+    halves = np.asarray([[0.1, -0.0, 6e-8, 65504, -1e-3, 7.0]] * 3, dtype=np.float16)
+    writer = JournalWriter(tmp_path, rank=0, signature=MINE)
+    writer.append(np.asarray([4, 2, 0]), halves)
+    writer.reject(3, "too large", dimension=D, dtype="float16")
+    writer.close()
+    write(tmp_path, [[1]], rank=1)
+    index = read_journal(tmp_path, rows=5, signature=MINE)
+    assert index.vectors(np.asarray([2, 0, 4])).tobytes() == halves.tobytes()
+    assert (np.flatnonzero(index.has_vector).tolist(), index.reasons) == ([0, 2, 4], {3: "too large"})
+    assert index.damaged == ["rank-00001-attempt-001.frames: a frame with other columns than this run's"]
+
+
 def test_vectors_that_spell_a_frames_beginning_are_only_vectors(tmp_path: Path) -> None:
     path = write(tmp_path, [[0]])
     header = np.frombuffer(path.read_bytes()[:64], dtype=np.float32)  # the magic, as numbers

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 import torch
+from datasets import List, Value
 from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 
 import memvec
-from memvec.errors import ConfigError, WriterError
+from memvec.errors import ConfigError, RunFolderError, WriterError
+from memvec.files import read_json
 from memvec.model.module import HiddenStateModule
 from memvec.writer.frames import HEADER
 from memvec.writer.journal import JournalWriter
@@ -57,7 +60,10 @@ def test_a_frame_holds_flush_every_entries_at_any_batch_size(
     assert list(frame_sizes(kept_journal / "rank-00000-attempt-001.frames")) == [50, 50, 30]
 
 
-@pytest.mark.parametrize("override", ["writer.flush_every=0", "writer.fsync=never", "writer.keep_text=maybe"])
+@pytest.mark.parametrize(
+    "override",
+    ["writer.flush_every=0", "writer.fsync=never", "writer.keep_text=maybe", "writer.dtype=int8", "writer.normalize=1"],
+)
 def test_an_option_that_makes_no_sense_names_what_does(
     override: str, write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
 ) -> None:
@@ -134,6 +140,106 @@ def test_a_row_without_a_finite_vector_is_rejected(
     rejection = json.loads((Path(cfg.output_dir) / "rejected.jsonl").read_text())
     assert rejection["id"] == "m/1"
     assert "NaN or infinity, in float32 too" in rejection["reason"]
+
+
+def test_a_row_with_one_bad_layer_is_tried_again_whole(
+    nan_for: Callable[..., None], write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
+) -> None:
+    exact = tiny_config(write_jsonl(TEXTS), "model.layer=[1,-1]", output="exact")
+    memvec.predict(exact)
+    nan_for(lambda module, input_ids: not is_float32(module) and len(input_ids) > 60)
+    half = ("trainer.precision=bf16-true", "model.tune=off", "data.batch_size=1", "model.probe=off")
+    cfg = tiny_config(write_jsonl(TEXTS), "model.layer=[1,-1]", *half)
+    assert memvec.predict(cfg).counts.entries == len(TEXTS)
+    found, expected = memvec.load(cfg.output_dir), memvec.load(exact.output_dir)
+    for name in ("vector_1", "vector_-1"):
+        difference = (found[name][:] - expected[name][:]).norm(dim=1) / expected[name][:].norm(dim=1)
+        assert float(difference.max()) < 0.1
+
+
+def scaled(folder: Path, factor: float) -> Path:
+    """Saves a tiny model whose last layer's states are so many times as large."""
+    save_model(folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] *= factor
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_float16_holds_the_float32_vectors_rounded(
+    write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
+) -> None:
+    plain, half = (tiny_config(write_jsonl(TEXTS), f"writer.dtype={d}", output=d) for d in ("float32", "float16"))
+    memvec.predict(plain)
+    folder = memvec.predict(half).folder
+    found, expected = memvec.load(half.output_dir), memvec.load(plain.output_dir)
+    assert found.features["vector"] == List(Value("float16"), length=32)
+    assert torch.equal(found["vector"][:], expected["vector"][:].half().float())
+    assert read_json(folder.manifest)["fingerprint"]["vector_dtype"] == "float16"
+
+
+def test_normalized_vectors_have_length_one_at_each_layer(
+    write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
+) -> None:
+    layers = "model.layer=[0,-1]"
+    plain = tiny_config(write_jsonl(TEXTS), layers, output="plain")
+    cfg = tiny_config(write_jsonl(TEXTS), layers, "writer.normalize=true")
+    for each in (plain, cfg):
+        memvec.predict(each)
+    for name in ("vector_0", "vector_-1"):
+        expected = torch.nn.functional.normalize(memvec.load(plain.output_dir)[name][:])
+        torch.testing.assert_close(memvec.load(cfg.output_dir)[name][:], expected, rtol=1e-6, atol=1e-7)
+
+
+def test_a_row_that_float16_cannot_hold_is_rejected(
+    write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    model, path = scaled(tmp_path / "large", 1), write_jsonl(TEXTS)
+    cfg = tiny_config(path, model=model, output="plain")
+    memvec.predict(cfg)
+    largest = memvec.load(cfg.output_dir)["vector"][:].abs().amax(dim=1)
+    model = scaled(tmp_path / "larger", 65504 / float(largest.median()))
+    cfg = tiny_config(path, "writer.dtype=float16", model=model)
+    summary = memvec.predict(cfg)
+    lines = (Path(cfg.output_dir) / "rejected.jsonl").read_text().splitlines()
+    assert (summary.counts.rejected, summary.counts.entries) == (len(lines), len(TEXTS) - len(lines))
+    assert 0 < len(lines) < len(TEXTS)
+    said = r"its vector holds -?\S+, and float16 ends at 65504; writer\.dtype=float32 or writer\.normalize=true"
+    assert all(re.match(said, json.loads(line)["reason"]) for line in lines)
+    plain = tiny_config(path, model=model, output="float32")
+    memvec.predict(plain)
+    expected = dict(zip(*(memvec.load(plain.output_dir)[name][:] for name in ("id", "vector")), strict=True))
+    found = memvec.load(cfg.output_dir)
+    for name, vector in zip(found["id"][:], found["vector"][:], strict=True):
+        assert torch.equal(vector, expected[name].half().float())
+    cfg = tiny_config(path, "writer.dtype=float16", "writer.normalize=true", model=model, output="normalized")
+    assert memvec.predict(cfg).counts.entries == len(TEXTS)
+
+
+def test_a_run_of_which_float16_can_hold_nothing_stops(
+    write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    cfg = tiny_config(write_jsonl(PLAIN), "writer.dtype=float16", model=scaled(tmp_path / "large", 1e8))
+    with pytest.raises(WriterError, match=r"the first .* vectors cannot be kept: its vector holds .*float16 ends at"):
+        memvec.predict(cfg)
+
+
+def test_bfloat16_is_refused_since_no_file_can_hold_it(
+    write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
+) -> None:
+    with pytest.raises(ConfigError, match=r"writer\.dtype=bfloat16: Arrow and Parquet have no such type; allowed: "):
+        memvec.predict(tiny_config(write_jsonl(PLAIN), "writer.dtype=bfloat16"))
+
+
+def test_defaults_leave_the_fingerprint_as_it_was_before_them(
+    write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
+) -> None:
+    cfg = tiny_config(write_jsonl(TEXTS[:3]))
+    fingerprint = memvec.predict(cfg).manifest["fingerprint"]
+    assert not {"vector_dtype", "normalize"} & set(fingerprint)
+    for option in ("writer.dtype=float16", "writer.normalize=true", "model.layer=[-1]"):
+        with pytest.raises(RunFolderError, match="holds a run of something else: "):
+            memvec.predict(tiny_config(write_jsonl(TEXTS[:3]), option))
 
 
 @pytest.fixture

@@ -1,0 +1,33 @@
+"""Which ways to be fast a user wants; whether they are taken is found out by the warm-up (`memvec.model.warm_up`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from memvec.config.values import one_of
+
+
+@dataclass(frozen=True)
+class Speedups:
+    """Which ways to be fast are wanted.
+
+    Args:
+        prefix_cache: `auto` computes the tokens that all prompts share once, where the model allows; `off` never.
+        tune: `auto` measures on a CPU whether packed weights are faster; `off` leaves them as they are.
+        compile: Whether norms and feed-forward blocks are compiled, which costs 10 to 20 seconds.
+        probe: `auto` compares the fast way with the plain one on a few rows before it is trusted; `off` trusts it.
+
+    Raises:
+        ConfigError: One of them is none of these.
+    """
+
+    prefix_cache: Literal["auto", "off"] = "auto"
+    tune: Literal["auto", "off"] = "auto"
+    compile: bool = False
+    probe: Literal["auto", "off"] = "auto"
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("prefix_cache", ("auto", "off")), ("tune", ("auto", "off")), ("probe", ("auto", "off"))):
+            one_of(f"model.{name}", getattr(self, name), allowed)
+        one_of("model.compile", self.compile, (True, False))
