@@ -184,7 +184,7 @@ def test_web_addresses_are_read_and_their_queries_kept_secret(
 def test_a_server_that_is_killed_costs_only_what_was_not_there(
     environment_of: Callable[[S3Server], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    objects = {f"{number:03}.jsonl": lines(str(number)) * 3_000 for number in range(80)}
+    objects = {f"{number:03}.jsonl": lines(str(number)) * 3_000 for number in range(40)}
     with s3_server() as server:
         environment_of(server)
         server.fill("killed", objects)
@@ -205,12 +205,12 @@ def test_a_server_that_is_killed_costs_only_what_was_not_there(
     assert len(errors) == 1
     assert str(errors[0]).startswith("s3://killed/")
     done = len(fetched_files())
-    assert 0 < done < 80
+    assert 0 < done < 40
     caplog.set_level(logging.INFO, logger="memvec")
     with s3_server(server.port) as again:
         again.fill("killed", objects)
-        assert len(find_sources("s3://killed/*.jsonl")) == len(fetched_files()) == 80
-    assert f"fetching s3://killed/*.jsonl: {80 - done} of 80 files" in caplog.text
+        assert len(find_sources("s3://killed/*.jsonl")) == len(fetched_files()) == 40
+    assert f"fetching s3://killed/*.jsonl: {40 - done} of 40 files" in caplog.text
 
 
 def fetched_files() -> list[Path]:

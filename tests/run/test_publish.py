@@ -114,6 +114,17 @@ def test_a_publish_that_is_killed_goes_on_and_is_no_run_before(
     assert len(memvec.load(place)) == len(VECTORS)
 
 
+def test_a_publish_that_fails_leaves_the_run(run: RunLayout, s3: S3Server, place: str) -> None:
+    bucket = place.removeprefix("s3://").partition("/")[0]
+    opened = open_place(place)
+    s3.client.delete_object(Bucket=bucket, Key="other/a.txt")
+    s3.client.delete_bucket(Bucket=bucket)
+    said = f"^{place}: cannot be published to: there is no such bucket; the run in {run.root} is complete, and the same"
+    with pytest.raises(RunFolderError, match=said):
+        publish_run(run, opened)
+    assert len(memvec.load(run.root)) == len(VECTORS)
+
+
 def test_a_file_that_was_lost_there_is_published_again(run: RunLayout, s3: S3Server, place: str) -> None:
     copy(run, place)
     bucket, _, prefix = place.removeprefix("s3://").partition("/")
@@ -168,6 +179,7 @@ def test_a_run_at_an_address_is_read_warily(run: RunLayout, s3: S3Server, place:
         memvec.load(f"s3://{bucket}/none")
 
 
+@pytest.mark.slow
 def test_the_command_computes_from_there_and_publishes_there(
     s3: S3Server, place: str, tiny_config: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
