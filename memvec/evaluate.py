@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig
 
 from memvec.cli import main
@@ -23,6 +24,7 @@ from memvec.files import write_json
 from memvec.retrieval.comparison import evaluation_rows, write_comparison
 from memvec.retrieval.encoder import QueryOptions, query_encoder, query_options, query_vectors
 from memvec.retrieval.exact import ExactIndex, mapped_vectors
+from memvec.retrieval.filter import rows_where
 from memvec.retrieval.measures import check_relevant, mean_measures
 from memvec.retrieval.queries import Query, read_judged_queries
 from memvec.run.folder import RunFolder
@@ -55,7 +57,8 @@ def evaluate(cfg: DictConfig) -> Evaluated:
     queries = read_judged_queries(str(cfg.queries))
     jobs = [folder] if folder.manifest.exists() or folder.journal.is_dir() else finished_jobs(folder.root)
     for job in jobs:
-        result = evaluate_run(job, queries, query_options(cfg), layer=cfg.layer, center=cfg.center)
+        options = query_options(cfg)
+        result = evaluate_run(job, queries, options, layer=cfg.layer, center=cfg.center, where=cfg.where)
         write_json(job.evaluation, {**result, "file": str(cfg.queries)})
     if jobs != [folder] or "layers" in result:
         return Evaluated(write_comparison(folder.root, evaluation_rows(jobs)))
@@ -70,6 +73,7 @@ def evaluate_run(
     *,
     layer: int | None = None,
     center: bool,
+    where: str | None = None,
 ) -> dict[str, Any]:
     """Returns what `evaluation.json` holds of one run.
 
@@ -79,21 +83,24 @@ def evaluate_run(
         options: How the texts are embedded.
         layer: One of the run's; None is all of them.
         center: Whether the vectors' mean is subtracted from vectors and queries first.
+        where: An SQL condition over the run's columns; the queries are looked for among the rows it holds for.
     """
     manifest = read_manifest(folder)
     columns = manifest.columns(layer)
     dataset = load(folder.root)
-    ids = dataset.with_format(None)[ID][:]
-    check_relevant(queries, ids)
+    among = None if where is None else rows_where(dataset, where)
+    ids = (dataset if among is None else dataset.select(np.flatnonzero(among))).with_format(None)[ID][:]
+    check_relevant(queries, ids, where=where)
     with query_encoder(folder, manifest, options) as encoder:
         vectors = query_vectors(encoder, manifest, [query.text for query in queries])
     layers = []
     for name, column in columns.items():
-        index = ExactIndex(mapped_vectors(dataset, column), center=center)
+        index = ExactIndex(mapped_vectors(dataset, column), center=center, among=among)
         layers.append({"layer": name, "measures": mean_measures(index, vectors[name], queries, ids)})
     return {
         "queries": len(queries),
         "center": center,
+        "where": where,
         "prompt": None if options.prompt is None else options.prompt.template,
         **({"layers": layers} if len(layers) > 1 else layers[0]),
     }

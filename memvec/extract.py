@@ -109,7 +109,8 @@ def _memories_config(cfg: DictConfig, output_dir: Path) -> DictConfig:
 
 def _vectors_config(cfg: DictConfig, memories: Path) -> DictConfig:
     """Returns the configuration of the second stage, as conf/predict.yaml has it."""
-    data = OmegaConf.merge(cfg.vectors, {"path": str(memories)})
+    kept = [*cfg.data.keep_columns, *(name for name in cfg.vectors.keep_columns if name not in cfg.data.keep_columns)]
+    data = OmegaConf.merge(cfg.vectors, {"path": str(memories), "keep_columns": kept})
     own = {"data": data, "prompt": cfg.prompt, "writer": cfg.writer, "output_dir": cfg.output_dir}
     return OmegaConf.create({**own, **{name: cfg[name] for name in SHARED_BY_BOTH}})
 

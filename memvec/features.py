@@ -5,11 +5,13 @@ Why apart: a program's encoder needs the names, and not the seconds that importi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+import pyarrow as pa
 from datasets import Features, List, Value
 
 from memvec.schema import (
+    CONVERSATION,
     CONVERSATION_ID,
     DATE,
     DIGEST,
@@ -40,6 +42,7 @@ ENTRY_FEATURES = Features(
 WINDOW_FEATURES = Features(
     {
         **ENTRY_FEATURES,  # the id is the conversation's, a dash, and which of its windows it is, from 0
+        CONVERSATION: Value("int64"),  # its row among the usable conversations
         CONVERSATION_ID: Value("string"),
         MESSAGE_START: Value("int32"),  # the window's first message, from 0
         MESSAGE_END: Value("int32"),  # its last message, which belongs to it
@@ -59,8 +62,45 @@ PROMPT_FEATURES = Features(
 )
 
 
+# What `datasets` marks a feature with, in the place of an object's field.
+MARK = "_type"
+
+
+def kept_features(types: Mapping[str, pa.DataType]) -> Features:
+    """Returns the features of columns of an input that are kept, as they are held: a dictionary's values in place.
+
+    Args:
+        types: Of the columns, by their names.
+
+    Raises:
+        ValueError: A column is of a type that a dataset or a Parquet file cannot hold, such as a map.
+    """
+    for name, kind in types.items():
+        try:
+            _check_kept(kind)
+            Features.from_arrow_schema(pa.schema({name: kind}))
+        except ValueError as error:
+            raise ValueError(f"column {name!r} of type {kind} cannot be kept: {error}") from error
+    return Features.from_arrow_schema(pa.schema(types))
+
+
+def _check_kept(kind: pa.DataType) -> None:
+    if isinstance(kind, pa.BaseExtensionType):  # which a library might decode in ways of its own
+        raise ValueError("it is another library's type")
+    if pa.types.is_struct(kind) and (MARK in kind.names or not kind.names):
+        raise ValueError(f"an object has a field {MARK!r}" if kind.names else "an object has no field in any row")
+    for position in range(kind.num_fields):
+        _check_kept(kind.field(position).type)
+
+
 def vector_features(
-    *, dimension: int, integer_ids: bool, keep_text: bool, columns: Iterable[str] = (VECTOR,), dtype: str = "float32"
+    *,
+    dimension: int,
+    integer_ids: bool,
+    keep_text: bool,
+    kept: Mapping[str, pa.DataType] | None = None,
+    columns: Iterable[str] = (VECTOR,),
+    dtype: str = "float32",
 ) -> Features:
     """Returns the features of the finished table.
 
@@ -68,22 +108,25 @@ def vector_features(
         dimension: D, the length of a vector.
         integer_ids: Whether every id of the input was an integer; then the column is int64, else string.
         keep_text: Whether the `text` column is there.
+        kept: Types of the columns of the input that are kept, by their names.
         columns: Of the vectors, one a layer.
         dtype: Of the vectors.
     """
     features = {ID: Value("int64" if integer_ids else "string")}
     if keep_text:
         features[TEXT] = Value("string")
+    features |= kept_features(kept or {})
     features |= {name: List(Value(dtype), length=dimension) for name in columns}
     features[NUM_TOKENS] = Value("int32")
     return Features(features)
 
 
-def memory_features(*, integer_ids: bool) -> Features:
+def memory_features(*, integer_ids: bool, kept: Mapping[str, pa.DataType]) -> Features:
     """Returns the features of `memories.parquet`.
 
     Args:
         integer_ids: Whether every conversation's id was an integer; then that column is int64, else string.
+        kept: Types of the columns of the conversations that are kept, by their names.
     """
     return Features(
         {
@@ -93,5 +136,6 @@ def memory_features(*, integer_ids: bool) -> Features:
             MESSAGE_START: Value("int32"),
             MESSAGE_END: Value("int32"),
             DATE: Value("string"),
+            **kept_features(kept),
         }
     )

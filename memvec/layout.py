@@ -58,6 +58,7 @@ class RunLayout:
         self.prepared = self.journal / "prepared.json"
         self.conversations = self.journal / "conversations.arrow"
         self.entries = self.journal / "entries.arrow"
+        self.kept = self.journal / "kept.arrow"
         self.input_rejected = self.journal / "rejected.jsonl"
         self.input_summary = self.journal / "input.json"
         self.prompts = self.journal / "prompts.arrow"

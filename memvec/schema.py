@@ -31,14 +31,28 @@ DIGEST = "digest"
 VECTOR = "vector"
 REASON = "reason"
 NUM_TOKENS = "num_tokens"
+PROMPT_DIGEST = "prompt_digest"
 # What the numbers of a vector may be; Arrow and Parquet have no bfloat16.
 VECTOR_DTYPES = ("float32", "float16")
 
+CONVERSATION = "conversation"
 CONVERSATION_ID = "conversation_id"
 MESSAGE_START = "message_start"
 MESSAGE_END = "message_end"
 DATE = "date"
 SPEAKERS = "speakers"
+# Where a memory comes from.
+PROVENANCE = (CONVERSATION_ID, MESSAGE_START, MESSAGE_END, DATE)
+
+
+def is_vector_column(name: str) -> bool:
+    """Whether a name is one that a column of vectors may have in a finished table."""
+    return name == VECTOR or name.startswith(f"{VECTOR}_")
+
+
+def is_own_column(name: str) -> bool:
+    """Whether a name is one of a finished table's own columns, and not of a column of the input that is kept."""
+    return name in (ID, TEXT, NUM_TOKENS, PROMPT_DIGEST) or is_vector_column(name)
 
 
 def vector_columns(layer: int | Sequence[int]) -> dict[int, str]:

@@ -14,10 +14,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from memvec.cli import main
 from memvec.config.values import one_of
@@ -25,19 +24,20 @@ from memvec.errors import ConfigError, json_on_one_line
 from memvec.layout import RunLayout
 from memvec.retrieval.encoder import query_options
 from memvec.retrieval.queries import read_queries
+from memvec.retrieval.runs import Folders, named_folders
 from memvec.retrieval.searcher import EXACT_ROWS, Hit, Searcher
-from memvec.run.remote import local_run
-from memvec.table import aligned
+from memvec.table import aligned, as_json
 
 _kept: list[tuple[tuple[Any, ...], Searcher]] = []
 _kept_lock = threading.Lock()
 
 
 def search(
-    output_dir: str | Path,
+    output_dir: Folders,
     queries: Sequence[str],
     *,
     k: int = 10,
+    where: str | None = None,
     layer: int | None = None,
     center: bool = False,
     prompt: str | None = None,
@@ -49,9 +49,10 @@ def search(
     """Finds the memories nearest to each query, by a `Searcher` that is kept for the next call with the same settings.
 
     Args:
-        output_dir: The folder of a finished run.
+        output_dir: The folder of a finished run; or a list of several, which are searched as one.
         queries: Q texts, embedded with the run's own model, revision, layer and precision.
         k: How many memories for each query.
+        where: An SQL condition that they fulfil, over the run's columns: `user = 'ana' and created_at >= '2024-05-01'`.
         layer: One of the run's; may be None where the run has one.
         center: Whether the mean of the run's vectors is subtracted from vectors and queries first.
         prompt: Name or template for the queries; None is the run's own.
@@ -65,7 +66,7 @@ def search(
 
     Raises:
         ConfigError: An option does not make sense.
-        ExtraError: An index is needed, and FAISS is not installed.
+        ExtraError: An index is needed, and FAISS is not installed; or DuckDB, which `where` needs.
         InputError: A query cannot be used.
         ModelError: The run's model is gone.
         RunFolderError: There is no finished run, or a file of it is missing or damaged.
@@ -79,13 +80,12 @@ def search(
         "trust_remote_code": trust_remote_code,
         "use_safetensors": use_safetensors,
     }
-    run = local_run(output_dir)
-    settings = (*_state(RunLayout(run)), *options.items())
+    settings = (*(_state(RunLayout(folder)) for _, folder in named_folders(output_dir)), *options.items())
     with _kept_lock:
         if not _kept or _kept[0][0] != settings:
-            _kept[:] = [(settings, Searcher(run, **options))]
+            _kept[:] = [(settings, Searcher(output_dir, **options))]
         searcher = _kept[0][1]
-    return searcher.search(queries, k=k)
+    return searcher.search(queries, k=k, where=where)
 
 
 def _state(folder: RunLayout) -> tuple[Any, ...]:
@@ -113,16 +113,38 @@ class SearchResult:
         answers = zip(self.queries, self.hits, strict=True)
         if self.as_json:
             return [
-                json_on_one_line({"query": query, "rank": rank, **asdict(hit)})
+                json_on_one_line({"query": query, "rank": rank, **_fields(hit)})
                 for query, hits in answers
                 for rank, hit in enumerate(hits, start=1)
             ]
         return [line for query, hits in answers for line in self._table(query, hits)]
 
     def _table(self, query: str, hits: list[Hit]) -> list[str]:
-        rows = [(f"{hit.score:.4f}", str(hit.id), hit.text or "") for hit in hits]
-        table = aligned([("score", "id", "text"), *rows], left=(1, 2))
+        run = ["run"] if any(hit.run for hit in hits) else []
+        kept = list(dict.fromkeys(name for hit in hits for name in hit.columns))
+        rows = [
+            (
+                f"{hit.score:.4f}",
+                *(str(hit.run) for _ in run),
+                str(hit.id),
+                *(_cell(hit.columns.get(name)) for name in kept),
+                hit.text or "",
+            )
+            for hit in hits
+        ]
+        table = aligned([("score", *run, "id", *kept, "text"), *rows], left=range(1, len(run) + len(kept) + 3))
         return table if len(self.queries) == 1 else [f"query: {query}", *table, ""]
+
+
+def _fields(hit: Hit) -> dict[str, Any]:
+    """Returns a hit as JSON has it; without columns where the run has kept none, without its run where that is one."""
+    return {name: as_json(value) for name, value in asdict(hit).items() if name not in ("columns", "run") or value}
+
+
+def _cell(value: Any) -> str:
+    """Returns the value of a column as a table shows it."""
+    plain = as_json(value)
+    return plain if isinstance(plain, str) else "" if plain is None else json_on_one_line(plain)
 
 
 def search_for_config(cfg: DictConfig) -> SearchResult:
@@ -134,7 +156,7 @@ def search_for_config(cfg: DictConfig) -> SearchResult:
     queries = [str(cfg.query)] if cfg.queries is None else [query.text for query in read_queries(str(cfg.queries))]
     options = query_options(cfg)
     searcher = Searcher(
-        str(cfg.output_dir),
+        list(map(str, cfg.output_dir)) if OmegaConf.is_list(cfg.output_dir) else str(cfg.output_dir),
         layer=cfg.layer,
         center=cfg.center,
         prompt=options.prompt,
@@ -143,7 +165,7 @@ def search_for_config(cfg: DictConfig) -> SearchResult:
         trust_remote_code=options.trust_remote_code,
         use_safetensors=options.use_safetensors,
     )
-    return SearchResult(queries, searcher.search(queries, k=cfg.k), as_json)
+    return SearchResult(queries, searcher.search(queries, k=cfg.k, where=cfg.where), as_json)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Rows of cells as aligned lines, and as CSV."""
+"""Rows of cells as aligned lines, and as CSV; values of columns as JSON."""
 
 from __future__ import annotations
 
 import csv
+import math
 import unicodedata
 from collections.abc import Mapping, Sequence
+from datetime import date, time
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,19 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer = csv.writer(stream)
         writer.writerow([_as_cell(name) for name in rows[0]])
         writer.writerows([_as_cell(value) for value in row.values()] for row in rows)
+
+
+def as_json(value: Any) -> Any:
+    """Returns a value of a column as JSON has it: dates in ISO 8601, NaN as null, what JSON has no type for as text."""
+    if isinstance(value, Mapping):
+        return {name: as_json(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [as_json(inner) for inner in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    return value.isoformat() if isinstance(value, date | time) else str(value)
 
 
 def _as_cell(value: Any) -> Any:

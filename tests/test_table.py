@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import unicodedata
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from memvec.errors import on_one_line
-from memvec.table import aligned, write_csv
+from memvec.table import aligned, as_json, write_csv
 
 
 def columns_of(line: str) -> int:
@@ -42,3 +45,17 @@ def test_no_text_of_a_csv_file_is_a_formula(text: str, tmp_path: Path) -> None:
         assert not cell.lstrip().startswith(tuple("=+-@＝\t\r"))
         assert cell.isprintable()
     assert cells[1:] == ["-1", ""]
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        (datetime(2024, 5, 1, 10, tzinfo=UTC), "2024-05-01T10:00:00+00:00"),
+        (date(2024, 5, 1), "2024-05-01"),
+        (Decimal("1.50"), "1.50"),
+        (float("nan"), None),
+        ([{"a": float("inf"), "b": [True, 2, None, "x"]}], [{"a": None, "b": [True, 2, None, "x"]}]),
+    ],
+)
+def test_values_of_columns_become_what_json_has(value: Any, plain: Any) -> None:
+    assert as_json(value) == plain

@@ -13,12 +13,12 @@ import re
 from collections.abc import Iterator, Sequence
 
 # The last part of an override's name, such as `path` of `data.path`.
-TEXTS = frozenset({"query", "template"})
+TEXTS = frozenset({"query", "template", "where"})
 NAMES = frozenset(
     {
         *("path", "output_dir", "publish", "name_or_path", "adapter", "queries", "revision", "split"),
         *("encoding", "delimiter"),
-        *("text_column", "id_column", "messages_column", "date_column"),
+        *("text_column", "id_column", "messages_column", "date_column", "keep_columns"),
     }
 )
 FOLDERS_OF_HYDRA = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")

@@ -4,7 +4,8 @@ In: sources of rows. Out: `entries.arrow`, which holds every row that can be use
 every row that cannot: where it stood, its id, and why. No row is dropped silently.
 
 How: rows stream through `reject_reason` into Arrow record batches on disk, so memory does not grow with the input; 16
-bytes an id are kept until the end, to find ids that stand there twice. Why into the run's folder and not into the
+bytes an id are kept until the end, to find ids that stand there twice. Further columns that are kept go their own way
+(`memvec.data.keeping`), since their types are known only at the end. Why into the run's folder and not into the
 datasets cache: the texts are private and go when the run is finished, and nothing has to be invalidated.
 """
 
@@ -20,6 +21,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from memvec.data.formats.fields import MISSING, Record
+from memvec.data.keeping import KeptColumns, TypedSource
 from memvec.data.validation import Rejection, reject_reason
 from memvec.digest import as_pairs, digest, first_occurrence
 from memvec.errors import InputError
@@ -33,18 +35,14 @@ INT64_RANGE = range(-(2**63), 2**63)
 AUTO = "auto"  # the column of the default name, where there is one
 
 
-class RecordSource(Protocol):
+class RecordSource(TypedSource, Protocol):
     """Where rows come from: a `memvec.data.source.Source`, or one whose rows are made into texts first."""
-
-    @property
-    def name(self) -> str:
-        """What messages and `rejected.jsonl` call it."""
 
     def digest(self, *, columns: Sequence[str | None]) -> str:
         """Returns a digest of the content, of these columns where it has columns."""
 
-    def records(self, *, text_column: str, id_column: str | None) -> Iterator[Record]:
-        """Yields `(row, id, text)` as `memvec.data.reader` says."""
+    def records(self, *, text_column: str, id_column: str | None, more: Sequence[str] = ()) -> Iterator[Record]:
+        """Yields `(row, id, text, *more)` as `memvec.data.reader` says."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +79,7 @@ def write_entries(
     *,
     entries_path: Path,
     rejected_path: Path,
+    kept: KeptColumns | None = None,
     text_column: str = TEXT,
     id_column: str | None = AUTO,
     on_error: Literal["reject", "fail"] = "reject",
@@ -92,6 +91,7 @@ def write_entries(
         sources: Where the rows come from, in order.
         entries_path: The Arrow stream file to write; it appears whole or not at all.
         rejected_path: The JSON lines to write.
+        kept: What writes the columns that are kept; None keeps none.
         text_column: Name of the field with the text.
         id_column: Name of the field with the id. None makes the row number the id; `auto` too, where no row has `id`.
         on_error: `reject` names a row that cannot be used and continues; `fail` stops at the first.
@@ -108,18 +108,21 @@ def write_entries(
         atomic_file(entries_path) as unchecked,
         atomic_file(rejected_path) as rejected_file,
         rejected_file.open("w", encoding="utf-8") as rejected,
+        kept or KeptColumns((), entries_path) as kept_columns,
     ):
-        reader = _EntryReader(sources, text_column, id_column, _RejectedRows(rejected, fail=on_error == "fail"), limit)
+        rejected_rows = _RejectedRows(rejected, fail=on_error == "fail")
+        reader = _EntryReader(sources, text_column, id_column, rejected_rows, limit, kept_columns)
         with writing(entries_path):
             write_stream(unchecked, reader.batches(), schema=ENTRY_FEATURES.arrow_schema)
         first = first_occurrence(as_pairs(reader.id_digests))
-        kept = np.flatnonzero(first == np.arange(len(first)))
-        if len(kept) < len(first):
+        is_first = first == np.arange(len(first))
+        if not is_first.all():
             dataset = Dataset.from_file(str(unchecked)).with_format("arrow")
             for duplicate in _duplicates(dataset, first, reader.names):
                 reader.rejected.add(duplicate)
             unique = unchecked.with_name(f"{unchecked.name}.unique")
-            write_stream(unique, _record_batches(dataset.select(kept)), schema=ENTRY_FEATURES.arrow_schema)
+            unique_rows = dataset.select(np.flatnonzero(is_first))
+            write_stream(unique, _record_batches(unique_rows), schema=ENTRY_FEATURES.arrow_schema)
             unique.replace(unchecked)
         reader.check_ids()
         ids = f"column {reader.id_column!r}" if reader.has_ids else "row numbers"
@@ -127,6 +130,7 @@ def write_entries(
         if summary.accepted == 0:
             example = f"; the first: {reader.rejected.first}" if reader.rejected.first else ""
             raise InputError(f"{', '.join(reader.names[:3])}: none of {summary.rows} rows can be used{example}")
+        kept_columns.finish(text_column=text_column, is_kept=is_first)
     return summary
 
 
@@ -161,6 +165,7 @@ class _EntryReader:
         id_column: str | None,
         rejected: _RejectedRows,
         limit: int | None,
+        kept: KeptColumns,
     ) -> None:
         self.sources = sources
         self.names = [source.name for source in sources]
@@ -169,6 +174,7 @@ class _EntryReader:
         self.ids_asked = id_column not in (None, AUTO)
         self.rejected = rejected
         self.limit = limit
+        self.kept = kept
         self.rows = 0
         self.integer_ids = True
         self.id_digests = bytearray()
@@ -196,7 +202,9 @@ class _EntryReader:
     def _usable(self) -> Iterator[tuple[int, int, str, str]]:
         """Yields `(file, row, id, text)` of the rows that can be used."""
         for file, source in enumerate(self.sources):
-            for row, found_id, text in source.records(text_column=self.text_column, id_column=self.id_column):
+            self.kept.begin(source)
+            records = source.records(text_column=self.text_column, id_column=self.id_column, more=self.kept.names)
+            for row, found_id, text, *kept in records:
                 if self.limit is not None and self.rows >= self.limit:
                     return
                 self.rows += 1
@@ -208,7 +216,7 @@ class _EntryReader:
                     ids_asked=self.ids_asked,
                     text_column=self.text_column,
                     id_column=self.id_column,
-                )
+                ) or self.kept.add(row, kept)
                 if reason is not None:
                     self.rejected.add(Rejection(source.name, row, None if found_id is MISSING else found_id, reason))
                     continue

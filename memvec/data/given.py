@@ -12,6 +12,8 @@ import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, time, timedelta
+from decimal import Decimal
 from typing import Any
 
 import datasets
@@ -57,6 +59,17 @@ class GivenRows:
         wanted = Wanted(text_column, id_column, more)
         for row, *values in object_records(enumerate(self._objects(wanted)), self.name, wanted):
             yield row, *map(_plain, values)
+
+    def column_types(self, names: Sequence[str]) -> dict[str, pa.DataType]:
+        """Returns nothing: each value says its own type."""
+        return {}
+
+    def column_names(self, *, text_column: str) -> list[str]:
+        """Returns the names of the columns; of dictionaries those of the first."""
+        rows: Any = self.rows
+        if not self.has_columns:
+            return []
+        return list(map(str, rows.columns if _is_frame(rows) else rows[0]))
 
     def digest(self, *, columns: Sequence[str | None]) -> str:
         """Returns a hex SHA-256 of the texts, or of the named fields of all rows."""
@@ -135,11 +148,20 @@ def _plain(value: Any) -> Any:
 
 
 def _content(values: Sequence[Any]) -> bytes:
-    """Returns fields as bytes that are the same in every process; of what is no JSON only the type counts."""
+    """Returns fields as bytes that are the same in every process."""
     try:
-        return json.dumps([_plain(value) for value in values], default=_type_name, skipkeys=True).encode() + b"\n"
+        return json.dumps([_plain(value) for value in values], default=_described, skipkeys=True).encode() + b"\n"
     except (ValueError, RecursionError):  # a list that holds itself
         return b"\n".join(_type_name(value).encode() for value in values)
+
+
+def _described(value: Any) -> Any:
+    """Returns the content of what JSON has no type for; of a class that nobody knows, the name alone."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, date | time | timedelta | Decimal | bytes | uuid.UUID):
+        return f"{_type_name(value)} {value!s}"
+    return _type_name(value)
 
 
 def _type_name(value: Any) -> str:

@@ -3,6 +3,7 @@
 In: what writes the usable rows of the input, and a prompt encoder. Out: files in the run's journal folder:
 
     entries.arrow        id, text, file, row                of every usable row
+    kept.arrow           the columns that are kept, if any  row by row the same
     prompts.arrow        input_ids, length, …               row by row the same
     first_rows.npy       for every row the first with an equal prompt, which alone is computed
     remaining_rows.npy   the rows to compute in this attempt: those first rows, less what the journal holds
@@ -71,7 +72,10 @@ class PreparedRows:
         """Makes the files that are not there or are not what they were, and all that is made of other content."""
         folder, run = self.folder, _run_digest(self.folder)
         steps: list[tuple[Callable[[], None], tuple[Path, ...]]] = [
-            (self._make_entries, (folder.conversations, folder.entries, folder.input_rejected, folder.input_summary)),
+            (
+                self._make_entries,
+                (folder.conversations, folder.entries, folder.kept, folder.input_rejected, folder.input_summary),
+            ),
             (self._make_prompts, (folder.prompts,)),
             (self._make_first_rows, (folder.first_rows,)),
         ]

@@ -20,10 +20,10 @@ import pyarrow as pa
 from datasets import Dataset
 
 from memvec.data.formats import columnar
-from memvec.data.formats.delimited import read_csv, read_txt
+from memvec.data.formats.delimited import read_csv, read_header, read_txt
 from memvec.data.formats.fields import Record, Wanted
-from memvec.data.formats.files import TextFormat, check_regular, file_format
-from memvec.data.formats.json_rows import read_json
+from memvec.data.formats.files import TEXT_FORMATS, TextFormat, check_regular, file_format
+from memvec.data.formats.json_rows import read_first_names, read_json
 from memvec.errors import InputError, one_line
 
 
@@ -85,3 +85,20 @@ def read_dataset(
         yield from columnar.read_dataset(dataset, name=name, wanted=Wanted(text_column, id_column, more))
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{name}: cannot be read: {one_line(error)}") from error
+
+
+def column_types(content: Path | Dataset, names: Sequence[str]) -> dict[str, pa.DataType]:
+    """Returns the types that a file or dataset declares for fields, by their names; text formats declare none."""
+    if isinstance(content, Path) and file_format(content) in TEXT_FORMATS:
+        return {}
+    return columnar.column_types(columnar.read_schema(content), names)
+
+
+def column_names(content: Path | Dataset, *, text_column: str, text_format: TextFormat) -> list[str]:
+    """Returns the names of the columns that a file or dataset has; of JSON, those of its first row."""
+    kind = file_format(content) if isinstance(content, Path) else None
+    if not isinstance(content, Path) or kind not in TEXT_FORMATS:
+        return list(columnar.names_of(columnar.read_schema(content)))
+    if kind in (".csv", ".tsv"):
+        return read_header(content, text_column, text_format, is_tsv=kind == ".tsv")
+    return [] if kind == ".txt" else read_first_names(content, text_column, text_format)

@@ -11,6 +11,7 @@ import glob
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from memvec.data.folders import broken_link, files_of_folder, files_of_glob, fil
 from memvec.data.formats.columnar import columns_with, dataset_tables
 from memvec.data.formats.fields import Record
 from memvec.data.formats.files import COMPRESSIONS, SUFFIXES, TextFormat, check_regular, file_format
-from memvec.data.reader import read_dataset, read_file
+from memvec.data.reader import column_names, column_types, read_dataset, read_file
 from memvec.data.remote import fetch
 from memvec.data.runs import outside_runs
 from memvec.errors import InputError, one_line
@@ -67,10 +68,25 @@ class Source:
             return rows if self.name == str(self.content) else _naming(rows, self.content, self.name)
         return read_dataset(self.content, name=self.name, text_column=text_column, id_column=id_column, more=more)
 
+    def column_types(self, names: Sequence[str]) -> dict[str, pa.DataType]:
+        """Returns the types of fields by their names, as far as there are any and the source declares them."""
+        with self._readable():
+            return column_types(self.content, names)
+
+    def column_names(self, *, text_column: str) -> list[str]:
+        """Returns the names of the fields that a user may mean."""
+        with self._readable():
+            return column_names(self.content, text_column=text_column, text_format=self.text_format)
+
     def digest(self, *, columns: Sequence[str | None]) -> str:
         """Returns a hex SHA-256 of the file's bytes, or of the named columns of the dataset."""
-        try:
+        with self._readable():
             return self._digest(columns)
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"{self.name}: cannot be read: {one_line(error)}") from error
 

@@ -17,6 +17,7 @@ from memvec.generation.module import GenerationModule
 from memvec.generation.server import ChatServer
 from memvec.generation.writer import CompletionWriter
 from memvec.model.checkpoint import prompt_limit, vocabulary_size
+from memvec.run.build import build_rows
 from memvec.run.folder import RunFolder
 from memvec.trainer.build import cluster_environment
 
@@ -33,7 +34,7 @@ def build_generator(cfg: DictConfig) -> GenerationModule | ChatServer:
 def build_conversations(cfg: DictConfig, module: GenerationModule, folder: RunFolder) -> PromptDataModule:
     """Returns the data module of conversations, for a generating model's prompt, tokenizer and limit."""
     windows = PromptWindows(
-        _build_reader(cfg, folder),
+        build_reader(cfg, folder),
         prompt=module.prompt,
         tokenizer=module.checkpoint.load_tokenizer(),
         model_limit=prompt_limit(module.checkpoint.config),
@@ -58,7 +59,7 @@ def build_asking(
             f"generation=server: one process asks, and torchrun or SLURM has started {environment.world_size()}; run "
             "memvec.generate alone, and memvec.predict with its memories.parquet on all of them"
         )
-    windows = AskedWindows(_build_reader(cfg, folder), folder=folder, spans=server.spans)
+    windows = AskedWindows(build_reader(cfg, folder), folder=folder, spans=server.spans)
     computation = ServerComputation(
         server,
         windows,
@@ -69,10 +70,11 @@ def build_asking(
     return windows, computation
 
 
-def _build_reader(cfg: DictConfig, folder: RunFolder) -> Conversations:
+def build_reader(cfg: DictConfig, folder: RunFolder) -> Conversations:
     """Returns what reads conversations, however windows become batches or requests."""
-    data = OmegaConf.masked_copy(cfg.data, [name for name in cfg.data if name not in OF_BATCHES])
-    conversations: Conversations = build_group("data", data, is_resumed=folder.holds_run)
+    rows, options = build_rows(cfg.data, folder)
+    of_windows = OmegaConf.masked_copy(options, [str(name) for name in options if name not in OF_BATCHES])
+    conversations: Conversations = build_group("data", of_windows, rows=rows)
     return conversations
 
 

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from numpy.typing import NDArray
 
+from memvec.data.kept import KeptRows
 from memvec.data.prepared import read_signature
 from memvec.errors import WriterError
 from memvec.features import memory_features
@@ -31,9 +32,9 @@ from memvec.generation.echoes import Instructions, letters
 from memvec.generation.parser import Outcome, Parsed, parse
 from memvec.generation.rows import prompt_content
 from memvec.layout import RunLayout
-from memvec.schema import CONVERSATION_ID, DATE, ID, MESSAGE_END, MESSAGE_START, TEXT, TRUNCATED
+from memvec.schema import CONVERSATION, CONVERSATION_ID, ID, PROVENANCE, TEXT, TRUNCATED
+from memvec.table import as_json
 
-PROVENANCE = (CONVERSATION_ID, MESSAGE_START, MESSAGE_END, DATE)
 ROWS_PER_GROUP = 10_000
 
 
@@ -84,6 +85,7 @@ class MemoryFinalizer:
         self.instructions = instructions
         self.summary = read_json(folder.input_summary)
         self.windows = Dataset.from_file(str(folder.entries))
+        self.kept = KeptRows(folder.kept)
         self.first: NDArray[np.int64] = np.load(folder.first_rows)
         self.outputs = read_completions(folder.journal, rows=len(self.first), signature=read_signature(folder))
         missing = int((~self.outputs.is_done(0)[self.first]).sum())
@@ -117,7 +119,7 @@ class MemoryFinalizer:
         if rank > 0:
             return
         with ExitStack() as files:
-            schema = memory_features(integer_ids=self.summary["integer_ids"]).arrow_schema
+            schema = memory_features(integer_ids=self.summary["integer_ids"], kept=self.kept.types).arrow_schema
             parquet = files.enter_context(atomic_file(self.folder.memories))
             table = files.enter_context(pq.ParquetWriter(parquet, schema, compression="zstd"))
             lines, raw, failed = (
@@ -135,7 +137,7 @@ class MemoryFinalizer:
     def _write(self, table: pq.ParquetWriter, lines: IO[str], raw: IO[str], failed: IO[str]) -> None:
         counts = dict.fromkeys(("with_memories", "nothing", "failed", "retried", "cut", "memories", "duplicates"), 0)
         memories: list[dict[str, Any]] = []
-        conversation, known = None, set[str]()
+        conversation, known, kept = None, set[str](), dict[str, Any]()
         for row, window in enumerate(self.windows):
             first = int(self.first[row])  # windows with an equal prompt share their outputs
             outputs = self.outputs.outputs(first)
@@ -149,6 +151,7 @@ class MemoryFinalizer:
                 provenance[CONVERSATION_ID] = int(provenance[CONVERSATION_ID])
             if window[CONVERSATION_ID] != conversation:
                 conversation, known = window[CONVERSATION_ID], set()
+                kept = self.kept.row(window[CONVERSATION]) if self.kept.types else {}
             counts[_COUNTED[result.outcome]] += 1
             counts["retried"] += len(outputs) > 1
             counts["cut"] += bool(outputs) and outputs[-1].is_cut
@@ -162,7 +165,7 @@ class MemoryFinalizer:
                     counts["duplicates"] += 1
                     continue
                 known.add(letters(text))
-                memory = {ID: f"{window[ID]}-{number}", TEXT: text, **provenance}
+                memory = {ID: f"{window[ID]}-{number}", TEXT: text, **provenance, **kept}
                 _write_line(lines, memory)
                 memories.append(memory)
                 counts["memories"] += 1
@@ -189,4 +192,4 @@ def _described(output: Completion, reading: Parsed, window: str) -> dict[str, An
 
 
 def _write_line(stream: IO[str], content: dict[str, Any]) -> None:
-    stream.write(json.dumps(content, ensure_ascii=False) + "\n")
+    stream.write(json.dumps(as_json(content), ensure_ascii=False) + "\n")

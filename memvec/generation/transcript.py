@@ -10,13 +10,16 @@ texts.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from memvec.data.dataset import asked_column
 from memvec.data.formats.fields import MISSING, Malformed, Record
+from memvec.data.given import GivenRows
 from memvec.data.source import Source
 from memvec.data.validation import lone_surrogate
 from memvec.errors import InputError
@@ -77,7 +80,7 @@ class TranscriptSource:
         has_dates: Whether a row that was read has that field.
     """
 
-    source: Source
+    source: Source | GivenRows
     date_column: str | None = None
     has_dates: bool = field(default=False, init=False)
 
@@ -90,25 +93,34 @@ class TranscriptSource:
         """Returns a digest of the content, as `Source.digest` does."""
         return self.source.digest(columns=(*columns, asked_column(self.date_column, DATE)))
 
-    def records(self, *, text_column: str, id_column: str | None) -> Iterator[Record]:
-        """Yields `(row, id, transcript)`.
+    def column_types(self, names: Sequence[str]) -> Mapping[str, pa.DataType]:
+        """Returns the types of columns by their names, as far as the source declares them."""
+        return self.source.column_types(names)
+
+    def column_names(self, *, text_column: str) -> list[str]:
+        """Returns the names of its columns."""
+        return self.source.column_names(text_column=text_column)
+
+    def records(self, *, text_column: str, id_column: str | None, more: Sequence[str] = ()) -> Iterator[Record]:
+        """Yields `(row, id, transcript, *more)`.
 
         Args:
             text_column: Name of the field with the messages, or with a document's text.
             id_column: Name of the field with the id, or None.
+            more: Names of further fields, which a row need not have.
         """
         date_column = asked_column(self.date_column, DATE)
-        more = () if date_column is None else (date_column,)
-        records = self.source.records(text_column=text_column, id_column=id_column, more=more)
+        dates = () if date_column is None else (date_column,)
+        records = self.source.records(text_column=text_column, id_column=id_column, more=(*more, *dates))
         if not self.source.has_columns:
             lines = "\n".join(record[2] for record in records)
-            yield 1, Path(self.name).stem, _to_json(lines, None)
+            yield 1, Path(self.name).stem, _to_json(lines, None), *(MISSING for _ in more)
             return
         try:
-            for row, record_id, messages, *dates in records:
-                date = next(iter(dates), MISSING)
+            for row, record_id, messages, *others in records:
+                date = others[-1] if dates else MISSING
                 self.has_dates = self.has_dates or date is not MISSING
-                yield row, record_id, _to_json(messages, date)
+                yield row, record_id, _to_json(messages, date), *others[: len(more)]
         except InputError as error:  # the reader of texts names the option that texts have
             raise InputError(str(error).replace("data.text_column", "data.messages_column")) from error
 

@@ -92,6 +92,8 @@ class Adapter:
                 for keys, what in ((found.unexpected_keys, "have no place in it"), (missing, "are missing")):
                     if keys:
                         raise ModelError(f"{misfit}: {len(keys)} weights {what}, such as {min(keys)!r}")
+                # In the weights' own dtype: bfloat16 vectors are then off by 0.0196 of their length, by 0.0192 where
+                # the sum is rounded from float32, which takes twice the memory, and unmerged by 0.0185.
                 both.merge_and_unload(safe_merge=True)
         except MemvecError:
             raise

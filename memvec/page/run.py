@@ -22,7 +22,7 @@ from memvec.fields import JsonObject
 from memvec.files import read_json_lines
 from memvec.page.charts import run_charts
 from memvec.page.contents import Json, packed, table
-from memvec.page.groups import Colouring, by_length, by_name, by_prefix
+from memvec.page.groups import Colouring, by_column, by_length, by_name, by_prefix
 from memvec.page.neighbours import NEAREST, Neighbourhood, neighbourhood
 from memvec.page.projection import clusters, positions, principal_components
 from memvec.retrieval.exact import mean_vector
@@ -70,7 +70,8 @@ def run_page(folder: RunFolder, *, layer: int | None = None, most_points: int = 
     components = principal_components(as_units(vectors - mean_vector([vectors])))
     labels, central = clusters(components)
     names = [f"near: {_short(texts[row] or ids[row])}" for row in central]
-    colourings = [by_prefix(ids), by_name("cluster", [names[label] for label in labels]), by_length(lengths)]
+    kept = [by_column(name, sample.column(name)) for name in manifest.keep_columns]
+    colourings = [by_prefix(ids), by_name("cluster", [names[label] for label in labels]), by_length(lengths), *kept]
     return {
         "title": on_one_line(folder.root.name),
         "subtitle": f"memvec run, finished {on_one_line(finished)}",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -117,3 +118,32 @@ class ApproximateIndex:
             self._dataset.add_faiss_index(self.column, NAME, custom_index=index)
         with atomic_file(self.path) as partial:
             self._dataset.save_faiss_index(NAME, str(partial))
+
+
+class JoinedIndex:
+    """Finds rows of several runs, each run's through its own index; rows are counted from the first run's on.
+
+    Args:
+        indexes: One a run. Where they centre, they rank by the mean of all runs from now on; which rows each offers
+            still goes by its own.
+    """
+
+    def __init__(self, indexes: Sequence[ApproximateIndex]) -> None:
+        self.indexes = indexes
+        sizes = [index.rows for index in indexes]
+        self._starts = np.cumsum([0, *sizes[:-1]])
+        if means := [index.mean for index in indexes if index.mean is not None]:
+            mean = np.average(means, axis=0, weights=sizes).astype(np.float32)
+            for index in indexes:
+                index.mean = mean
+
+    def nearest(self, queries: Vectors, k: int) -> list[Neighbours]:
+        """Finds the most similar rows, as `memvec.retrieval.exact.ExactIndex.nearest` does."""
+        found = [index.nearest(queries, k) for index in self.indexes]
+        return [self._best(of_each, k) for of_each in zip(*found, strict=True)]
+
+    def _best(self, of_each: Sequence[Neighbours], k: int) -> Neighbours:
+        """Returns the k best of what was found for one query in each run."""
+        rows = [rows + start for (_, rows), start in zip(of_each, self._starts, strict=True)]
+        scores, positions = top_k(np.concatenate([scores for scores, _ in of_each]), k)
+        return scores, np.concatenate(rows)[positions]

@@ -46,14 +46,16 @@ class ExactIndex:
     Args:
         parts: The vectors, `[n, D]` each, N rows in all, float32 or float16.
         center: Whether the vectors' mean is subtracted from vectors and queries before they are compared.
+        among: Which rows are compared, `[N]`; None is all. The mean is that of all.
     """
 
-    def __init__(self, parts: Sequence[Mapped], *, center: bool) -> None:
+    def __init__(self, parts: Sequence[Mapped], *, center: bool, among: NDArray[np.bool_] | None = None) -> None:
         self.parts = parts
-        self.rows = sum(map(len, parts))
+        self.among = np.ones(sum(map(len, parts)), dtype=bool) if among is None else among
+        self.compared = np.flatnonzero(self.among)  # [C], the rows
         self.dimension: int = parts[0].shape[1]
         self.mean = mean_vector(parts) if center else None
-        self._inverse_lengths = np.empty(self.rows, dtype=np.float32)  # [N]
+        self._inverse_lengths = np.empty(len(self.compared), dtype=np.float32)  # [C]
         for start, block in self._blocks():
             self._inverse_lengths[start : start + len(block)] = inverse_lengths(block)
 
@@ -67,28 +69,32 @@ class ExactIndex:
         Returns:
             For each query similarities, `[k]` from -1 to 1, falling, and the rows they belong to, `[k]`.
         """
-        return [top_k(scores, k) for group in self._groups(queries) for scores in self.scores(group)]
+        found = [top_k(scores, k) for group in self._groups(queries) for scores in self.scores(group)]
+        return [(scores, self.compared[positions]) for scores, positions in found]
 
     def scores(self, queries: Vectors) -> Vectors:
-        """Returns the similarity of every query with every row, `[Q, N]`."""
+        """Returns the similarity of every query with every row that is compared, `[Q, C]`."""
         units = as_units(queries if self.mean is None else queries - self.mean)
-        scores = np.empty((len(units), self.rows), dtype=np.float32)
+        scores = np.empty((len(units), len(self.compared)), dtype=np.float32)
         for start, block in self._blocks():
             scores[:, start : start + len(block)] = units @ block.T
         scores *= self._inverse_lengths
         return scores
 
     def _blocks(self) -> Iterator[tuple[int, Vectors]]:
-        """Yields the vectors in order, as they are compared, with the row each block starts at."""
-        row = 0
+        """Yields the vectors that are compared, in order, each block with the position it starts at among them."""
+        row = position = 0
         for part in self.parts:
             for start in range(0, len(part), ROWS_PER_BLOCK):
-                block = part[start : start + ROWS_PER_BLOCK].astype(np.float32, copy=False)
-                yield row + start, block if self.mean is None else block - self.mean
+                block = part[start : start + ROWS_PER_BLOCK]
+                is_compared = self.among[row + start : row + start + len(block)]
+                block = (block if is_compared.all() else block[is_compared]).astype(np.float32, copy=False)
+                yield position, block if self.mean is None else block - self.mean
+                position += len(block)
             row += len(part)
 
     def _groups(self, queries: Vectors) -> list[Vectors]:
-        size = min(QUERIES_AT_ONCE, max(1, SCORES_IN_MEMORY // self.rows))
+        size = min(QUERIES_AT_ONCE, max(1, SCORES_IN_MEMORY // max(1, len(self.compared))))
         return [queries[start : start + size] for start in range(0, len(queries), size)]
 
 
@@ -101,6 +107,8 @@ def mean_vector(parts: Sequence[Mapped]) -> Vectors:
 
 def top_k(scores: Vectors, k: int) -> Neighbours:
     """Returns the k largest of `[N]` scores, falling, and their positions; of equals the first stands first."""
+    if len(scores) == 0:
+        return scores, np.empty(0, dtype=np.int64)
     positions = np.argpartition(-scores, min(k, len(scores)) - 1)[:k]
     positions = positions[np.lexsort((positions, -scores[positions]))]
     return scores[positions], positions

@@ -70,16 +70,24 @@ def mean_measures(index: ExactIndex, vectors: Vectors, queries: Sequence[Query],
     return {name: float(np.mean([values[name] for values in found])) for name in MEASURES}
 
 
-def check_relevant(queries: Sequence[Query], ids: Iterable[Id]) -> None:
+def check_relevant(queries: Sequence[Query], ids: Iterable[Id], *, where: str | None = None) -> None:
     """Refuses queries that no ranking could answer in full, which would only seem to be answered badly.
+
+    Args:
+        queries: What is relevant to each, and where it is looked for.
+        ids: The memories' ids.
+        where: The condition that these fulfil, for the message.
 
     Raises:
         InputError: A relevant id is not among the run's, or not among a query's candidates.
     """
     known = set(ids)
+    where = "" if where is None else f" where {where}"
     for query in queries:
         for name in query.relevant:
             if name not in known:
-                raise InputError(f"{query.place}: the relevant id {name!r} is not among the run's {len(known):,} ids")
+                raise InputError(
+                    f"{query.place}: the relevant id {name!r} is not among the run's {len(known):,} ids{where}"
+                )
             if not str(name).startswith(query.within):
                 raise InputError(f"{query.place}: the relevant id {name!r} does not begin with {query.within!r}")

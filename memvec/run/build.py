@@ -7,14 +7,17 @@ tokenizer, the run's folder) is added here.
 from __future__ import annotations
 
 from functools import partial
+from inspect import signature
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from memvec.config.instantiate import build_group
+from memvec.config.compose import to_container
+from memvec.config.instantiate import build_group, one_line_errors
 from memvec.config.values import folder_here
 from memvec.data.datamodule import PromptDataModule
 from memvec.data.memories import MemoryTexts
+from memvec.data.rows import InputRows
 from memvec.errors import ConfigError
 from memvec.model.backbone import refuse_same_layers
 from memvec.model.checkpoint import prompt_limit, vocabulary_size
@@ -68,17 +71,32 @@ def build_datamodule(
         folder: The run's folder.
         data: The rows, where a program gives them; None reads `data.path`.
     """
+    rows, options = build_rows(cfg.data, folder, given=data)
     texts: MemoryTexts = build_group(
         "data",
-        cfg.data,
+        options,
+        rows=rows,
         prompt=build_group("prompt", cfg.prompt),
         tokenizer=module.checkpoint.load_tokenizer(),
         model_limit=prompt_limit(module.checkpoint.config),
         vocabulary=vocabulary_size(module.checkpoint.config),
-        given=data,
-        is_resumed=folder.holds_run,
     )
     return PromptDataModule(texts, folder=folder, is_done=partial(has_vectors, folder))
+
+
+def build_rows(data: DictConfig, folder: RunFolder, *, given: Any = None) -> tuple[InputRows, DictConfig]:
+    """Returns the rows that a `data` group names, and its options that are not about rows.
+
+    Args:
+        data: The group.
+        folder: The run's folder.
+        given: The rows, where a program gives them; None reads what the group names.
+    """
+    options = to_container(data)
+    about_rows = {name: options.pop(name) for name in signature(InputRows).parameters if name in options}
+    with one_line_errors("data"):
+        rows = InputRows(**about_rows, given=given, is_resumed=folder.holds_run)
+    return rows, OmegaConf.create(options)
 
 
 def build_writer(cfg: DictConfig, folder: RunFolder) -> VectorWriter:

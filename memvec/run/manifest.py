@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from memvec.data.kept import names_to_keep
 from memvec.errors import ConfigError, RunFolderError
 from memvec.fields import JsonObject, Scalar
 from memvec.layout import RunLayout
@@ -35,6 +36,7 @@ class Manifest:
         parts: How many rows each Parquet file of the result has, by its name in the run's folder; None in a manifest of
             an earlier version.
         keep_text: Whether the result has the texts.
+        keep_columns: Which columns of the input the result has.
         fingerprint: What decided the vectors, as far as an encoder knows it too.
         max_length: Most tokens in a prompt; None is the model's own limit.
         name_or_path: The model.
@@ -57,6 +59,7 @@ class Manifest:
     dimension: int | None
     parts: dict[str, int] | None
     keep_text: bool
+    keep_columns: tuple[str, ...]
     fingerprint: dict[str, Scalar | list[int]]
     max_length: int | None
     name_or_path: str
@@ -136,6 +139,7 @@ def known_of(manifest: JsonObject) -> Manifest:
         rows=manifest.take("counts.memories" if prompt is None else "counts.entries", int),
         dimension=None if prompt is None else manifest.take("counts.dimension", int),
         parts=manifest.within("parts").take_all(int) if manifest.has("parts") else None,
+        keep_columns=_kept(data),
         keep_text=writer.take_or("keep_text", bool) is not False,
         fingerprint={
             **({"layer": _layer(fingerprint)} if "layer" in fingerprint.content else {}),
@@ -154,6 +158,13 @@ def known_of(manifest: JsonObject) -> Manifest:
         precision=told.take_text("precision") if told.has("precision") else "32-true",
         prompt=prompt,
     )
+
+
+def _kept(group: JsonObject) -> tuple[str, ...]:
+    try:
+        return names_to_keep(group.take_list("keep_columns", str)) if group.has("keep_columns") else ()
+    except ConfigError as error:
+        raise RunFolderError(f"{group.path}: damaged, or not of memvec: {error}") from error
 
 
 def _layer(group: JsonObject) -> int | list[int]:

@@ -29,7 +29,7 @@ from memvec.run.hub import HUB, HubDataset
 from memvec.run.manifest import Manifest, read_manifest
 from memvec.run.places import FolderHere, FolderThere, Place
 from memvec.run.remote import FILES, sha256_of
-from memvec.run.result import check_parts
+from memvec.run.result import check_parts, part_rows
 from memvec.urls import WEB, is_url, masked
 
 OPTION = "publish"
@@ -106,7 +106,7 @@ def publish_run(folder: RunLayout, place: Place | HubDataset) -> None:
     except MemvecError as error:
         error.args = (f"{error}; the run in {folder.root} is complete, and the same command publishes it",)
         raise
-    log.info("%s %s" if is_new else "%s %s already; nothing to do", "published in", place.name)
+    log.info("published in %s%s", place.name, "" if is_new else " already; nothing to do")
 
 
 def published_files(folder: RunLayout, manifest: Manifest) -> dict[str, Path]:
@@ -133,6 +133,7 @@ def published_manifest(
     model = content["config"]["model"]
     if not keeps_paths:
         model |= {name: shown_name(str(model[name])) for name in ("name_or_path", "adapter") if model.get(name)}
+    content["parts"] = part_rows(folder)  # an earlier version did not note them
     content[FILES] = {name: {"bytes": path.stat().st_size, "sha256": checksums[name]} for name, path in files.items()}
     return (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode("utf-8", "backslashreplace")
 

@@ -30,7 +30,7 @@ from memvec.files import atomic_file, make_folder, make_root
 from memvec.layout import RunLayout
 from memvec.run.manifest import Manifest, read_manifest
 from memvec.run.remote import local_run
-from memvec.schema import ID, NUM_TOKENS
+from memvec.schema import ID, NUM_TOKENS, is_own_column, is_vector_column
 
 ROWS_PER_BATCH = 5_000
 PART = re.compile(r"part-(\d{5,})-of-(\d{5,})\.parquet")
@@ -43,9 +43,10 @@ def load(output_dir: str | Path) -> Dataset:
         output_dir: The run's folder, or the address that it was published at (`s3://…`, `hf://datasets/NAME`).
 
     Returns:
-        A memory-mapped dataset with columns `id`, `text` (where kept), `vector` and `num_tokens`, in input order; its
-        format is torch: `dataset["vector"][:]` is a `[N, D]` tensor. A run of several layers has a column for each:
-        `vector_8`, `vector_-1`. Vectors are kept in the run's dtype; `datasets` makes float32 tensors of float16 ones.
+        A memory-mapped dataset with columns `id`, `text` (where kept), those of `data.keep_columns`, `vector` and
+        `num_tokens`, in input order; its format is torch: `dataset["vector"][:]` is a `[N, D]` tensor. A run of several
+        layers has a column for each: `vector_8`, `vector_-1`. Vectors are kept in the run's dtype; `datasets` makes
+        float32 tensors of float16 ones. Values of the columns of `data.keep_columns` are Python's, not tensors.
 
     Raises:
         RunFolderError: There is no finished run, or a file of it is missing or damaged.
@@ -56,7 +57,11 @@ def load(output_dir: str | Path) -> Dataset:
         raise RunFolderError(
             f"{folder.root}: holds memory texts; memvec.predict data.path={folder.memories} computes their vectors"
         )
-    return mapped_result(folder, manifest).with_format("torch")
+    dataset = mapped_result(folder, manifest)
+    if not manifest.keep_columns:
+        return dataset.with_format("torch")
+    own = [name for name in dataset.column_names if name not in manifest.keep_columns]
+    return dataset.with_format("torch", columns=own, output_all_columns=True)
 
 
 def part_rows(folder: RunLayout) -> dict[str, int]:
@@ -156,6 +161,7 @@ def _schema(part: Path, manifest: Manifest) -> pa.Schema:
             dimension=manifest.dimension or 0,
             integer_ids=pa.types.is_integer(found.field(ID).type),
             keep_text=manifest.keep_text,
+            kept={name: found.field(name).type for name in manifest.keep_columns},
             columns=manifest.columns().values(),
             dtype=manifest.vector_dtype,
         )
@@ -200,11 +206,10 @@ def _batches(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
             columns = [batch.column(name) for name in schema.names]
             columns = [column.cast(field.type) for column, field in zip(columns, schema, strict=True)]
             batch = _checked(pa.RecordBatch.from_arrays(columns, schema=schema), schema)
-            for name in schema.names:
-                if pa.types.is_fixed_size_list(schema.field(name).type):
-                    vectors = batch.column(name).flatten().to_numpy().astype(np.float32).reshape(len(batch), -1)
-                    if not np.isfinite(np.einsum("nd,nd->n", vectors, vectors)).all():
-                        raise ValueError("a vector has no finite length")
+            for name in filter(is_vector_column, schema.names):
+                vectors = batch.column(name).flatten().to_numpy().astype(np.float32).reshape(len(batch), -1)
+                if not np.isfinite(np.einsum("nd,nd->n", vectors, vectors)).all():
+                    raise ValueError("a vector has no finite length")
             yield batch
 
 
@@ -218,10 +223,9 @@ def _is_of_type(found: pa.DataType, wanted: pa.DataType) -> bool:
 def _checked(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     """Refuses rows that memvec never writes, and whose use could end the process."""
     batch.validate(full=True)
-    for name in schema.names:
+    for name in filter(is_own_column, schema.names):
         column = batch.column(name)
-        is_vector = pa.types.is_fixed_size_list(column.type)
-        if column.null_count or (is_vector and column.flatten().null_count):
+        if column.null_count or (is_vector_column(name) and column.flatten().null_count):
             raise ValueError(f"column {name!r} has rows without a value")
     if (pc.min(batch.column(NUM_TOKENS)).as_py() or 0) < 0:
         raise ValueError(f"column {NUM_TOKENS!r} counts less than nothing")

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from numpy.typing import NDArray
 
+from memvec.data.kept import KeptRows
 from memvec.data.prepared import read_signature
 from memvec.data.validation import Rejection
 from memvec.digest import digest
@@ -28,7 +29,7 @@ from memvec.errors import WriterError
 from memvec.features import vector_features
 from memvec.files import atomic_file, make_folder, read_json, writing
 from memvec.layout import RunLayout
-from memvec.schema import FILE, ID, LENGTH, NUM_TOKENS, ROW, TEXT, TRUNCATED, vector_columns
+from memvec.schema import FILE, ID, LENGTH, NUM_TOKENS, ROW, TEXT, TRUNCATED, is_vector_column, vector_columns
 from memvec.writer.vectors import read_journal
 
 BYTES_PER_FILE = 256 * 2**20
@@ -75,6 +76,7 @@ class Finalizer:
         self.keep_text = keep_text
         self.summary = read_json(folder.input_summary)
         self.entries = Dataset.from_file(str(folder.entries)).with_format("arrow")
+        self.kept_columns = KeptRows(folder.kept)
         prompts = Dataset.from_file(str(folder.prompts))
         self.lengths: NDArray[np.int32] = prompts.data.column(LENGTH).to_numpy()
         self.truncated: NDArray[np.bool_] = prompts.data.column(TRUNCATED).to_numpy()
@@ -137,6 +139,7 @@ class Finalizer:
             dimension=self.dimension,
             integer_ids=self.summary["integer_ids"],
             keep_text=self.keep_text,
+            kept=self.kept_columns.types,
             columns=self.columns,
             dtype=str(self.journal.dtype),
         )
@@ -147,14 +150,14 @@ class Finalizer:
         if _held_rows(path) == held:
             return
         schema = schema.with_metadata({**schema.metadata, ROWS_KEY: held})
-        text_columns = [name for name in (ID, TEXT) if name in schema.names]
+        leaves = {leaf: is_vector_column(leaf.partition(".")[0]) for leaf in _leaves(schema)}
         with (
             atomic_file(path) as partial,
             pq.ParquetWriter(
                 partial,
                 schema,
                 # Vectors do not compress and have no repeated values; trying costs more time than writing them.
-                compression={name: "zstd" if name in text_columns else "none" for name in _leaves(schema)},
+                compression={leaf: "none" if is_vector else "zstd" for leaf, is_vector in leaves.items()},
                 use_dictionary=False,
                 write_page_checksum=True,  # what a disk or a copy has damaged is noticed when it is read
             ) as writer,
@@ -166,6 +169,7 @@ class Finalizer:
                 columns = {
                     ID: entries.column(ID).cast(schema.field(ID).type),
                     TEXT: entries.column(TEXT),
+                    **self.kept_columns.columns(some),
                     **{name: _lists(each) for name, each in zip(self.columns, vectors, strict=True)},
                     NUM_TOKENS: pa.array(self.lengths[some]),
                 }
@@ -182,9 +186,11 @@ def _held_rows(path: Path) -> str | None:
 
 
 def _leaves(schema: pa.Schema) -> list[str]:
-    """Names the columns as Parquet does, where a list column is named by its values."""
-    is_list = pa.types.is_fixed_size_list
-    return [f"{field.name}.list.element" if is_list(field.type) else field.name for field in schema]
+    """Names the columns as Parquet does, where each value within a list or an object has a column."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), sink)
+    columns = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
+    return [columns.column(position).path for position in range(len(columns.names))]
 
 
 def _lists(vectors: NDArray[Any]) -> pa.FixedSizeListArray:

@@ -20,12 +20,13 @@ from memvec.config.compose import compose, conf_folder, count_processes, sample_
 from memvec.config.values import at_least, at_least_or_none, one_of
 from memvec.data.memories import MemoryTexts
 from memvec.errors import ConfigError
-from memvec.generation.build import OF_BATCHES, build_completion_writer, build_generator
+from memvec.generation.build import build_completion_writer, build_generator, build_reader
 from memvec.generation.conversations import Conversations
 from memvec.generation.module import GenerationModule
 from memvec.generation.writer import CompletionWriter
 from memvec.model.module import HiddenStateModule
 from memvec.prompt.template import Prompt
+from memvec.run.build import build_rows
 from memvec.run.folder import RunFolder
 from memvec.writer.prediction_writer import VectorWriter
 
@@ -51,14 +52,8 @@ OF_GENERATE = {
 }
 # Shared by the top-level files, and chosen by none of them.
 SHARED = {"launch/default.yaml"}
-# What a user has no reason to set: memvec's own choice of class, and what it needs the Trainer to be.
-NOT_OVERRIDES = {
-    "_target_",
-    "use_distributed_sampler",
-    "logger",
-    "enable_checkpointing",
-    "enable_model_summary",
-}
+# What a user has no reason to set: memvec's own choice of class.
+NOT_OVERRIDES = {"_target_"}
 
 
 def name(path: Path) -> str:
@@ -87,7 +82,7 @@ def leaves(cfg: Any, prefix: str = "") -> Iterator[str]:
 
 def overrides_in_help() -> set[str]:
     template = OmegaConf.load(CONF / "predict.yaml").hydra.help.template
-    return set(re.findall(r"^ +([a-z_]+(?:\.[a-z_]+)+|output_dir|resume) {2,}\S", template, re.MULTILINE))
+    return set(re.findall(r"^ +([a-z_]+(?:\.[a-z_]+)+|output_dir|resume)(?: {2,}\S|$)", template, re.MULTILINE))
 
 
 def test_there_are_files_to_test() -> None:
@@ -123,7 +118,10 @@ def test_every_group_file_builds_what_it_names(
         "trainer": {"accelerator": "cpu", "devices": 1, "num_nodes": 1},
     }
     cfg = compose_with(path, f"model.name_or_path={llama}")
-    built = instantiate(cfg[group], _partial_=True, _convert_="all")(**known.get(group, {}))
+    options = cfg[group]
+    if group == "data":
+        known[group]["rows"], options = build_rows(options, folder)
+    built = instantiate(options, _partial_=True, _convert_="all")(**known.get(group, {}))
     assert isinstance(built, BUILT[group])
 
 
@@ -317,6 +315,5 @@ def test_every_file_of_generation_builds_what_it_names(language: str, llama: Pat
     module = build_generator(cfg)
     folder = RunFolder(tmp_path)
     assert type(module) is GenerationModule
-    options = [option for option in cfg.data if option not in OF_BATCHES]
-    assert type(instantiate(OmegaConf.masked_copy(cfg.data, options), _convert_="all")) is Conversations
+    assert type(build_reader(cfg, folder)) is Conversations
     assert type(build_completion_writer(cfg, folder)) is CompletionWriter

@@ -116,7 +116,7 @@ def test_what_is_not_read_does_not_change_the_digest() -> None:
     assert digest(["tea"]) != digest(["tea", "tea"])
 
 
-def test_values_beyond_json_have_one_digest_in_all_processes() -> None:
+def test_values_that_are_no_json_have_one_digest_in_all_runs() -> None:
     loop: list[Any] = []
     loop.append(loop)
     for value in (object, {1, 2}, loop, {(1, 2): 3}, float("nan"), b"bytes", "\ud800"):

@@ -78,6 +78,12 @@ def test_merged_it_gives_what_peft_computes(
     assert not any(weight.requires_grad for weight in decoder.parameters())
 
 
+def test_merged_weights_keep_their_dtype(llama: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(tmp_path, llama, target_modules=["q_proj", "lm_head"], modules_to_save=["embed_tokens"])
+    model = Checkpoint(str(llama), adapter=str(adapter)).load_language_model(torch.bfloat16)
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+
+
 def test_an_adapter_of_a_model_without_its_head_fits_too(llama: Path, tmp_path: Path) -> None:
     adapter = save_adapter(tmp_path / "adapter", llama, auto=AutoModel, task_type="FEATURE_EXTRACTION")
     expected = decoder_vectors(adapted_model(llama, adapter, auto=AutoModel), llama)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
+from typing import Any
+
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from memvec.page.groups import MOST_GROUPS, by_length, by_name, by_prefix
+from memvec.page.groups import MOST_GROUPS, NOTHING, by_column, by_length, by_name, by_prefix
 
 
 @pytest.mark.parametrize(
@@ -50,3 +54,53 @@ def test_lengths_fall_into_steps_that_do_not_overlap(lengths: list[int]) -> None
         spans += [inside.min(), inside.max()]
         assert name in (f"{inside.min()} tokens", f"{inside.min()} to {inside.max()} tokens")
     assert spans == sorted(spans)
+
+
+def column(values: list[Any], kind: pa.DataType | None = None) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.array(values, kind)])
+
+
+def test_texts_and_truth_values_are_grouped_as_they_are() -> None:
+    colouring = by_column("user", column(["ana", "bo", None, "ana", "bo", "ana", None]))
+    assert colouring is not None
+    assert (colouring.name, colouring.in_steps) == ("user", False)
+    assert [colouring.groups[code] for code in colouring.codes] == ["ana", "bo", NOTHING, "ana", "bo", "ana", NOTHING]
+    colouring = by_column("ok", column([True, False, True, True]))
+    assert colouring is not None
+    assert colouring.groups == ["True", "False"]
+
+
+def test_numbers_are_grouped_in_steps_and_missing_ones_apart() -> None:
+    colouring = by_column("score", column([None, 1.0, 2.0, float("nan"), 3.5]))
+    assert colouring is not None
+    assert colouring.in_steps
+    assert [colouring.groups[code] for code in colouring.codes] == [NOTHING, "1", "2", NOTHING, "3.5"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "days", "first"),
+    [
+        (pa.timestamp("us"), 100, "2024-01-01 to 2024-01-1"),
+        (pa.timestamp("ns", tz="UTC"), 100, "2024-01-01 to 2024-01-1"),
+        (pa.date32(), 100, "2024-01-01 to 2024-01-1"),
+        (pa.timestamp("s"), 0.1, "2024-01-01 00:00 to 2024-01-01 00:"),
+    ],
+)
+def test_points_in_time_are_grouped_in_steps(kind: pa.DataType, days: float, first: str) -> None:
+    moments = [datetime(2024, 1, 1) + timedelta(days=days * n / 60) for n in range(60)]
+    colouring = by_column("at", column([*moments, None], kind))
+    assert colouring is not None
+    assert colouring.groups[0] == NOTHING
+    assert colouring.groups[1].startswith(first)
+    assert len(colouring.groups) == 7
+
+
+@pytest.mark.parametrize("values", [["a", "b", "c"], ["a", "a"], [["a"], ["b"]], [{"a": 1}, {"a": 2}], [b"a", b"a"]])
+def test_columns_that_tell_none_apart_are_no_colours(values: list[Any]) -> None:
+    assert by_column("x", column(values)) is None
+
+
+def test_a_column_without_values_has_one_group() -> None:
+    colouring = by_column("x", column([None, None], pa.int64()))
+    assert colouring is not None
+    assert colouring.groups == [NOTHING]

@@ -34,6 +34,25 @@ def test_the_nearest_are_those_of_the_plain_computation(center: bool, parts: int
         np.testing.assert_allclose(scores, truth[rows], atol=2e-6)
 
 
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize("share", [0.5, 0.01, 1.0])
+def test_among_some_rows_the_nearest_are_the_best_of_those(center: bool, share: float) -> None:
+    vectors, queries = random_vectors(1000), random_vectors(9, seed=1)
+    among = np.random.default_rng(2).random(1000) < share
+    expected = cosines(vectors, queries, center=center)  # the mean is that of all rows
+    index = ExactIndex(np.array_split(vectors, 3), center=center, among=among)
+    for (scores, rows), truth in zip(index.nearest(queries, 20), expected, strict=True):
+        best = [row for row in np.argsort(-truth, kind="stable").tolist() if among[row]][:20]
+        assert rows.tolist() == best
+        np.testing.assert_allclose(scores, truth[rows], atol=2e-6)
+    np.testing.assert_allclose(index.scores(queries), expected[:, among], atol=2e-6)
+
+
+def test_among_no_rows_nothing_is_nearest() -> None:
+    index = ExactIndex([random_vectors(10)], center=True, among=np.zeros(10, dtype=bool))
+    assert [len(rows) for _, rows in index.nearest(random_vectors(2), 5)] == [0, 0]
+
+
 def test_groups_of_queries_give_what_all_at_once_give(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, queries = random_vectors(300), random_vectors(11, seed=1)
     index = ExactIndex([vectors], center=True)

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from memvec.data.formats.fields import MISSING, Record, Wanted, check_columns, missing_column, paths
-from memvec.data.formats.files import LONGEST
+from memvec.data.formats.files import LONGEST, file_format
 from memvec.errors import InputError, one_line
 
 ROWS_PER_READ = 10_000
@@ -93,6 +93,28 @@ def dataset_tables(dataset: Dataset, columns: Sequence[str], *, name: str) -> It
     yield from _validated(selected.with_format("arrow").iter(ROWS_PER_READ), name)
 
 
+def read_schema(content: Path | Dataset) -> pa.Schema:
+    """Returns the schema of a `.parquet .arrow .feather` file, or of a loaded dataset."""
+    if isinstance(content, Dataset):
+        return content.data.schema
+    if file_format(content) == ".parquet":
+        return pq.read_schema(content)
+    with pa.memory_map(str(content)) as source:
+        return _open_arrow(source, None).schema
+
+
+def column_types(schema: pa.Schema, names: Sequence[str]) -> dict[str, pa.DataType]:
+    """Returns the types of fields by their names, as far as they are there; a UUID is read as a string."""
+    found = {}
+    for name in names:
+        if path := _path(name, schema):
+            kind = schema.field(path[0]).type
+            for inner in path[1:]:
+                kind = kind.field(inner).type
+            found[name] = pa.string() if kind in (pa.binary(UUID_BYTES), pa.uuid()) else kind
+    return found
+
+
 def _open_arrow(
     source: pa.MemoryMappedFile, fields: list[int] | None
 ) -> pa.RecordBatchStreamReader | pa.RecordBatchFileReader:
@@ -143,23 +165,24 @@ def _validated(tables: Tables, source: str) -> Iterator[Any]:
 
 def _records(tables: Tables, schema: pa.Schema, source: str, wanted: Wanted) -> Iterator[Record]:
     if _path(wanted.text, schema) is None:
-        raise missing_column(source, wanted.text, list(_names(schema)))
+        raise missing_column(source, wanted.text, list(names_of(schema)))
     check_columns(source, schema.names, wanted)
     row = 0
     for table in tables:
         columns = [_column(table, name) for name in wanted.names]
-        longest = max(_longest(column, source, row) for column in columns)
+        longest = max(max(_longest(column, source, row), _mean_bytes(column)) for column in columns)
         step = BYTES_PER_READ // max(1, longest) + 1  # so many rows are Python's own strings at a time
         for start in range(0, table.num_rows, step):
             rows = min(step, table.num_rows - start)
             slices = [None if column is None else column.slice(start, rows) for column in columns]
-            ids, *others = (_values(column, rows, source, row) for column in slices)
-            for fields in zip(_as_ids(ids, slices[0]), *others, strict=True):
+            ids, texts, *more = (_values(column, rows, source, row) for column in slices)
+            ids, *more = (_as_ids(*pair) for pair in zip((ids, *more), (slices[0], *slices[2:]), strict=True))
+            for fields in zip(ids, texts, *more, strict=True):
                 yield row, *fields
                 row += 1
 
 
-def _names(schema: pa.Schema) -> Iterator[str]:
+def names_of(schema: pa.Schema) -> Iterator[str]:
     """Yields the names that a user may mean: of columns, and of the fields of objects in them."""
     for field in schema:
         if pa.types.is_struct(field.type):
@@ -189,6 +212,13 @@ def _longest(column: Any, source: str, row: int) -> int:
     if longest > LONGEST:
         raise InputError(f"{source}, row {row} or soon after: a string longer than {LONGEST // 2**20} MB")
     return longest
+
+
+def _mean_bytes(column: Any) -> int:
+    """Returns the bytes of a row of a list or an object; of other types those of the longest string say more."""
+    if column is None or not pa.types.is_nested(column.type) or len(column) == 0:
+        return 0
+    return int(column.nbytes) // len(column)
 
 
 def _values(column: Any, rows: int, source: str, row: int) -> list[Any]:

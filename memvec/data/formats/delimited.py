@@ -47,6 +47,7 @@ def read_csv(path: Path, wanted: Wanted, text_format: TextFormat, *, is_tsv: boo
         check_columns(str(path), header, wanted)
         text_at = header.index(wanted.text)
         id_at = header.index(wanted.id) if wanted.id in header else None
+        others_at = [header.index(name) if name in header else len(header) for name in wanted.more]
         for fields in reader:
             if not fields:
                 continue  # an empty line between records
@@ -54,11 +55,17 @@ def read_csv(path: Path, wanted: Wanted, text_format: TextFormat, *, is_tsv: boo
             if len(fields) > len(header):  # most often a text with a delimiter and no quotes: not all of it is here
                 text = Malformed(f"{len(fields)} fields, where the header has {len(header)} (a text without quotes?)")
             record_id = MISSING if id_at is None else fields[id_at] if id_at < len(fields) else None
-            others = (dict(zip(header, fields, strict=False)).get(name, MISSING) for name in wanted.more)
+            others = (fields[at] if at < min(len(fields), len(header)) else MISSING for at in others_at)
             yield reader.line_num, _whole_number(record_id), text, *others
     except csv.Error as error:
         kind = "tsv" if is_tsv else "csv"
         raise InputError(f"{path}, line {reader.line_num}: not .{kind} ({one_line(error)})") from error
+
+
+def read_header(path: Path, text_column: str, text_format: TextFormat, *, is_tsv: bool) -> list[str]:
+    """Returns the names of the columns of a CSV or TSV file."""
+    delimiter = text_format.delimiter or _delimiter_of(path, text_column, text_format, is_tsv=is_tsv)
+    return next(csv.reader((line for _, line in decoded_lines(path, text_format)), delimiter=delimiter), [])
 
 
 def _whole_number(value: Any) -> Any:

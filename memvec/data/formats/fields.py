@@ -93,7 +93,7 @@ def check_columns(source: str, columns: Sequence[str], wanted: Wanted) -> None:
     Raises:
         InputError: Two columns have the name of one that is read.
     """
-    for name in (wanted.text, wanted.id):
+    for name in wanted.names:
         if name is not None and columns.count(name) > 1:
             raise InputError(f"{source}: {columns.count(name)} columns are called {name!r}; allowed: one")
 

@@ -62,6 +62,12 @@ def object_records(objects: Iterable[tuple[int, Any]], source: str, wanted: Want
         raise missing_column(source, wanted.text, sorted(map(str, seen)))
 
 
+def read_first_names(path: Path, text_column: str, text_format: TextFormat) -> list[str]:
+    """Returns the names of the fields of a file's first row."""
+    _, first = next(_objects(path, Wanted(text_column), text_format), (0, None))
+    return list(first) if isinstance(first, dict) else []
+
+
 def _objects(path: Path, wanted: Wanted, text_format: TextFormat) -> Iterator[tuple[int, Any]]:
     if first_characters(path, text_format).lstrip().startswith("["):
         with open_text(path, text_format) as stream:

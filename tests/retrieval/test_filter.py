@@ -1,0 +1,108 @@
+"""Conditions over a run's columns: what they select, and what they cannot reach."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from datasets import Dataset
+
+from memvec.errors import ConfigError, ExtraError
+
+pytest.importorskip("duckdb")
+
+from memvec.retrieval import filter as filter_module
+from memvec.retrieval.filter import rows_where
+
+DATASET = Dataset(
+    pa.table(
+        {
+            "id": [0, 1, 2, 3],
+            "user": ["ana", "bo", None, "ana"],
+            "score": [1.5, float("nan"), None, 0.5],
+            "created_at": pa.array([datetime(2024, 1, day) for day in (1, 2, 3, 4)], pa.timestamp("us", tz="UTC")),
+            "tags": [["a"], ["b", "a"], None, []],
+            "meta": [{"x": 1}, {"x": 2}, None, {"x": 3}],
+            "memory.user": ["a", "b", "c", "d"],
+            "vector": pa.array([[0.0, 1.0]] * 4, pa.list_(pa.float32(), 2)),
+        }
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("where", "rows"),
+    [
+        ("user = 'ana'", [0, 3]),
+        ("user == 'ana' and score > 1", [0]),
+        ("user != 'ana'", [1]),  # null is neither
+        ("user is null or user = 'bo'", [1, 2]),
+        ("not (user = 'ana')", [1]),
+        ("created_at >= '2024-01-03'", [2, 3]),
+        ("created_at between '2024-01-01 12:00' and '2024-01-03'", [1, 2]),
+        ("list_contains(tags, 'a')", [0, 1]),
+        ("meta.x > 1 and id < 3", [1]),
+        ("\"memory.user\" in ('b', 'c')", [1, 2]),
+        ("user like 'a%' -- a comment", [0, 3]),
+        ("null::boolean", []),
+    ],
+)
+def test_a_condition_selects_the_rows_for_which_it_is_true(where: str, rows: list[int]) -> None:
+    assert rows_where(DATASET, where).nonzero()[0].tolist() == rows
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("order = 1", 'Parser Error: syntax error .*; columns: "id", "user"'),
+        ("user = ", "where=user = : Parser Error: syntax error"),
+        ("", "where=: Parser Error"),
+        ("usr = 'ana'", 'Referenced column "usr" not found .*; columns: "id", "user", "score", "created_at", "tags"'),
+        ('user == "ana"', "\"ana\" not found .*; texts stand in single quotes: where=user == 'ana'"),
+        ("score", "where=score: of type DOUBLE; allowed: BOOLEAN"),
+        ("user", "of type VARCHAR"),
+        ("count(*) > 1", "WHERE clause cannot contain aggregates"),
+        ("true, false", "Expected a single expression"),
+        ("columns('id|score') > 1", "of type BOOLEAN, BOOLEAN"),
+        ("user::int = 1", "Could not convert string 'ana'"),
+        ("vector is not null", 'Referenced column "vector" not found'),
+    ],
+)
+def test_what_is_no_condition_is_said_in_one_line(where: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as error:
+        rows_where(DATASET, where)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "true; drop table rows",
+        "exists (select * from read_csv('{path}'))",
+        "exists (select * from read_text('{path}'))",
+        "exists (select * from '{path}')",
+        "exists (select * from glob('/*'))",
+        "exists (select * from secret)",
+        "getenv('HOME') is not null",
+        "exists (from duckdb_settings() where value = 'x'); set enable_external_access = true",
+    ],
+)
+def test_a_condition_reaches_nothing_but_the_rows(where: str, tmp_path: Path) -> None:
+    path = tmp_path / "secret.csv"
+    path.write_text("a,b\n1,2\n")
+    secret = pa.table({"a": [1]})
+    with pytest.raises(ConfigError):
+        rows_where(DATASET, where.format(path=path))
+    assert len(secret) == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_without_the_database_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(module: str, **said: str) -> None:
+        raise ExtraError(f"{said['purpose']} needs {module}: memvec[{said['extra']}]")
+
+    monkeypatch.setattr(filter_module, "import_extra", missing)
+    with pytest.raises(ExtraError, match=r"where= needs duckdb: memvec\[where\]"):
+        rows_where(DATASET, "true")
