@@ -66,7 +66,9 @@ def test_tests_that_start_processes_are_in_their_lane() -> None:
         for node in tree.body:
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
                 decorated = " ".join(marks + [ast.unparse(decorator) for decorator in node.decorator_list])
-                starts = any(module == "subprocess" or name in STARTS for module, name, _ in calls(node))
+                starts = any(
+                    module == "subprocess" or (not module and name in STARTS) for module, name, _ in calls(node)
+                )
                 if starts and not re.search(r"mark\.(processes|gpu)", decorated):
                     yield node.lineno
 
