@@ -32,6 +32,7 @@ from memvec.model.packing import unpack
 from memvec.predict import vector_stage
 from memvec.run.build import run_folder
 from memvec.run.computation import TrainerComputation
+from memvec.run.reuse import find_runs
 from memvec.run.stage import run_stage
 from memvec.run.summary import RunSummary
 
@@ -70,6 +71,8 @@ def extract(cfg: DictConfig) -> ExtractSummary:
     """
     folder = run_folder(cfg)
     folder.check_stage_before()
+    if not folder.is_finished:
+        find_runs(cfg.reuse, own=folder)  # one that is not there is said before texts are generated
     first = memory_stage(_memories_config(cfg, folder.root / MEMORIES))
     first.named = folder
     memories = cast(GenerationSummary, run_stage(first, is_last=False))
@@ -111,7 +114,7 @@ def _vectors_config(cfg: DictConfig, memories: Path) -> DictConfig:
     """Returns the configuration of the second stage, as conf/predict.yaml has it."""
     kept = [*cfg.data.keep_columns, *(name for name in cfg.vectors.keep_columns if name not in cfg.data.keep_columns)]
     data = OmegaConf.merge(cfg.vectors, {"path": str(memories), "keep_columns": kept})
-    own = {"data": data, "prompt": cfg.prompt, "writer": cfg.writer, "output_dir": cfg.output_dir}
+    own = {"data": data, **{name: cfg[name] for name in ("prompt", "writer", "output_dir", "reuse")}}
     return OmegaConf.create({**own, **{name: cfg[name] for name in SHARED_BY_BOTH}})
 
 

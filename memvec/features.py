@@ -22,6 +22,7 @@ from memvec.schema import (
     MESSAGE_END,
     MESSAGE_START,
     NUM_TOKENS,
+    PROMPT_DIGEST,
     ROW,
     SHARED,
     SPEAKERS,
@@ -101,6 +102,7 @@ def vector_features(
     kept: Mapping[str, pa.DataType] | None = None,
     columns: Iterable[str] = (VECTOR,),
     dtype: str = "float32",
+    has_digests: bool = True,
 ) -> Features:
     """Returns the features of the finished table.
 
@@ -111,6 +113,7 @@ def vector_features(
         kept: Types of the columns of the input that are kept, by their names.
         columns: Of the vectors, one a layer.
         dtype: Of the vectors.
+        has_digests: Whether the prompts' digests are there, which an earlier version did not write.
     """
     features = {ID: Value("int64" if integer_ids else "string")}
     if keep_text:
@@ -118,6 +121,8 @@ def vector_features(
     features |= kept_features(kept or {})
     features |= {name: List(Value(dtype), length=dimension) for name in columns}
     features[NUM_TOKENS] = Value("int32")
+    if has_digests:
+        features[PROMPT_DIGEST] = Value("string")  # 32 hex digits; equal for equal tokens, whatever the run
     return Features(features)
 
 

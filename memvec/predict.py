@@ -75,6 +75,7 @@ def vector_stage(cfg: DictConfig, *, data: Any = None) -> Stage:
         writer=writer,
         results=lambda: Finalizer(folder, layer=module.layer, keep_text=writer.keep_text),
         stopwatch=stopwatch,
+        reuse=cfg.reuse,
     )
 
 

@@ -15,11 +15,14 @@ import numpy as np
 import pytest
 
 import memvec
+from memvec.digest import as_hex
 from memvec.errors import MemvecError, on_one_line
 from memvec.files import write_json
 from memvec.retrieval.comparison import evaluation_rows, shown_evaluation
 from memvec.retrieval.measures import MEASURES
 from memvec.run.folder import RunFolder
+from memvec.run.result import digests_of, read_batches
+from memvec.run.reuse import check_runs, find_runs
 from memvec.run.summary import read_summary
 from memvec.schema import VECTOR
 from memvec.sweep.table import finished_jobs, shown_table, sweep_rows
@@ -116,6 +119,18 @@ def loaded(run: RunFolder) -> list[str]:
     return []
 
 
+def reused(run: RunFolder) -> list[str]:
+    runs = find_runs(str(run.root), own=RunFolder(run.root.parent / "own"))
+    check_runs(runs, {"model": "0" * 64, "layer": -1, "dtype": "float32"})
+    batches = [batch for part in runs[0].parts for batch in read_batches(part, runs[0].schema)]
+    vectors = [batch.column(VECTOR).flatten().to_numpy().reshape(-1, VECTORS.shape[1]) for batch in batches]
+    np.testing.assert_array_equal(np.concatenate(vectors), VECTORS)
+    assert [digits for batch in batches for digits in as_hex(digests_of(batch)).tolist()] == [
+        f"{n:032x}".encode() for n in range(len(VECTORS))
+    ]
+    return []
+
+
 def page(run: RunFolder) -> list[str]:
     contents = run_page(run)
     assert render_page(contents)
@@ -139,7 +154,7 @@ def evaluation(run: RunFolder) -> list[str]:
 
 
 JSON_FILES = {
-    "manifest.json": [page, *[loaded, summary, table, evaluation] * 5],
+    "manifest.json": [page, *[loaded, reused, summary, table, evaluation] * 5],
     "metrics.json": [page, *[summary, table] * 10],
     "history.json": [page, *[charts] * 20],
     "evaluation.json": [evaluation],
@@ -165,12 +180,14 @@ def test_a_damaged_json_file_is_read_right_or_is_one_line(name: str, run: RunFol
 def test_a_damaged_parquet_file_is_read_right_or_is_one_line(run: RunFolder) -> None:
     (path,) = run.vectors.glob("*.parquet")
     content = path.read_bytes()
-    assert check(partial(loaded, run))
-    failed = 0
-    for seed in range(VARIANTS):
-        path.write_bytes(damaged_bytes(content, random.Random(seed)))
-        failed += not check(partial(loaded, run))
-    assert failed > VARIANTS / 2
+    for use in (loaded, reused):
+        path.write_bytes(content)
+        assert check(partial(use, run))
+        failed = 0
+        for seed in range(VARIANTS):
+            path.write_bytes(damaged_bytes(content, random.Random(seed)))
+            failed += not check(partial(use, run))
+        assert failed > VARIANTS / 2
 
 
 def test_a_damaged_mapped_copy_is_made_again_or_readable(run: RunFolder) -> None:

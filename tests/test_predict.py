@@ -65,7 +65,7 @@ def test_a_finished_folder_holds_the_result_and_nothing_else(finished: DictConfi
 
 def test_rows_come_in_input_order_with_text_and_token_count(finished: DictConfig, llama: Path) -> None:
     dataset = memvec.load(finished.output_dir)
-    assert dataset.column_names == ["id", "text", "vector", "num_tokens"]
+    assert dataset.column_names == ["id", "text", "vector", "num_tokens", "prompt_digest"]
     assert dataset["id"][:] == [f"m/{n}" for n in range(len(TEXTS))]
     assert dataset["text"][:] == TEXTS
     assert dataset["num_tokens"][:].tolist() == prompt_lengths(llama, TEXTS)
@@ -175,7 +175,7 @@ def test_other_columns_can_be_named(tiny_config: Configure, write_jsonl: Write) 
 def test_the_text_column_can_be_left_out(tiny_config: Configure, write_jsonl: Write) -> None:
     cfg = tiny_config(write_jsonl(TEXTS), "writer.keep_text=false")
     memvec.predict(cfg)
-    assert memvec.load(cfg.output_dir).column_names == ["id", "vector", "num_tokens"]
+    assert memvec.load(cfg.output_dir).column_names == ["id", "vector", "num_tokens", "prompt_digest"]
     kept = [path for path in Path(cfg.output_dir).rglob("*") if path.is_file() and b"parrot" in path.read_bytes()]
     assert kept == []
 

@@ -17,7 +17,18 @@ from pathlib import Path
 import pytest
 
 import memvec
-from tests.helpers.processes import arguments, assert_same, finish, kill_group, resume, rows_written, start, write_texts
+from tests.helpers.conversations import write_lines
+from tests.helpers.processes import (
+    arguments,
+    assert_same,
+    finish,
+    kill_group,
+    random_texts,
+    resume,
+    rows_written,
+    start,
+    write_texts,
+)
 
 pytestmark = pytest.mark.processes
 
@@ -26,7 +37,7 @@ LONGEST_SECONDS = 12
 
 
 def kill_until_finished(
-    data_path: Path, output_dir: Path, model: Path, *, kills: int, choose: random.Random
+    data_path: Path, output_dir: Path, model: Path, *overrides: str, kills: int, choose: random.Random
 ) -> tuple[int, int]:
     """Kills runs in one folder at random moments, then lets one finish.
 
@@ -36,8 +47,8 @@ def kill_until_finished(
     while killed < kills:
         ranks = choose.choice([1, 2])
         strategy = ["trainer.strategy=ddp"] if ranks == 2 else []
-        command = arguments(data_path, output_dir, model, f"trainer.devices={ranks}", *strategy, "data.batch_size=4")
-        process = start(command)
+        command = arguments(data_path, output_dir, model, f"trainer.devices={ranks}", *strategy, *overrides)
+        process = start([*command, "data.batch_size=4"])
         deadline = time.monotonic() + choose.uniform(0, LONGEST_SECONDS)
         while time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.01)
@@ -50,22 +61,37 @@ def kill_until_finished(
     if (output_dir / "manifest.json").exists():
         return killed, 0
     written = rows_written(output_dir)
-    computed = resume(arguments(data_path, output_dir, model)).metrics["computed_entries"]
+    computed = resume(arguments(data_path, output_dir, model, *overrides)).metrics["computed_entries"]
     return killed, max(0, written + computed - len(memvec.load(output_dir)))
 
 
-def kill_runs(data_path: Path, model: Path, tmp_path: Path, *, kills: int, seed: int) -> None:
+def kill_runs(
+    data_path: Path,
+    model: Path,
+    tmp_path: Path,
+    *form: str,
+    kills: int,
+    seed: int,
+    reuse: str = "null",
+    error: float = 1e-5,
+) -> None:
+    """Kills runs of vectors of a form, which may reuse others, and compares them with one that reuses none."""
     choose = random.Random(seed)
     undisturbed = tmp_path / "undisturbed"
-    resume(arguments(data_path, undisturbed, model))
+    resume(arguments(data_path, undisturbed, model, *form))
     expected = memvec.load(undisturbed)
     killed = twice = runs = 0
     while killed < kills:
         output_dir = tmp_path / f"run-{runs}"
         more, again = kill_until_finished(
-            data_path, output_dir, model, kills=min(choose.randint(2, 6), kills - killed), choose=choose
+            *(data_path, output_dir, model, *form, f"reuse={reuse}"),
+            kills=min(choose.randint(2, 6), kills - killed),
+            choose=choose,
         )
-        assert_same(memvec.load(output_dir), expected)  # nothing lost, nothing doubled, in order
+        found = memvec.load(output_dir)
+        assert_same(found, expected, error=error)  # nothing lost, nothing doubled, in order
+        for name in (name for name in expected.column_names if not name.startswith("vector")):
+            assert list(found[name][:]) == list(expected[name][:]), name
         killed, twice, runs = killed + more, twice + again, runs + 1
     sys.stdout.write(f"seed {seed}: {killed} kills in {runs} runs of {len(expected)} entries; ")
     sys.stdout.write(f"0 lost, 0 duplicated, 0 hung, {twice} entries computed twice\n")
@@ -82,6 +108,23 @@ def test_a_hundred_kills_at_random_moments_lose_nothing(llama: Path, tmp_path: P
     data_path = Path(data).absolute() if data else write_texts(tmp_path / "texts.jsonl", ROWS)
     seed = int(os.environ.get("MEMVEC_STRESS_SEED", random.SystemRandom().randrange(2**31)))
     kill_runs(data_path, llama, tmp_path, kills=100, seed=seed)
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(7200)
+def test_kills_of_a_run_that_reuses_others_lose_nothing(llama: Path, tmp_path: Path) -> None:
+    """With two layers in float16 and columns of the input, all in one."""
+    rows = [
+        {"id": f"m/{n}", "text": text, "day": n // 7, "tags": ["a", "b"][: n % 3]}
+        for n, text in enumerate(random_texts(ROWS))
+    ]
+    form = ("model.layer=[1,-1]", "writer.dtype=float16", "data.keep_columns=[day,tags]")
+    for name, known in (("half", rows[::-2]), ("few", rows[:100])):
+        path = write_lines(tmp_path / f"{name}.jsonl", known)
+        resume(arguments(path, tmp_path / "known" / name, llama, *form))
+    grown = write_lines(tmp_path / "grown.jsonl", rows)
+    seed = int(os.environ.get("MEMVEC_STRESS_SEED", random.SystemRandom().randrange(2**31)))
+    kill_runs(grown, llama, tmp_path, *form, kills=20, seed=seed, reuse=f"{tmp_path}/known/*", error=2e-3)
 
 
 @pytest.mark.stress

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 TEXTS = frozenset({"query", "template", "where"})
 NAMES = frozenset(
     {
-        *("path", "output_dir", "publish", "name_or_path", "adapter", "queries", "revision", "split"),
+        *("path", "output_dir", "publish", "reuse", "name_or_path", "adapter", "queries", "revision", "split"),
         *("encoding", "delimiter"),
         *("text_column", "id_column", "messages_column", "date_column", "keep_columns"),
     }

@@ -82,6 +82,18 @@ def one_text(name: str, value: Any) -> str:
     return value
 
 
+def one_or_more_texts(name: str, value: Any) -> list[str]:
+    """Returns as a list what is a text with something in it, or a list of at least one.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    texts = [value] if isinstance(value, str) or not isinstance(value, Sequence) else list(value)
+    if not texts or not all(isinstance(text, str) and text for text in texts):
+        raise ConfigError(f"{name}={value}: allowed: a name, or a list of at least one")
+    return texts
+
+
 def one_text_or_none(name: str, value: Any) -> str | None:
     """Returns `value` where it is None or a text with something in it.
 

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from memvec.data.batches import PromptTable
 from memvec.data.collator import Batch, PromptRows
 from memvec.data.dataset import EntriesSummary
-from memvec.data.plan import BatchPlan, Ranks
+from memvec.data.plan import BatchPlan, Ranks, plan_nothing
 from memvec.data.prepared import PreparedRows
 from memvec.data.rules import BatchRules
 from memvec.layout import RunLayout
@@ -109,7 +109,7 @@ class PromptDataModule(pl.LightningDataModule):
         )
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        """Warms the module up on this rank's rows and returns the loader of its batches."""
+        """Warms the module up, where rows are left, and returns the loader of this rank's batches."""
         if self.trainer is None:
             raise RuntimeError("this data module serves batches within a Lightning Trainer only")
         module = cast(PlanningModule, self.trainer.lightning_module)
@@ -121,7 +121,8 @@ class PromptDataModule(pl.LightningDataModule):
             in_step=module.has_own_batches_in_step(),
             broadcast=self.trainer.strategy.broadcast,
         )
-        self.plan = plan = module.warm_up(self.table(), self.input.rules, ranks)
+        table, rules = self.table(), self.input.rules
+        self.plan = plan = (module.warm_up if len(table.rows) else plan_nothing)(table, rules, ranks)
         # torch types these for single rows and lists; it takes `__getitems__` and any iterable of batches all the same.
         tokens, sampler, collate = cast(tuple[Any, Any, Any], (plan.batches.tokens, plan.sampler, plan.batches.collate))
         return DataLoader(
@@ -136,6 +137,11 @@ class PromptDataModule(pl.LightningDataModule):
 def datamodule_of(trainer: pl.Trainer) -> PromptDataModule:
     """Returns the data module that a Trainer runs with: Lightning sets it, but does not declare it."""
     return cast(PromptDataModule, cast(Any, trainer).datamodule)
+
+
+def is_anything_left(trainer: pl.Trainer) -> bool:
+    """Whether rows are left to compute, on whichever rank; the data are prepared."""
+    return datamodule_of(trainer).count_remaining() > 0
 
 
 def plan_of(trainer: pl.Trainer) -> BatchPlan:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memvec.data.batches import PromptBatches
+from memvec.data.batches import PromptBatches, PromptTable
+from memvec.data.budget import TOKENS_ON_CPU
 from memvec.data.collator import Batch
 from memvec.data.cutting import RowIndices
 from memvec.data.ranks import RankPlan, plan_ranks
@@ -131,6 +132,13 @@ def plan_batches(
         batches_in_step=in_step,
     )
     return BatchPlan(batches, sampler, rules, lengths, prefix_length)
+
+
+def plan_nothing(table: PromptTable, rules: BatchRules, ranks: Ranks) -> BatchPlan:
+    """Returns the plan of a rank where no row of a table is left, so that no model is asked for prefix and budget."""
+    return plan_batches(
+        table.batches(0, rules), rules, lengths=table.lengths, prefix_length=0, max_tokens=TOKENS_ON_CPU, ranks=ranks
+    )
 
 
 def plan_all_ranks(

@@ -120,7 +120,7 @@ class PreparedRows:
 
     def _make_first_rows(self) -> None:
         if self.encoder is not None:
-            digests = prompt_digests(Dataset.from_file(str(self.folder.prompts)))
+            digests = prompt_digests(Dataset.from_file(str(self.folder.prompts)).data.table)
         else:
             texts = Dataset.from_file(str(self.folder.entries)).data.column(TEXT)
             digests = as_pairs(b"".join(digest(text.as_py().encode()) for text in texts))

@@ -62,7 +62,7 @@ def _prompts(entries: Dataset, encoder: PromptEncoder, bar: tqdm) -> Iterator[pa
         bar.update(table.num_rows)
 
 
-def prompt_digests(prompts: Dataset) -> NDArray[np.uint64]:
-    """Returns the digests of all prompts, `[N, 2]` uint64."""
-    chunks = [chunk.flatten().to_numpy() for chunk in prompts.data.column(DIGEST).chunks]
+def prompt_digests(prompts: pa.Table) -> NDArray[np.uint64]:
+    """Returns the digests of all prompts of a table, `[N, 2]` uint64."""
+    chunks = [chunk.flatten().to_numpy() for chunk in prompts.column(DIGEST).chunks]
     return np.concatenate(chunks).reshape(-1, 2)

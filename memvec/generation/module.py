@@ -18,7 +18,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from memvec.config.values import at_least, number, one_of, one_text_or_none
 from memvec.data.batches import PromptTable
 from memvec.data.collator import Batch
-from memvec.data.datamodule import datamodule_of
+from memvec.data.datamodule import datamodule_of, is_anything_left
 from memvec.data.plan import BatchPlan, Ranks
 from memvec.data.rules import BatchRules
 from memvec.generation.completions import ATTEMPTS
@@ -139,7 +139,7 @@ class GenerationModule(pl.LightningModule):
 
     def configure_model(self) -> None:
         """Loads the weights, in the dtype that `trainer.precision` stands for."""
-        if self.loaded is not None:
+        if self.loaded is not None or not is_anything_left(self.trainer):
             return
         dtype = weights_dtype(str(self.trainer.precision))
         model: Any = self.checkpoint.load_language_model(dtype)

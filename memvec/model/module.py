@@ -5,6 +5,7 @@ layers `[B, L, D]`.
 
 How: weights are loaded in `configure_model`, which Lightning calls once on every process, after the processes exist and
 in the strategy's own context; until then the module only knows the model's name, so it is cheap to build and to pickle.
+Where no row is left to compute, they are not loaded at all.
 The data module calls `warm_up` when it knows the rows; from then on `extractor` computes.
 """
 
@@ -20,6 +21,7 @@ from transformers import PreTrainedModel
 from memvec.config.values import one_or_more_layers, one_text_or_none
 from memvec.data.batches import PromptTable
 from memvec.data.collator import Batch
+from memvec.data.datamodule import is_anything_left
 from memvec.data.plan import BatchPlan, Ranks
 from memvec.data.rules import BatchRules
 from memvec.model.backbone import Backbone
@@ -130,7 +132,7 @@ class HiddenStateModule(pl.LightningModule):
 
     def configure_model(self) -> None:
         """Loads the weights, in the dtype that `trainer.precision` stands for; or this process's part of them."""
-        if self.backbone is None:
+        if self.backbone is None and is_anything_left(self.trainer):
             dtype = weights_dtype(str(self.trainer.precision))
             self.backbone = Backbone(self.checkpoint.load_decoder(dtype), layers=self.layers).eval()
             if (mesh := weights_mesh(self.device_mesh)) is not None:

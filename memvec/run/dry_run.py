@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -26,16 +26,19 @@ from omegaconf import DictConfig
 
 from memvec.config.compose import count_processes
 from memvec.data.budget import TOKENS_ON_ACCELERATOR, TOKENS_ON_CPU
-from memvec.data.datamodule import plan_of
+from memvec.data.datamodule import PromptDataModule, plan_of
 from memvec.data.plan import plan_all_ranks
 from memvec.data.ranks import RankPlan, balance
 from memvec.files import read_json
+from memvec.layout import RunLayout
 from memvec.model.checkpoint import length_boundaries
 from memvec.model.extractor import to_device
 from memvec.model.module import HiddenStateModule
 from memvec.quiet import ignore_lightning_warnings
-from memvec.run.build import build_datamodule, build_model
+from memvec.run.build import build_datamodule, build_model, build_writer
 from memvec.run.folder import RunFolder
+from memvec.run.reuse import FinishedRun, check_runs, find_runs, known_rows
+from memvec.run.summary import reused_lines
 from memvec.trainer.build import build_lone_trainer, shards_weights
 from memvec.trainer.metrics import Stopwatch
 
@@ -56,6 +59,7 @@ class DryRun:
         ranks: What each rank that has rows of its own computes.
         seconds_to_start: Seconds that reading and tokenising, and loading and probing the model, took here.
         tokens_per_second: Padded tokens that one device computes in a second; None where it was not measured.
+        reused: How many vectors would be taken from which finished run.
     """
 
     entries: int
@@ -64,6 +68,7 @@ class DryRun:
     ranks: list[RankPlan]
     seconds_to_start: dict[str, float]
     tokens_per_second: float | None
+    reused: dict[str, int]
 
     @property
     def slowest(self) -> RankPlan:
@@ -82,14 +87,17 @@ class DryRun:
         )
         ranks = "1 rank" if len(self.ranks) == 1 else f"{len(self.ranks):,} ranks"
         start = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds_to_start.items())
-        if self.seconds is None or self.tokens_per_second is None:
+        if rows == 0:
+            speed = "nothing is left to compute"
+        elif self.seconds is None or self.tokens_per_second is None:
             speed = "not measured, since the weights are sharded over devices"
         else:
             entries = self.slowest.rows / self.seconds if self.seconds else 0.0
             rate = f"{self.tokens_per_second:,.0f} of these tokens/s, {entries:,.1f} entries/s a rank"
             speed = f"about {self.seconds:,.0f} s at {rate}"
         return [
-            f"entries    {self.entries:,} ({rows:,} different), {self.rejected:,} rejected",
+            f"entries    {self.entries:,} ({rows + sum(self.reused.values()):,} different), {self.rejected:,} rejected",
+            *reused_lines(self.reused),
             f"tokens     {tokens:,} to compute; a shared prefix of {self.prefix_length} is computed once",
             f"batches    {batches:,} over {ranks}, {_padding(tokens, padded)} padding",
             f"balance    {balance([rank.padded_tokens for rank in self.ranks]):.3f} (largest rank over the mean)",
@@ -127,8 +135,13 @@ def plan_run(cfg: DictConfig) -> DryRun:
         folder.journal.mkdir()
         module = build_model(cfg)
         datamodule = build_datamodule(cfg, module, folder)
+        runs = find_runs(cfg.reuse, own=RunLayout(cfg.output_dir or scratch))
+        if runs:
+            precision = str(build_lone_trainer(cfg, folder, callback=speed).precision)
+            check_runs(runs, module.fingerprint(precision=precision) | build_writer(cfg, folder).fingerprint())
         with stopwatch.stage("read and tokenise"):
             datamodule.prepare_data()
+        reused = _leave_out_known(datamodule, runs) if runs else {}
         rules = datamodule.input.rules
         if shards_weights(cfg):
             table = datamodule.table()
@@ -153,7 +166,15 @@ def plan_run(cfg: DictConfig) -> DryRun:
             ranks=plan_all_ranks(groups, rules, max_tokens=max_tokens, world_size=_count_ranks(cfg)),
             seconds_to_start=stopwatch.seconds,
             tokens_per_second=speed.tokens_per_second,
+            reused=reused,
         )
+
+
+def _leave_out_known(datamodule: PromptDataModule, runs: Sequence[FinishedRun]) -> dict[str, int]:
+    """Leaves the rows out that finished runs have vectors of; returns how many are in which."""
+    known = known_rows(runs, datamodule.prepared.folder)
+    datamodule.prepared.find_remaining(lambda rows: np.isin(np.arange(rows), np.concatenate(list(known.values()))))
+    return {name: len(rows) for name, rows in known.items() if len(rows)}
 
 
 def _count_ranks(cfg: DictConfig) -> int:

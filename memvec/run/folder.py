@@ -31,6 +31,9 @@ HARMLESS = frozenset({".hydra", "logs", ".DS_Store"})
 # Which journal a run has, in its fingerprint; a run of another version is not resumed.
 FORMAT = "journal_format"
 JOURNAL_FORMAT = 2
+# What of the fingerprint decides the vector of given tokens. All else (input, columns, template, tokenizer, limits)
+# decides which tokens there are, and may differ where the digests of the tokens themselves are compared.
+DECIDES_VECTORS = ("model", "adapter", "layer", "dtype", "precision", "vector_dtype", "normalize")
 # How the fingerprint names the content of files.
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -41,6 +44,11 @@ class RunState(Enum):
     NEW = "new"
     UNFINISHED = "unfinished"
     FINISHED = "finished"
+
+
+def differences(names: Iterable[str], found: dict[str, Any], fingerprint: dict[str, Any]) -> str:
+    """Returns in words how the named parts of a fingerprint that was found differ from those of another."""
+    return "; ".join(_change(name, found.get(name), fingerprint.get(name)) for name in names)
 
 
 def _change(name: str, was: Any, now: Any) -> str:
@@ -158,7 +166,7 @@ class RunFolder(RunLayout):
         names = {**found, **fingerprint}
         if FORMAT in fingerprint and FORMAT not in found:
             names = {name: None for name in found if name in fingerprint}
-        self._refuse_differing(names, found, fingerprint)
+        self._refuse_differing(names, found, fingerprint, is_finished=True)
 
     def _refuse_other_run(self, fingerprint: dict[str, Any], *, resume: bool) -> None:
         """Refuses an unfinished run with other settings, or of a version whose journal is another."""
@@ -184,13 +192,18 @@ class RunFolder(RunLayout):
                 "name another output_dir or remove the folder"
             )
 
-    def _refuse_differing(self, names: Iterable[str], found: dict[str, Any], fingerprint: dict[str, Any]) -> None:
+    def _refuse_differing(
+        self, names: Iterable[str], found: dict[str, Any], fingerprint: dict[str, Any], *, is_finished: bool = False
+    ) -> None:
         differing = [name for name in names if name != FORMAT and found.get(name) != fingerprint.get(name)]
-        if differing:
-            changes = "; ".join(_change(name, found.get(name), fingerprint.get(name)) for name in differing)
-            raise RunFolderError(
-                f"{self.root}: holds a run of something else: {changes}; name another output_dir or the same settings"
-            )
+        if not differing:
+            return
+        advice = "name another output_dir or the same settings"
+        has_vectors = is_finished and "layer" in found  # a run that has generated texts has no layer
+        if has_vectors and "input" in differing and not set(differing) & set(DECIDES_VECTORS):
+            advice = f"to compute only what is new: reuse={self.root} output_dir=<another>"
+        changes = differences(differing, found, fingerprint)
+        raise RunFolderError(f"{self.root}: holds a run of something else: {changes}; {advice}")
 
     def _read_fingerprint(self) -> dict[str, Any] | None:
         """Returns the fingerprint of the run that has begun there, or None where it cannot be read."""

@@ -130,6 +130,10 @@ def published_manifest(
     """
     content = JsonObject.read(folder.manifest).content
     content["config"] = _without_places(content["config"])
+    notes = JsonObject(folder.manifest, content).within("notes")
+    if notes.has("reused"):
+        reused = notes.within("reused").take_all(int)
+        content["notes"]["reused"] = {Path(name).name: rows for name, rows in reused.items()}
     model = content["config"]["model"]
     if not keeps_paths:
         model |= {name: shown_name(str(model[name])) for name in ("name_or_path", "adapter") if model.get(name)}

@@ -23,14 +23,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset
+from numpy.typing import NDArray
 
+from memvec.digest import DIGEST_BYTES, from_hex
 from memvec.errors import RunFolderError, one_line
 from memvec.features import vector_features
 from memvec.files import atomic_file, make_folder, make_root
 from memvec.layout import RunLayout
 from memvec.run.manifest import Manifest, read_manifest
 from memvec.run.remote import local_run
-from memvec.schema import ID, NUM_TOKENS, is_own_column, is_vector_column
+from memvec.schema import ID, NUM_TOKENS, PROMPT_DIGEST, is_own_column, is_vector_column
 
 ROWS_PER_BATCH = 5_000
 PART = re.compile(r"part-(\d{5,})-of-(\d{5,})\.parquet")
@@ -43,10 +45,11 @@ def load(output_dir: str | Path) -> Dataset:
         output_dir: The run's folder, or the address that it was published at (`s3://…`, `hf://datasets/NAME`).
 
     Returns:
-        A memory-mapped dataset with columns `id`, `text` (where kept), those of `data.keep_columns`, `vector` and
-        `num_tokens`, in input order; its format is torch: `dataset["vector"][:]` is a `[N, D]` tensor. A run of several
-        layers has a column for each: `vector_8`, `vector_-1`. Vectors are kept in the run's dtype; `datasets` makes
-        float32 tensors of float16 ones. Values of the columns of `data.keep_columns` are Python's, not tensors.
+        A memory-mapped dataset with columns `id`, `text` (where kept), those of `data.keep_columns`, `vector`,
+        `num_tokens` and `prompt_digest`, in input order; its format is torch: `dataset["vector"][:]` is a `[N, D]`
+        tensor. A run of several layers has a column for each: `vector_8`, `vector_-1`. Vectors are kept in the run's
+        dtype; `datasets` makes float32 tensors of float16 ones. Values of the columns of `data.keep_columns` are
+        Python's, not tensors.
 
     Raises:
         RunFolderError: There is no finished run, or a file of it is missing or damaged.
@@ -164,6 +167,7 @@ def _schema(part: Path, manifest: Manifest) -> pa.Schema:
             kept={name: found.field(name).type for name in manifest.keep_columns},
             columns=manifest.columns().values(),
             dtype=manifest.vector_dtype,
+            has_digests=PROMPT_DIGEST in found.names,
         )
         return features.arrow_schema
 
@@ -188,15 +192,29 @@ def _write_copy(parts: list[Path], schema: pa.Schema, copy: Path) -> None:
     ):
         for path in parts:
             rows = 0
-            for batch in _batches(path, schema):
+            for batch in read_batches(path, schema):
                 stream.write_batch(batch)
                 rows += len(batch)
             if rows != _rows(path):
                 raise RunFolderError(f"{path}: damaged, or not of memvec: {rows:,} rows of {_rows(path):,} can be read")
 
 
-def _batches(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """Yields the rows of a Parquet file; an error of whoever takes them is not one of the file's."""
+def has_column(path: Path, name: str) -> bool:
+    """Whether a Parquet file has a column."""
+    with _damage(path):
+        return name in _opened(path).schema_arrow.names
+
+
+def read_batches(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Yields the rows of a Parquet file of a result, verified; an error of whoever takes them is not one of the file's.
+
+    Args:
+        path: The file.
+        schema: The columns that are read, each of the type that memvec writes.
+
+    Raises:
+        RunFolderError: A column is not there, is of another type, or holds what memvec never writes.
+    """
     with _damage(path):
         for batch in _opened(path).iter_batches(ROWS_PER_BATCH, columns=schema.names):
             found = {field.name: field for field in batch.schema}
@@ -210,7 +228,20 @@ def _batches(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
                 vectors = batch.column(name).flatten().to_numpy().astype(np.float32).reshape(len(batch), -1)
                 if not np.isfinite(np.einsum("nd,nd->n", vectors, vectors)).all():
                     raise ValueError("a vector has no finite length")
+            if PROMPT_DIGEST in schema.names:
+                digests_of(batch)
             yield batch
+
+
+def digests_of(batch: pa.RecordBatch) -> NDArray[np.uint64]:
+    """Returns the digests of the rows' prompts, `[B, 2]` uint64.
+
+    Raises:
+        ValueError: One is none.
+    """
+    size = 2 * DIGEST_BYTES  # hex digits
+    digits = batch.column(PROMPT_DIGEST).cast(pa.binary()).cast(pa.binary(size))  # which refuses other lengths
+    return from_hex(memoryview(digits.buffers()[1])[size * digits.offset : size * (digits.offset + len(digits))])
 
 
 def _is_of_type(found: pa.DataType, wanted: pa.DataType) -> bool:
@@ -227,7 +258,7 @@ def _checked(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
         column = batch.column(name)
         if column.null_count or (is_vector_column(name) and column.flatten().null_count):
             raise ValueError(f"column {name!r} has rows without a value")
-    if (pc.min(batch.column(NUM_TOKENS)).as_py() or 0) < 0:
+    if NUM_TOKENS in schema.names and (pc.min(batch.column(NUM_TOKENS)).as_py() or 0) < 0:
         raise ValueError(f"column {NUM_TOKENS!r} counts less than nothing")
     return batch
 

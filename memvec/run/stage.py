@@ -2,7 +2,7 @@
 
 In: a `Stage`. Out: the folder, complete, and its summary.
 
-    claim the folder -> prepare the data -> computation -> journal -> results in order -> manifest
+    claim the folder -> prepare the data -> reuse -> computation -> journal -> results in order -> manifest
 
 The process that leads (rank 0) claims the folder and prepares the data before any other process is started, so that
 what is wrong with the input, the model or the folder is said once. The rest runs on every rank, where it is Lightning
@@ -13,7 +13,7 @@ stay for the next.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ from memvec.errors import InputError, ServerError
 from memvec.files import atomic_file, make_folder, read_json
 from memvec.run.computation import Computation, Rows
 from memvec.run.folder import FORMAT, JOURNAL_FORMAT, RunFolder, RunState
+from memvec.run.reuse import check_runs, find_runs, seed_journal
 from memvec.run.summary import RunSummary, read_summary, write_summary
 from memvec.trainer.history import history_files, write_history
 from memvec.trainer.metrics import Stopwatch, combine_ranks, first_notes, metrics_files, stage_table
@@ -45,6 +46,9 @@ class Results(Protocol):
     def write_results(self, *, rank: int, world_size: int) -> None:
         """Writes this rank's share of the result."""
 
+    def notes(self) -> dict[str, Any]:
+        """Returns where the results come from, for the manifest."""
+
     def write_rejected(self) -> None:
         """Writes which rows have no result; the first rank does."""
 
@@ -61,6 +65,7 @@ class Stage:
         writer: Says how.
         results: Makes what writes the results; called when every row is in the journal.
         stopwatch: Has timed the building of the parts.
+        reuse: Names finished runs, whose vectors it takes.
         what: What is computed, in words.
         attempts: How often a row that failed is tried.
         keeps_history: Whether what the run was like over its course is kept, for its page.
@@ -75,6 +80,7 @@ class Stage:
     writer: JournalCallback
     results: Callable[[], Results]
     stopwatch: Stopwatch
+    reuse: str | Sequence[str] | None = None
     what: str = "vectors"
     attempts: int = 1
     keeps_history: bool = True
@@ -141,6 +147,8 @@ def _claim(stage: Stage) -> RunState:
         **stage.computation.fingerprint(),
         **stage.writer.fingerprint(),
     }
+    runs = [] if folder.is_finished else find_runs(stage.reuse, own=folder)
+    check_runs(runs, fingerprint)
     state = folder.claim(fingerprint, resume=stage.cfg.resume)
     if state is not RunState.FINISHED:
         history_files(folder.journal).forget()
@@ -152,6 +160,10 @@ def _claim(stage: Stage) -> RunState:
                 if state is RunState.NEW:  # nothing was computed: the input put right may have the folder
                     folder.release(remove_journal=True)
                 raise
+        if runs:
+            with stage.stopwatch.stage("reuse"):
+                seed_journal(runs, folder)
+                rows.find_remaining()
         if state is RunState.UNFINISHED:
             log.info("resuming %s: %d %s are left to compute", folder.root, rows.count_remaining(), stage.what)
     return state
@@ -188,6 +200,7 @@ def _finish(stage: Stage, results: Results) -> RunSummary:
         notes={
             **(first_notes(folder.journal) or stage.computation.notes()),
             "ids": read_json(folder.input_summary).get("ids"),
+            **results.notes(),
         },
         summary=stage.summary,
     )

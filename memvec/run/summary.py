@@ -16,7 +16,8 @@ from memvec.run.result import check_parts, part_rows
 from memvec.writer.finalize import Counts
 
 LIBRARIES = ("memvec", "torch", "lightning", "transformers", "tokenizers", "datasets", "pyarrow", "numpy")
-
+# So many runs whose vectors were taken are named in one line.
+RUNS_SHOWN = 3
 
 Numbers = TypeVar("Numbers")
 
@@ -68,6 +69,12 @@ class RunSummary:
     def _content(self) -> JsonObject:
         return JsonObject(self.folder.manifest, self.manifest)
 
+    @property
+    def reused(self) -> dict[str, int]:
+        """How many vectors were taken from which finished run; none in a manifest of an earlier version."""
+        notes = self._content.within("notes")
+        return notes.within("reused").take_all(int) if notes.has("reused") else {}
+
     def id_lines(self) -> list[str]:
         """Returns the line that says where ids come from; none of a run that did not record it."""
         ids = self.manifest["notes"].get("ids")
@@ -80,16 +87,27 @@ class RunSummary:
         rejected = f"{counts.rejected:,}" + (f" (why: {self.folder.rejected})" if counts.rejected else "")
         tokens, entries = (numbers.take(f"{name}_per_second", float) for name in ("tokens", "entries"))
         speed = f"{tokens:,.0f} ({entries:,.1f} entries/s; {self.computed})"
-        if (computed := numbers.take("computed_entries", int)) < counts.unique:
+        reused, computed = self.reused, numbers.take("computed_entries", int)
+        if computed < counts.unique - sum(reused.values()):
             speed += f", over the {computed:,} computed since the run was resumed"
+        elif reused:
+            speed += f", over the {computed:,} computed"
         return [
             f"entries    {counts.entries:,} ({counts.unique:,} different) of {counts.dimension} numbers {where}",
             *self.id_lines(),
             f"rejected   {rejected}",
             f"truncated  {counts.truncated:,}",
+            *reused_lines(reused),
             f"tokens/s   {speed}",
             f"vectors    {self.folder.vectors}",
         ]
+
+
+def reused_lines(reused: dict[str, int]) -> list[str]:
+    """Returns the line that says how many vectors were taken from which finished run; none where none were."""
+    if len(reused) > RUNS_SHOWN:
+        return [f"reused     {sum(reused.values()):,} from {len(reused)} runs"]
+    return [f"reused     {', '.join(f'{rows:,} from {name}' for name, rows in reused.items())}"] if reused else []
 
 
 def write_summary(

@@ -10,6 +10,7 @@ there already and says that it holds the same rows is left: finalising can be ki
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +24,26 @@ from numpy.typing import NDArray
 
 from memvec.data.kept import KeptRows
 from memvec.data.prepared import read_signature
+from memvec.data.tokenise import prompt_digests
 from memvec.data.validation import Rejection
-from memvec.digest import digest
+from memvec.digest import as_hex, digest
 from memvec.errors import WriterError
 from memvec.features import vector_features
 from memvec.files import atomic_file, make_folder, read_json, writing
 from memvec.layout import RunLayout
-from memvec.schema import FILE, ID, LENGTH, NUM_TOKENS, ROW, TEXT, TRUNCATED, is_vector_column, vector_columns
+from memvec.schema import (
+    DIGEST,
+    FILE,
+    ID,
+    LENGTH,
+    NUM_TOKENS,
+    PROMPT_DIGEST,
+    ROW,
+    TEXT,
+    TRUNCATED,
+    is_vector_column,
+    vector_columns,
+)
 from memvec.writer.vectors import read_journal
 
 BYTES_PER_FILE = 256 * 2**20
@@ -78,6 +92,7 @@ class Finalizer:
         self.entries = Dataset.from_file(str(folder.entries)).with_format("arrow")
         self.kept_columns = KeptRows(folder.kept)
         prompts = Dataset.from_file(str(folder.prompts))
+        self.digests = prompts.select_columns([DIGEST]).with_format("arrow")
         self.lengths: NDArray[np.int32] = prompts.data.column(LENGTH).to_numpy()
         self.truncated: NDArray[np.bool_] = prompts.data.column(TRUNCATED).to_numpy()
         self.first: NDArray[np.int64] = np.load(folder.first_rows)
@@ -104,6 +119,14 @@ class Finalizer:
             unique=len(np.unique(self.first[self.kept])),
             dimension=self.dimension,
         )
+
+    def notes(self) -> dict[str, Any]:
+        """Returns how many of the vectors were copied from which finished run, for the manifest."""
+        files = self.journal.file[np.unique(self.first[self.kept])]
+        reused = Counter[str]()
+        for file, origin in self.journal.origins.items():
+            reused[origin] += int((files == file).sum())
+        return {"reused": dict(+reused)}
 
     def write_results(self, *, rank: int = 0, world_size: int = 1) -> None:
         """Writes this rank's share of the Parquet files.
@@ -178,6 +201,7 @@ class Finalizer:
                     **self.kept_columns.columns(some),
                     **{name: _lists(each) for name, each in zip(self.columns, vectors, strict=True)},
                     NUM_TOKENS: pa.array(self.lengths[some]),
+                    PROMPT_DIGEST: pa.array(as_hex(prompt_digests(self.digests[some]))).cast(pa.string()),
                 }
                 writer.write_table(pa.table({name: columns[name] for name in schema.names}, schema=schema))
 

@@ -23,6 +23,9 @@ from memvec.files import create_file, writing
 from memvec.schema import INDEX, REASON, VECTOR
 from memvec.writer.frames import SUFFIX, pack_frame
 
+# Where the schema of a frame says which finished run its rows were copied from.
+ORIGIN = b"memvec.origin"
+
 
 def journal_schema(dimension: int, dtype: pa.DataType | None = None) -> pa.Schema:
     """Returns the schema of a frame: a row has a vector of `dimension` numbers, by default float32, or a reason."""
@@ -46,6 +49,17 @@ def vector_rows(
     )
     schema = journal_schema(vectors.shape[1], values.type.value_type)
     return pa.record_batch([pa.array(index), values, given_up], schema=schema)
+
+
+def copied_rows(rows: pa.RecordBatch, origin: str) -> pa.RecordBatch:
+    """Returns rows of a frame that says which finished run they were copied from."""
+    return rows.replace_schema_metadata({ORIGIN: os.fsencode(origin)})
+
+
+def origin_of(rows: pa.RecordBatch) -> str | None:
+    """Returns which finished run the rows of a frame were copied from; None where they were computed."""
+    origin: bytes | None = (rows.schema.metadata or {}).get(ORIGIN)
+    return None if origin is None else os.fsdecode(origin)
 
 
 class JournalWriter:

@@ -21,7 +21,7 @@ from memvec.data.prepared import Signature, read_signature
 from memvec.layout import RunLayout
 from memvec.schema import INDEX, REASON, VECTOR, VECTOR_DTYPES
 from memvec.writer.frames import Frame, journal_files, read_frames, report_damage
-from memvec.writer.journal import journal_schema
+from memvec.writer.journal import journal_schema, origin_of
 
 TYPES = [pa.from_numpy_dtype(name) for name in VECTOR_DTYPES]
 
@@ -37,6 +37,7 @@ class JournalIndex:
         reasons: Rows that will have no vector, and why.
         dimension: D, of several layers L * D; 0 where the journal holds no vector.
         dtype: Of the numbers.
+        origins: Of the files that were copied from a finished run, which one: positions in `files`.
         damaged: One sentence for every piece of a file that had to be passed over.
     """
 
@@ -46,6 +47,7 @@ class JournalIndex:
     reasons: dict[int, str] = field(default_factory=dict)
     dimension: int = 0
     dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.float32))
+    origins: dict[int, str] = field(default_factory=dict)
     damaged: list[str] = field(default_factory=list)
 
     @property
@@ -142,4 +144,6 @@ def _enter(index: JournalIndex, frame: Frame) -> None:
         index.dimension, index.dtype = dimension, np.dtype(vectors.type.value_type.to_pandas_dtype())
         first = (vectors.values.buffers()[1].address - frame.address) // index.dtype.itemsize
         index.file[rows[has_vector]] = frame.file
+        if (origin := origin_of(frame.batch)) is not None:
+            index.origins[frame.file] = origin
         index.start[rows[has_vector]] = (first + np.arange(len(rows)) * dimension)[has_vector]

@@ -52,6 +52,7 @@ PATHS = [
 OPTIONS = {
     "data.path": "predict",
     "output_dir": "predict",
+    "reuse": "predict",
     "data.text_column": "predict",
     "data.id_column": "predict",
     "data.split": "predict",

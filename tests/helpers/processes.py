@@ -162,9 +162,12 @@ def flow(name: str, overrides: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", f"memvec.{name}", *overrides]
 
 
-def start_disturbed(name: str, overrides: Sequence[str], *, at: str, do: str = "kill") -> Process:
+def start_disturbed(
+    name: str, overrides: Sequence[str], *, at: str, do: str = "kill", event: str = "os.rename"
+) -> Process:
     """Starts a flow to which `tests.helpers.at_rename` does something at the moment before a file takes its name."""
-    return start([sys.executable, "-m", "tests.helpers.at_rename", *overrides], {"RUN": name, "AT": at, "DO": do})
+    variables = {"RUN": name, "AT": at, "DO": do, "EVENT": event}
+    return start([sys.executable, "-m", "tests.helpers.at_rename", *overrides], variables)
 
 
 def torchrun(command: Sequence[str], processes: int) -> list[str]:

@@ -17,7 +17,7 @@ from memvec.features import vector_features
 from memvec.files import write_json
 from memvec.run.folder import RunFolder
 from memvec.run.summary import write_summary
-from memvec.schema import ID, NUM_TOKENS, TEXT, vector_columns
+from memvec.schema import ID, NUM_TOKENS, PROMPT_DIGEST, TEXT, vector_columns
 from memvec.writer.finalize import Counts
 
 
@@ -70,6 +70,7 @@ def write_run(
                 for name, each in zip(columns_of_layers, layers, strict=True)
             },
             NUM_TOKENS: [5 + n % 20 for n in range(len(block))],
+            PROMPT_DIGEST: [f"{n:032x}" for n in range(row, row + len(block))],
         }
         path, options = folder.vectors / "part-00000-of-00001.parquet", {"write_page_checksum": True}
         writer = writer or pq.ParquetWriter(path, schema, compression="none", **options)

@@ -108,7 +108,7 @@ def test_several_layers_are_columns_of_one_pass(
     cfg = tiny_config(write_jsonl(TEXTS), "model.layer=[2,0,-1]", "data.batch_size=5", model=folder)
     lines = memvec.predict(cfg).lines()
     dataset = memvec.load(cfg.output_dir)
-    assert dataset.column_names == ["id", "text", "vector_2", "vector_0", "vector_-1", "num_tokens"]
+    assert dataset.column_names == ["id", "text", "vector_2", "vector_0", "vector_-1", "num_tokens", "prompt_digest"]
     assert lines[0] == "entries    12 (11 different) of 32 numbers at each of 3 layers"
     for layer in (2, 0, -1):
         reference = reference_vectors(model, tokenizer, TEXTS, template=ZH, layer=layer)

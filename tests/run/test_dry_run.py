@@ -67,7 +67,7 @@ def test_every_rank_is_planned_though_it_is_not_here(
 
 
 def test_lines_show_the_first_ranks_and_all_in_sum() -> None:
-    many = DryRun(40, 2, 5, [RankPlan(2, 1, 100, 125)] * 18 + [RankPlan(4, 2, 200, 250)] * 2, {"load": 1.25}, 50.0)
+    many = DryRun(40, 2, 5, [RankPlan(2, 1, 100, 125)] * 18 + [RankPlan(4, 2, 200, 250)] * 2, {"load": 1.25}, 50.0, {})
     assert many.lines()[:4] == [
         "entries    40 (44 different), 2 rejected",
         "tokens     2,200 to compute; a shared prefix of 5 is computed once",
@@ -77,7 +77,7 @@ def test_lines_show_the_first_ranks_and_all_in_sum() -> None:
     assert len(many.lines()) == 4 + 1 + 16 + 1 + 2
     assert many.lines()[-2] == "start      load 1.2 s"
     assert many.lines()[-1] == "predict    about 5 s at 50 of these tokens/s, 0.8 entries/s a rank"
-    alone = DryRun(2, 0, 5, [RankPlan(2, 1, 100, 125)], {"load": 1.25}, 50.0)
+    alone = DryRun(2, 0, 5, [RankPlan(2, 1, 100, 125)], {"load": 1.25}, 50.0, {})
     assert alone.lines()[2] == "batches    1 over 1 rank, 20.0% padding"
 
 

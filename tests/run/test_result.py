@@ -189,7 +189,7 @@ def test_a_column_a_layer_of_float16_is_mapped_as_it_is(tmp_path: Path) -> None:
     vectors = np.stack([VECTORS, -VECTORS], axis=1)  # [N, L, D]
     folder = write_run(tmp_path / "run", vectors, overrides=["model.layer=[8,-1]", "writer.dtype=float16"])
     dataset = memvec.load(folder.root)
-    assert dataset.column_names == ["id", "text", "vector_8", "vector_-1", "num_tokens"]
+    assert dataset.column_names == ["id", "text", "vector_8", "vector_-1", "num_tokens", "prompt_digest"]
     for at, name in enumerate(("vector_8", "vector_-1")):
         [part] = mapped_vectors(dataset, name)
         np.testing.assert_array_equal(part, vectors[:, at].astype(np.float16))

@@ -38,6 +38,11 @@ def write(root: Path, counts: Counts = COUNTS) -> RunSummary:
     return write_summary(folder, counts=counts, config=CONFIG, metrics=METRICS, notes=NOTES)
 
 
+def replaced(summary: RunSummary, reused: dict[str, int], *, computed: int) -> RunSummary:
+    manifest = {**summary.manifest, "notes": {**NOTES, "reused": reused}}
+    return RunSummary(summary.folder, manifest, {**METRICS, "computed_entries": computed})
+
+
 def test_the_closing_summary_is_five_lines(tmp_path: Path) -> None:
     assert write(tmp_path).lines() == [
         "entries    12,345 (12,000 different) of 576 numbers each",
@@ -52,6 +57,18 @@ def test_a_resumed_runs_speed_says_what_it_was_measured_over(tmp_path: Path) -> 
     summary = write(tmp_path)
     resumed = RunSummary(summary.folder, summary.manifest, {**METRICS, "computed_entries": 2})
     assert resumed.lines()[3].endswith(", over the 2 computed since the run was resumed")
+
+
+def test_reused_vectors_are_counted_by_their_runs_folder(tmp_path: Path) -> None:
+    summary = write(tmp_path)
+    few = replaced(summary, {"runs/a": 11_000, "runs/b": 999}, computed=1)
+    assert few.lines()[3:5] == [
+        "reused     11,000 from runs/a, 999 from runs/b",
+        "tokens/s   98,765 (1,234.6 entries/s; batched, shared prefix computed once), over the 1 computed",
+    ]
+    many = replaced(summary, {f"runs/{n}": 1_000 for n in range(4)}, computed=2)
+    assert many.lines()[3] == "reused     4,000 from 4 runs"
+    assert many.lines()[4].endswith(", over the 2 computed since the run was resumed")
 
 
 def test_rejected_rows_point_to_the_file_that_names_them(tmp_path: Path) -> None:

@@ -232,7 +232,7 @@ def test_the_text_is_kept_where_it_is_wanted(keep_text: bool, prepared: Callable
     folder = prepared()
     append(folder, list(range(20)))
     Finalizer(folder, keep_text=keep_text).write_results()
-    columns = ["id", "text", "vector", "num_tokens"]
+    columns = ["id", "text", "vector", "num_tokens", "prompt_digest"]
     assert read(folder).column_names == (columns if keep_text else [name for name in columns if name != "text"])
 
 
