@@ -58,7 +58,7 @@ def is_worth_measuring(decoder: PreTrainedModel, *, computed_in: torch.dtype, de
         device: On a GPU there is nothing to choose.
     """
     dtype = decoder.dtype
-    return dtype == computed_in and torch.backends.mkldnn.enabled and can_pack(decoder, dtype=dtype, device=device)
+    return dtype == computed_in and can_pack(decoder, dtype=dtype, device=device)
 
 
 def choose_matmuls(decoder: PreTrainedModel, compute: Callable[[], torch.Tensor], *, dtype: torch.dtype) -> Choice:

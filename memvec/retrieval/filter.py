@@ -9,6 +9,7 @@ switched off, there is nothing for it to reach but the run's rows, whoever wrote
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ SANDBOX = {
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
 }
+# What SQL takes for the database's own user or place where no column is called so, and would compare with silently.
+OF_DATABASE = frozenset({"user", "current_user", "session_user", "current_role", "current_catalog", "current_schema"})
 SETTINGS = ("python_enable_replacements = false", "TimeZone = 'UTC'", "lock_configuration = true")
 
 
@@ -49,6 +52,8 @@ def rows_where(dataset: Dataset, where: str) -> NDArray[np.bool_]:
             condition = rows.project(where)
             if (found := [str(kind) for kind in condition.types]) != ["BOOLEAN"]:
                 raise ConfigError(f"where={where}: of type {', '.join(found)}; allowed: BOOLEAN, such as user = 'ana'")
+            if not_there := _columns_named(where, connection) & OF_DATABASE - {name.casefold() for name in names}:
+                raise duckdb.BinderException(f"there is no column {min(not_there)}")
             holds = condition.to_arrow_table().column(0)
         except duckdb.Error as error:
             columns = ", ".join(str(duckdb.ColumnExpression(name)) for name in names)  # as SQL has them, in quotes
@@ -57,6 +62,14 @@ def rows_where(dataset: Dataset, where: str) -> NDArray[np.bool_]:
                 advice = f"texts stand in single quotes: where={in_single_quotes}"
             raise ConfigError(f"where={where}: {one_line(error)}; {advice}") from error
     return np.asarray(holds.fill_null(False).to_numpy(), dtype=bool)
+
+
+def _columns_named(where: str, connection: Any) -> set[str]:
+    """Returns what an expression names as columns, in small letters, as DuckDB's own parser has it."""
+    [(tree,)] = connection.execute("SELECT json_serialize_sql(?)", [f"SELECT {where}"]).fetchall()
+    found: set[str] = set()
+    json.loads(tree, object_hook=lambda node: found.update(map(str.casefold, node.get("column_names", [])[:1])))
+    return found
 
 
 def _is_condition(rows: Any, where: str, duckdb: Any) -> bool:

@@ -53,6 +53,12 @@ def test_a_condition_selects_the_rows_for_which_it_is_true(where: str, rows: lis
     assert rows_where(DATASET, where).nonzero()[0].tolist() == rows
 
 
+@pytest.mark.parametrize("where", ["user = 'ana'", "id < 2 or current_user = 'duckdb'", "upper(USER) is not null"])
+def test_the_databases_own_user_is_no_column(where: str) -> None:
+    with pytest.raises(ConfigError, match='there is no column (current_)?user; columns: "id", "score"'):
+        rows_where(DATASET.select_columns(["id", "score"]), where)
+
+
 @pytest.mark.parametrize(
     ("where", "said"),
     [
