@@ -71,12 +71,14 @@ def test_a_command_that_is_none_is_one_line(typed: str, advice: str) -> None:
     assert done.stderr == f"memvec: error: {shown}: no such command; {advice} (memvec --help lists them)\n"
 
 
+@pytest.mark.processes
 def test_python_m_memvec_is_the_same() -> None:
     command = [sys.executable, "-m", "memvec", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == run("--version").stdout == f"memvec {memvec.__version__}\n"
 
 
+@pytest.mark.processes
 def test_what_it_starts_imports_from_where_it_does(tmp_path: Path) -> None:
     """A folder with a `memvec` of its own, in which the command is typed, gives its ranks no other one."""
     (tmp_path / "memvec").mkdir()
@@ -114,6 +116,7 @@ def by_command(command: str, *arguments: str) -> list[str]:
         ("report", ["nothing"], 1),
     ],
 )
+@pytest.mark.processes
 def test_a_command_does_what_its_module_does(command: str, typed: list[str], code: int, tmp_path: Path) -> None:
     started = [start(by(command, *typed), folder=tmp_path) for by in (by_module, by_command)]
     said = [process.communicate() for process in started]

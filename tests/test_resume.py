@@ -245,6 +245,7 @@ def generated(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[li
     return overrides, leave_unfinished(memvec.compose(overrides, config_name="generate"), memvec.generate)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["conversations.arrow", "entries.arrow", "rejected.jsonl", "prompts.arrow"])
 @pytest.mark.parametrize("kind", ["emptied", "zeroed", "cut", "flipped"])
 def test_a_generations_prepared_files_are_made_again(

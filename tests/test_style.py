@@ -1,8 +1,9 @@
-"""How tests are written: names that are read at a glance, no clock that decides, no chance that is not seeded."""
+"""How tests are written: names that are read at a glance, no clock, no chance that is not seeded, lanes."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ MOST_CHARACTERS = 60
 TESTS = Path(__file__).parent
 CLOCKS = {"monotonic", "perf_counter", "process_time", "time_ns", "perf_counter_ns", "monotonic_ns"}
 GENERATORS = {"Random", "default_rng"}
+STARTS = {"start", "start_disturbed", "slurm_tasks"}
 UNSEEDED = {"random", "randint", "randrange", "choice", "choices", "shuffle", "sample", "uniform"}
 
 
@@ -56,3 +58,18 @@ def test_every_random_choice_is_seeded() -> None:
                 yield call.lineno
 
     assert found_in_tests(unseeded) == []
+
+
+def test_tests_that_start_processes_are_in_their_lane() -> None:
+    def unmarked(tree: ast.Module) -> Iterator[int]:
+        marks = [ast.unparse(node) for node in tree.body if isinstance(node, ast.Assign)]
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                decorated = " ".join(marks + [ast.unparse(decorator) for decorator in node.decorator_list])
+                starts = any(
+                    module == "subprocess" or (not module and name in STARTS) for module, name, _ in calls(node)
+                )
+                if starts and not re.search(r"mark\.(processes|gpu)", decorated):
+                    yield node.lineno
+
+    assert [line for line in found_in_tests(unmarked) if not line.startswith("test_smoke.py")] == []

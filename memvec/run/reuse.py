@@ -32,10 +32,13 @@ from memvec.digest import DigestIndex
 from memvec.errors import RunFolderError, one_line
 from memvec.fields import JsonObject
 from memvec.layout import RunLayout
+from memvec.remote import local_path
 from memvec.run.folder import DECIDES_VECTORS, differences
 from memvec.run.manifest import read_manifest
+from memvec.run.remote import local_run
 from memvec.run.result import check_parts, digests_of, has_column, read_batches
 from memvec.schema import PROMPT_DIGEST, VECTOR_DTYPES, vector_columns
+from memvec.urls import is_url
 from memvec.writer.journal import JournalWriter, copied_rows, vector_rows
 
 DIGESTS = pa.schema([(PROMPT_DIGEST, pa.string())])
@@ -148,7 +151,9 @@ def seed_journal(runs: Sequence[FinishedRun], folder: RunLayout) -> None:
 
 
 def _folders(name: str, own: RunLayout) -> list[str]:
-    """Returns the folders that a name or glob stands for."""
+    """Returns the folders that a name, an address or a glob stands for."""
+    if is_url(local_path(name)):
+        return [str(local_run(name))]
     path = Path(name).expanduser() if name.startswith("~/") else Path(name)
     if path.is_dir():
         return [str(path)]

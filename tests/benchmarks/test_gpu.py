@@ -14,7 +14,7 @@ from tests.benchmarks.lengths import synthetic_texts
 from tests.helpers.models import build_tokenizer
 
 TEMPLATE = '请用一个Token总结以下文本"{text}"：'
-IN_MEMORY = ["memvec", "reference", "padded", "without-prefix", "given-order", "every-row", "memvec-eager"]
+IN_MEMORY = ["memvec", "reference", "without-prefix", "given-order", "memvec-eager"]
 
 
 @pytest.mark.slow
@@ -23,7 +23,7 @@ def test_a_part_leaves_its_numbers_chart_and_profile(
 ) -> None:
     monkeypatch.setattr(limit, "SECONDS", 1e-4)
     chosen = [*IN_MEMORY, "predict", "vllm"]
-    tiny = {"--device": "cpu", "--shape": "tiny", "--texts": "locomo", "--entries": "40", "--repeats": "2"}
+    tiny = {"--device": "cpu", "--shape": "tiny", "--texts": "locomo", "--entries": "30", "--repeats": "1"}
     options = {**tiny, "--output": str(tmp_path), "--contestants": ",".join(chosen)}
 
     assert gpu.main([word for pair in options.items() for word in pair]) == 0
@@ -32,15 +32,16 @@ def test_a_part_leaves_its_numbers_chart_and_profile(
     assert list(results["contestants"]) == [name for name in chosen if name != "vllm"]
     assert "vllm" in results["skipped"]
     for name, numbers in results["contestants"].items():
-        assert numbers["entries"] == (24 if GPU_CONTESTANTS[name].on_subset else 40)
-        assert len(numbers["seconds"]) == 2
+        assert numbers["entries"] == (24 if GPU_CONTESTANTS[name].on_subset else 30)
+        assert len(numbers["seconds"]) == 1
         assert numbers["min_cosine"] > 0.99
     alone, together = (results["contestants"][name]["details"] for name in ("without-prefix", "memvec"))
     assert together["computed_tokens"] < alone["computed_tokens"]
     assert (tmp_path / "tiny-locomo.png").exists()
     assert "aten::" in (tmp_path / "tiny-locomo-profile.txt").read_text(encoding="utf-8")
     said = capsys.readouterr()
-    assert len(re.findall(r"^\S+ tiny-locomo: \S+: [\d.,]+ entries/s, .* cosine 0\.99", said.err, re.M)) == 2 * 8
+    rows = re.findall(r"^\S+ tiny-locomo: (\S+): [\d.,]+ entries/s, .* cosine [01]\.", said.err, re.M)
+    assert rows == [*IN_MEMORY, "predict"]
     assert "memvec is" in said.out
 
 

@@ -183,6 +183,7 @@ def test_eight_ranks_share_memory_texts_evenly(rows: int, max_tokens: int) -> No
     assert balance([rank.padded_tokens for rank in plans]) <= 1.01
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300 * SLOWNESS)  # it takes 0.3 to 3 s; a plan that goes row by row takes many minutes
 @pytest.mark.parametrize(
     ("draw", "max_tokens"),

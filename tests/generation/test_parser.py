@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from memvec.generation.echoes import Instructions, PromptContent
@@ -309,7 +309,6 @@ def spelled_out(output: str) -> str:
     return "".join(out)
 
 
-@settings(max_examples=400)
 @given(output=OUTPUTS, is_cut=st.booleans(), with_prompt=st.booleans())
 @example(output='["\\ud83d\\ude3a is a cat"]', is_cut=False, with_prompt=False)
 def test_no_output_raises_or_gives_a_text_that_was_not_in_it(output: str, is_cut: bool, with_prompt: bool) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
@@ -78,7 +78,6 @@ def spells_special(kind: str, text: str) -> bool:
 
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("kind", ["byte_bpe", "byte_bpe_that_strips", "metaspace_bpe", "unigram_with_a_later_token"])
-@settings(max_examples=60)
 @given(text=texts)
 @example(text="<think>")
 @example(text="{text}")
@@ -92,7 +91,6 @@ def test_tokens_equal_those_of_the_filled_template(kind: str, template: str, tex
 
 @pytest.mark.parametrize("template", [ZH, EN])
 @pytest.mark.parametrize("kind", ["word_piece", "word_level", "unigram"])
-@settings(max_examples=60)
 @given(text=texts)
 @example(text="unknownword in one word")
 def test_tokens_equal_also_where_words_are_unknown(kind: str, template: str, text: str) -> None:
@@ -103,7 +101,6 @@ def test_tokens_equal_also_where_words_are_unknown(kind: str, template: str, tex
 
 @pytest.mark.parametrize("template", [ZH, "{text}：", " {text} "])
 @pytest.mark.parametrize("kind", CHAT_KINDS)
-@settings(max_examples=40)
 @given(text=texts)
 def test_chat_tokens_equal_the_filled_template_tokenised(kind: str, template: str, text: str) -> None:
     assume(not spells_special(kind, text))
@@ -111,7 +108,6 @@ def test_chat_tokens_equal_the_filled_template_tokenised(kind: str, template: st
     assert only_row(encoder_of(kind, template, chat=True), text) == expected
 
 
-@settings(max_examples=40)
 @given(batch=st.lists(texts, max_size=12))
 def test_a_batch_equals_its_texts_one_by_one(batch: list[str]) -> None:
     encoder = encoder_of("byte_bpe", ZH, max_length=60)
@@ -229,7 +225,6 @@ def test_padding_and_truncation_of_the_tokenizer_have_no_say() -> None:
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-@settings(max_examples=60)
 @given(text=texts, room=st.integers(4, 40))
 def test_truncation_cuts_the_text_and_keeps_the_prompts_end(template: str, text: str, room: int) -> None:
     tokenizer = tokenizer_of("byte_bpe")
@@ -262,7 +257,6 @@ def test_truncation_fills_the_prompt_to_its_last_token(chat: bool) -> None:
 @pytest.mark.parametrize(
     ("kind", "chat"), [(kind, False) for kind in TOKENIZERS] + [(kind, True) for kind in CHAT_KINDS]
 )
-@settings(max_examples=20)
 @given(text=st.one_of(texts, texts.map(lambda text: text * 30)), room=st.integers(1, 30))
 def test_truncation_holds_for_every_kind_of_tokenizer(kind: str, chat: bool, text: str, room: int) -> None:
     frame = only_row(encoder_of(kind, EN, chat=chat), "")
@@ -334,7 +328,6 @@ def test_max_length_must_leave_room_for_a_text(chat: bool) -> None:
 
 @pytest.mark.parametrize("template", [*TEMPLATES, "a{text}"])
 @pytest.mark.parametrize("kind", ["byte_bpe", "word_piece", "metaspace_bpe"])
-@settings(max_examples=40)
 @given(batch=st.lists(texts.map(lambda text: f"a{text}"), min_size=1, max_size=8))
 def test_shared_counts_the_tokens_in_common_with_the_template(kind: str, template: str, batch: list[str]) -> None:
     encoder = encoder_of(kind, template)
@@ -375,7 +368,6 @@ def test_the_shared_part_is_nearly_the_templates_beginning() -> None:
     assert (shared == len(encoder.head_ids)).any()
 
 
-@settings(max_examples=40)
 @given(
     batch=st.lists(st.sampled_from(["a", "b", "ab", " ab", "tea", "tea" * 99, "tea" * 98, "<|im_end|>"]), max_size=20)
 )

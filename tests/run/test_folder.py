@@ -151,6 +151,7 @@ def test_two_processes_cannot_run_in_one_folder(tmp_path: Path) -> None:
     assert RunFolder(tmp_path).claim(FINGERPRINT) is RunState.UNFINISHED
 
 
+@pytest.mark.processes
 def test_a_process_that_was_killed_does_not_keep_the_folder(tmp_path: Path) -> None:
     script = (
         "import json, os, signal, sys; from memvec.run.folder import RunFolder\n"

@@ -192,6 +192,8 @@ def test_the_command_computes_from_there_and_publishes_there(
     assert not (tmp_path / "run").exists()
     memvec.predict(tiny_config(path))
     memvec.predict(tiny_config(path, f"publish={place}"))  # the run is complete already
+    again = memvec.predict(tiny_config(path, f"reuse={place}", output="again"))
+    assert again.metrics["computed_entries"] == 0
     hits = memvec.search(place, [TEXTS[2]], k=1, accelerator="cpu")[0]
     assert hits[0].id == "m/2"
     with pytest.raises(ConfigError, match=f"^output_dir={place}: allowed: a folder of this machine"):

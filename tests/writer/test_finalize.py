@@ -109,6 +109,9 @@ def test_each_layer_has_a_column_of_the_journals_dtype(dtype: str, prepared: Cal
     writer.close()
     finalizer = Finalizer(folder, layer=[8, -1])
     finalizer.write_results()
+    [path] = folder.vectors.iterdir()
+    encodings = pq.ParquetFile(path).metadata.row_group(0).column(2).encodings
+    assert ("BYTE_STREAM_SPLIT" in encodings) == (dtype == "float32")
     assert finalizer.counts.dimension == D // 2
     result = read(folder).with_format("arrow")[:]
     for name, part in (("vector_8", slice(0, D // 2)), ("vector_-1", slice(D // 2, D))):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -58,7 +58,6 @@ def found_rows(index: JournalIndex) -> list[int]:
     return rows
 
 
-@settings(deadline=None, max_examples=50)
 @given(sizes=st.lists(st.integers(1, 70), min_size=1, max_size=8), dimension=st.integers(1, 33), data=st.data())
 def test_every_appended_row_is_found_where_the_index_says(
     sizes: list[int], dimension: int, data: st.DataObject
@@ -232,7 +231,6 @@ def test_a_changed_byte_loses_its_frame_only_and_is_reported(tmp_path: Path, fra
     assert lost * 5 > 0.7 * (ends[frame + 1] - ends[frame])  # the rest are zeros that nobody reads
 
 
-@settings(deadline=None, max_examples=60)
 @given(garbage=st.binary(min_size=1, max_size=300))
 def test_garbage_at_the_end_loses_nothing_and_is_reported(garbage: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
