@@ -47,6 +47,9 @@ DATASET = Dataset(
         ("\"memory.user\" in ('b', 'c')", [1, 2]),
         ("user like 'a%' -- a comment", [0, 3]),
         ("null::boolean", []),
+        ('user == "ana"', [0, 3]),  # without single quotes, what is in double ones and is no column is a text
+        ('"user" == "ana" and created_at < "2024-01-02"', [0]),
+        ('"memory.user" in ("b", "c")', [1, 2]),
     ],
 )
 def test_a_condition_selects_the_rows_for_which_it_is_true(where: str, rows: list[int]) -> None:
@@ -66,7 +69,11 @@ def test_the_databases_own_user_is_no_column(where: str) -> None:
         ("user = ", "where=user = : Parser Error: syntax error"),
         ("", "where=: Parser Error"),
         ("usr = 'ana'", 'Referenced column "usr" not found .*; columns: "id", "user", "score", "created_at", "tags"'),
-        ('user == "ana"', "\"ana\" not found .*; texts stand in single quotes: where=user == 'ana'"),
+        (
+            "user = 'bo' or user = \"ana\"",
+            "\"ana\" not found .*; texts stand in single quotes: where=user = 'bo' or user = 'ana'",
+        ),
+        ('"usr" == "ana"', 'it names no column; columns: "id", "user"'),
         ("score", "where=score: of type DOUBLE; allowed: BOOLEAN"),
         ("user", "of type VARCHAR"),
         ("count(*) > 1", "WHERE clause cannot contain aggregates"),
