@@ -44,7 +44,8 @@ def compile_regions(decoder: PreTrainedModel, compute: Callable[[], object]) -> 
     except Exception as error:  # the compiler, the linker and their environment fail in ways of their own
         for region in regions:
             forget_compiled(region)
-        log.warning("model.compile: the compiler cannot be used (%s); continuing without it", one_line(error))
+        said = one_line(getattr(error, "inner_exception", error))  # dynamo wraps what the backend raises
+        log.warning("model.compile: the compiler cannot be used (%s); continuing without it", said)
         return None
     seconds = time.perf_counter() - start
     log.info("model.compile: %d norms and feed-forward blocks are compiled, in %.0f s", len(regions), seconds)

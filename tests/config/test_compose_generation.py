@@ -20,7 +20,7 @@ TOP = {"output_dir", "resume", "profile"}
 def named_in_help(config_name: str) -> set[str]:
     """Returns the overrides that `--help` explains; `model.*` stands for all of its group."""
     template = OmegaConf.load(conf_folder() / f"{config_name}.yaml").hydra.help.template
-    name = r"(?:[a-z_]+(?:\.(?:[a-z_]+|\*))+|output_dir|resume|profile)"
+    name = r"(?:[a-z_]+(?:\.(?:[a-z_]+|\*))+|output_dir|resume|reuse|profile)"
     lines = re.findall(rf"^  ({name}(?:, {name})*)(?:,?$|  )", template, re.MULTILINE)
     return {named for line in lines for named in line.split(", ")}
 
@@ -34,10 +34,9 @@ def leaves(cfg: Any, prefix: str) -> set[str]:
 
 def test_help_of_generate_names_every_override_and_no_other() -> None:
     cfg = to_container(compose(MODEL, config_name="generate"))
-    there = TOP | {"model.*", "trainer.*", "generation.name_or_path"}
+    there = TOP | {"model.*", "trainer.*"}
     there |= leaves(cfg["data"], "data") | leaves(cfg["writer"], "writer")
-    # What it has in common with `model`, and takes from there unless told otherwise, is named once.
-    there |= {name for name in leaves(cfg["generation"], "generation") if name.split(".")[1] not in cfg["model"]} - {
+    there |= leaves(cfg["generation"], "generation") - {
         f"generation.prompt.chat_template_kwargs.{name}" for name in cfg["generation"]["prompt"]["chat_template_kwargs"]
     }
     asked = to_container(compose([*MODEL, *SERVER], config_name="generate"))["generation"]

@@ -249,12 +249,10 @@ def rows_of_files(output_dir: Path) -> dict[str, int]:
     rows = len(np.load(folder.first_rows))
     alone = {}
     for path in folder.journal.glob("*.frames"):
-        one = RunFolder(output_dir).journal / f"only-{path.name}"
-        one.mkdir(exist_ok=True)
-        (one / path.name).symlink_to(path)
-        alone[path.name] = int(read_journal(one, rows=rows, signature=read_signature(folder)).has_vector.sum())
-        (one / path.name).unlink()
-        one.rmdir()
+        with tempfile.TemporaryDirectory() as one:  # not within the journal, which the run may be reading
+            (Path(one) / path.name).symlink_to(path.absolute())
+            found = read_journal(Path(one), rows=rows, signature=read_signature(folder))
+        alone[path.name] = int(found.has_vector.sum())
     return alone
 
 

@@ -20,8 +20,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 def test_a_compiled_model_gives_the_same_vectors(
-    write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
+    write_jsonl: Callable[..., Path],
+    tiny_config: Callable[..., DictConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
+    torch._dynamo.reset()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # nothing that another Python has compiled
     plain = tiny_config(write_jsonl(TEXTS), "data.batch_size=2", output="plain")
     memvec.predict(plain)
     compiled = tiny_config(write_jsonl(TEXTS), "data.batch_size=2", "model.compile=true", output="compiled")

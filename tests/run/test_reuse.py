@@ -440,10 +440,14 @@ def test_damage_found_while_copying_loses_nothing(
         with_digests(copy_of_known, "z" * 32)
         second = first
     else:
-        content = second.read_bytes()
-        vector = memvec.load(copy_of_known.root)["vector"][20].numpy().tobytes()
-        place = content.index(vector)
-        second.write_bytes(content[:place] + bytes(len(vector)) + content[place + len(vector) :])
+        group = pq.ParquetFile(second).metadata.row_group(0)
+        [vectors] = [
+            group.column(at) for at in range(group.num_columns) if group.column(at).path_in_schema[:6] == "vector"
+        ]
+        content = bytearray(second.read_bytes())
+        end = vectors.data_page_offset + vectors.total_compressed_size
+        content[end - 64 : end] = bytes(64)
+        second.write_bytes(content)
     path = write_jsonl([*OLD, *NEW])
     with pytest.raises(RunFolderError, match=rf"{second.name}: damaged, or not of memvec: ") as caught:
         memvec.predict(tiny_config(path, f"reuse={copy_of_known.root}"))
