@@ -21,7 +21,7 @@ from memvec.files import write_json
 from memvec.retrieval.comparison import evaluation_rows, shown_evaluation
 from memvec.retrieval.measures import MEASURES
 from memvec.run.folder import RunFolder
-from memvec.run.result import digests_of, read_batches
+from memvec.run.parts import digests_of, read_batches
 from memvec.run.reuse import check_runs, find_runs
 from memvec.run.summary import read_summary
 from memvec.schema import VECTOR

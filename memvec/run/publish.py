@@ -27,9 +27,9 @@ from memvec.remote import local_path, open_remote
 from memvec.run.card import shown_name
 from memvec.run.hub import HUB, HubDataset
 from memvec.run.manifest import Manifest, read_manifest
+from memvec.run.parts import check_parts, part_rows
 from memvec.run.places import FolderHere, FolderThere, Place
 from memvec.run.remote import FILES, sha256_of
-from memvec.run.result import check_parts, part_rows
 from memvec.urls import WEB, is_url, masked
 
 OPTION = "publish"

@@ -35,8 +35,8 @@ from memvec.layout import RunLayout
 from memvec.remote import local_path
 from memvec.run.folder import DECIDES_VECTORS, differences
 from memvec.run.manifest import read_manifest
+from memvec.run.parts import check_parts, digests_of, has_column, read_batches
 from memvec.run.remote import local_run
-from memvec.run.result import check_parts, digests_of, has_column, read_batches
 from memvec.schema import PROMPT_DIGEST, VECTOR_DTYPES, vector_columns
 from memvec.urls import is_url
 from memvec.writer.journal import JournalWriter, copied_rows, vector_rows

@@ -12,7 +12,7 @@ from memvec.fields import JsonObject
 from memvec.files import read_json, write_json
 from memvec.run.folder import RunFolder
 from memvec.run.manifest import Manifest, known_of, read_manifest
-from memvec.run.result import check_parts, part_rows
+from memvec.run.parts import check_parts, part_rows
 from memvec.writer.finalize import Counts
 
 LIBRARIES = ("memvec", "torch", "lightning", "transformers", "tokenizers", "datasets", "pyarrow", "numpy")

@@ -25,7 +25,7 @@ from memvec.report import write_report
 from memvec.retrieval.exact import mapped_vectors
 from memvec.run.folder import RunFolder
 from memvec.run.manifest import read_manifest
-from memvec.run.result import check_parts, part_rows
+from memvec.run.parts import check_parts, part_rows
 from memvec.schema import VECTOR
 from memvec.writer import finalize
 from tests.helpers.runs import random_vectors, write_run
