@@ -27,6 +27,13 @@ from memvec.files import read_json
 
 # The folder of the stage before, which may lie in a run's folder once it is complete.
 MEMORIES = "memories"
+# Where it is, the run is complete.
+MANIFEST = "manifest.json"
+
+
+def is_manifest(content: Any) -> bool:
+    """Whether the content of a JSON file is a manifest of memvec's; other programs leave a `manifest.json` too."""
+    return isinstance(content, dict) and isinstance(content.get("fingerprint"), dict)
 
 
 class RunLayout:
@@ -45,7 +52,7 @@ class RunLayout:
         self.failed = self.root / "failed.jsonl"
         self.rejected = self.root / "rejected.jsonl"
         self.metrics = self.root / "metrics.json"
-        self.manifest = self.root / "manifest.json"
+        self.manifest = self.root / MANIFEST
         self.logs = self.root / "logs"
         self.profile = self.root / "profile"
         self.history = self.root / "history.json"
@@ -76,7 +83,7 @@ class RunLayout:
             content = read_json(self.manifest)
         except RunFolderError:
             return None
-        return content if isinstance(content, dict) and isinstance(content.get("fingerprint"), dict) else None
+        return content if is_manifest(content) else None
 
     def __repr__(self) -> str:
         """Returns the folder's path in words."""

@@ -23,6 +23,7 @@ from fsspec.callbacks import Callback
 from memvec.errors import ConfigError, ExtraError, MemvecError, one_line
 from memvec.extras import import_extra
 from memvec.files import MOST_BYTES, atomic_file
+from memvec.layout import MANIFEST, is_manifest
 from memvec.urls import QUERY, WEB, has_secret_user, masked
 
 # The package and the extra of protocols whose package memvec knows; fsspec names the others' itself.
@@ -118,10 +119,9 @@ def get_file(file_system: FileSystem, path: str, local: Path, *, url: str, kind:
 def holds_manifest(file_system: FileSystem, folder: Path) -> bool:
     """Whether a finished run of memvec lies in a remote folder."""
     try:
-        content = json.loads(file_system.cat_file(f"{folder}/manifest.json", end=MOST_BYTES))
+        return is_manifest(json.loads(file_system.cat_file(f"{folder}/{MANIFEST}", end=MOST_BYTES)))
     except (FileNotFoundError, ValueError, RecursionError):
         return False
-    return isinstance(content, dict) and isinstance(content.get("fingerprint"), dict)
 
 
 class _Bounded(Callback):  # type: ignore[misc]

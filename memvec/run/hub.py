@@ -15,6 +15,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi
 
 from memvec.errors import ConfigError, RunFolderError
+from memvec.layout import MANIFEST
 from memvec.remote import open_remote, remote_errors
 from memvec.run.card import dataset_card
 from memvec.run.manifest import Manifest
@@ -74,7 +75,7 @@ class HubDataset:
         if found is not None:
             raise RunFolderError(f"{self.name}: holds another run; name another dataset")
         operations = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
-        operations.append(CommitOperationAdd("manifest.json", content))
+        operations.append(CommitOperationAdd(MANIFEST, content))
         with remote_errors(self.name, kind=RunFolderError, cannot=CANNOT):
             if not file_system.exists(f"{root}/README.md"):
                 card = dataset_card(manifest, repo_id=self.repo_id)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from memvec.data.kept import names_to_keep
 from memvec.errors import ConfigError, RunFolderError
 from memvec.fields import JsonObject, Scalar
-from memvec.layout import RunLayout
+from memvec.layout import RunLayout, is_manifest
 from memvec.prompt.template import Prompt
 from memvec.schema import VECTOR_DTYPES, vector_columns
 
@@ -91,11 +91,6 @@ class Manifest:
         return {layer: columns[layer]}
 
 
-def is_manifest(content: JsonObject) -> bool:
-    """Whether a file is a manifest of memvec's at all; other programs leave a `manifest.json` too."""
-    return isinstance(content.content.get("fingerprint"), dict)
-
-
 def find_manifest(folder: RunLayout) -> Manifest | None:
     """Reads the manifest of a folder; None where there is none of memvec's.
 
@@ -105,7 +100,7 @@ def find_manifest(folder: RunLayout) -> Manifest | None:
     if not folder.manifest.exists():
         return None
     found = JsonObject.read(folder.manifest)
-    return known_of(found) if is_manifest(found) else None
+    return known_of(found) if is_manifest(found.content) else None
 
 
 def read_manifest(folder: RunLayout) -> Manifest:

@@ -22,7 +22,7 @@ from typing import Any
 from memvec.errors import ConfigError, MemvecError, RunFolderError
 from memvec.fields import JsonObject
 from memvec.files import MOST_BYTES
-from memvec.layout import RunLayout
+from memvec.layout import MANIFEST, RunLayout
 from memvec.remote import local_path, open_remote
 from memvec.run.card import shown_name
 from memvec.run.hub import HUB, HubDataset
@@ -33,7 +33,6 @@ from memvec.run.remote import FILES, sha256_of
 from memvec.urls import WEB, is_url, masked
 
 OPTION = "publish"
-MANIFEST = "manifest.json"
 # What has been copied while not all is: the run, and the checksums of files that are whole.
 UNFINISHED = ".publishing.json"
 # Options of the configuration that say where something was: they keep its name.

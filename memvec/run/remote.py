@@ -21,9 +21,8 @@ from memvec.digest import digest
 from memvec.errors import RunFolderError, one_line
 from memvec.fields import JsonObject
 from memvec.files import MOST_BYTES, atomic_file, make_folder
-from memvec.layout import RunLayout
+from memvec.layout import MANIFEST, RunLayout, is_manifest
 from memvec.remote import FileSystem, get_file, in_threads, local_path, open_remote, remote_errors
-from memvec.run.manifest import is_manifest
 from memvec.urls import is_url, masked
 
 SHELF = "runs"
@@ -78,11 +77,11 @@ def read_manifest_at(file_system: FileSystem, root: str, url: str) -> bytes | No
     """
     with remote_errors(url, kind=RunFolderError):
         try:
-            content: bytes = file_system.cat_file(f"{root}/manifest.json", end=MOST_BYTES + 1)
+            content: bytes = file_system.cat_file(f"{root}/{MANIFEST}", end=MOST_BYTES + 1)
         except FileNotFoundError:
             return None
     if len(content) > MOST_BYTES:
-        raise RunFolderError(f"{masked(url)}: its manifest.json is larger than {MOST_BYTES // 2**20} MiB")
+        raise RunFolderError(f"{masked(url)}: its {MANIFEST} is larger than {MOST_BYTES // 2**20} MiB")
     return content
 
 
@@ -94,15 +93,15 @@ def _mirror(file_system: FileSystem, root: str, url: str, content: bytes, folder
         partial.write_bytes(content)
     try:
         manifest = JsonObject.read(fetched)
-        if not is_manifest(manifest):
-            raise RunFolderError(f"{name}: its manifest.json is not one of memvec")
+        if not is_manifest(manifest.content):
+            raise RunFolderError(f"{name}: its {MANIFEST} is not one of memvec")
         parts = list(manifest.within("parts").take_all(int))
         checksums = _checksums(manifest)
     except RunFolderError as error:
-        raise RunFolderError(str(error).replace(str(fetched), f"{name}/manifest.json")) from error
+        raise RunFolderError(str(error).replace(str(fetched), f"{name}/{MANIFEST}")) from error
     for part in parts:
         if not PART.fullmatch(part):
-            raise RunFolderError(f"{name}/manifest.json: damaged, or not of memvec: {part!r} is no file of a run")
+            raise RunFolderError(f"{name}/{MANIFEST}: damaged, or not of memvec: {part!r} is no file of a run")
     make_folder(folder.vectors)
     missing = [part for part in parts if not (folder.root / part).is_file()]
     log.info("fetching %s: %d of %d files", name, len(missing), len(parts))

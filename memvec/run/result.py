@@ -125,11 +125,9 @@ def _write_copy(parts: list[Path], schema: pa.Schema, copy: Path) -> None:
         pa.ipc.new_stream(sink, schema) as stream,
     ):
         for path in parts:
-            rows = 0
+            rows, wanted = 0, count_rows(path)
             for batch in read_batches(path, schema):
                 stream.write_batch(batch)
                 rows += len(batch)
-            if rows != count_rows(path):
-                raise RunFolderError(
-                    f"{path}: damaged, or not of memvec: {rows:,} rows of {count_rows(path):,} can be read"
-                )
+            if rows != wanted:
+                raise RunFolderError(f"{path}: damaged, or not of memvec: {rows:,} rows of {wanted:,} can be read")
