@@ -121,9 +121,10 @@ def refuse_table_among(paths: Iterable[Path], *, name: str) -> None:
             raise _table_error(name, "Iceberg")
 
 
-def is_split_folder(folder: Path) -> bool:
-    """Whether a folder is called exactly as a split is."""
-    return any(folder.name.lower() in words for words in SPLIT_WORDS.values())
+def root_of_file(file: Path) -> Path:
+    """Returns the folder below which the names of one file count: one called exactly as a split is tells its split."""
+    is_split = any(file.parent.name.lower() in words for words in SPLIT_WORDS.values())
+    return file.parent.parent if is_split else file.parent
 
 
 def _splits_of(path: Path, asked: str) -> set[str]:

@@ -28,9 +28,9 @@ from memvec.data.folders import (
     glob_root,
     is_data,
     is_passed_over,
-    is_split_folder,
     no_data,
     refuse_table_among,
+    root_of_file,
     split_at_magic,
 )
 from memvec.data.formats.files import COMPRESSIONS, SUFFIXES, file_format
@@ -172,8 +172,7 @@ def _find(
         file = Path(_plain(path))
         if file_format(file) is None:
             raise InputError(f"{name}: unknown format {file.suffix or '(no suffix)'!r}; allowed: {' '.join(SUFFIXES)}")
-        root = file.parent.parent if is_split_folder(file.parent) else file.parent
-        return {path: info}, root, (file.name,)
+        return {path: info}, root_of_file(file), (file.name,)
     found = file_system.find(path, detail=True)
     refuse_table_among((Path(one) for one in found), name=name)
     return _of_dataset(found, path) or no_data(f"{name}: the folder holds"), Path(path), ()

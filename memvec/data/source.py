@@ -18,7 +18,7 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 
-from memvec.data.folders import broken_link, files_of_folder, files_of_glob, files_of_split, glob_root, is_split_folder
+from memvec.data.folders import broken_link, files_of_folder, files_of_glob, files_of_split, glob_root, root_of_file
 from memvec.data.formats.columnar import columns_with, dataset_tables
 from memvec.data.formats.fields import Record
 from memvec.data.formats.files import COMPRESSIONS, SUFFIXES, TextFormat, check_regular, file_format
@@ -164,8 +164,7 @@ def _sources_of(name: str, split: str | None, revision: str | None, text_format:
         check_regular(path)
         if file_format(path) is None:
             raise InputError(f"{path}: unknown format {path.suffix or '(no suffix)'!r}; allowed: {ALLOWED}")
-        root = path.parent.parent if is_split_folder(path.parent) else path.parent
-        files = [path]
+        root, files = root_of_file(path), [path]
     elif path.is_symlink():
         raise broken_link(path)
     elif glob.has_magic(name):

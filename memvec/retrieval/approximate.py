@@ -23,7 +23,7 @@ from memvec.errors import RunFolderError, one_line
 from memvec.extras import import_extra
 from memvec.files import atomic_file, make_folder
 from memvec.quiet import without_dataset_bars
-from memvec.retrieval.exact import Neighbours, Vectors, mapped_vectors, mean_vector, top_k
+from memvec.retrieval.exact import Neighbours, Vectors, mapped_vectors, mean_vector, places_of, top_k
 from memvec.run.folder import RunFolder
 from memvec.schema import VECTOR
 from memvec.units import as_units
@@ -96,9 +96,7 @@ class ApproximateIndex:
 
     def _take(self, rows: NDArray[np.int64]) -> Vectors:
         """Returns some rows, `[R, D]`."""
-        places = np.searchsorted(self._ends, rows, side="right")
-        # Counted from the end of its part, a row's position is negative.
-        found = [self.parts[place][row - self._ends[place]] for place, row in zip(places, rows, strict=True)]
+        found = [self.parts[part][row] for part, row in places_of(rows, self._ends)]
         return np.stack(found).astype(np.float32, copy=False)
 
     def _build(self) -> None:

@@ -40,6 +40,18 @@ def mapped_vectors(dataset: Dataset, name: str = VECTOR) -> list[Mapped]:
     return [chunk.flatten().to_numpy().reshape(-1, width) for chunk in column.chunks if len(chunk)]
 
 
+def places_of(rows: NDArray[np.int64], ends: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Yields where rows lie that are counted over several parts: which part, and which row of it.
+
+    Args:
+        rows: From 0, counted from the first part's on.
+        ends: How many rows there are up to the end of each part.
+    """
+    parts = np.searchsorted(ends, rows, side="right")
+    # Counted from the end of its part, a row's position is negative.
+    yield from zip(parts.tolist(), (rows - ends[parts]).tolist(), strict=True)
+
+
 class ExactIndex:
     """Finds rows by exact cosine similarity in float32.
 

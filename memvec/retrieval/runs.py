@@ -21,7 +21,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from memvec.errors import ConfigError, RunFolderError
-from memvec.retrieval.exact import Mapped, mapped_vectors
+from memvec.retrieval.exact import Mapped, mapped_vectors, places_of
 from memvec.retrieval.filter import rows_where
 from memvec.run.folder import RunFolder
 from memvec.run.manifest import Manifest, read_manifest
@@ -121,10 +121,8 @@ class SearchedRuns:
 
     def rows_at(self, positions: NDArray[np.int64]) -> Iterator[tuple[SearchedRun, dict[str, Any]]]:
         """Yields for each position the run, and the row without its vectors."""
-        for position in positions.tolist():
-            place = int(np.searchsorted(self._ends, position, side="right"))
-            # Counted from the end of its run, a row's position is negative.
-            yield self.runs[place], self._rows[place][position - int(self._ends[place])]
+        for place, row in places_of(positions, self._ends):
+            yield self.runs[place], self._rows[place][row]
 
 
 def named_folders(named: Folders) -> list[tuple[str, Path]]:

@@ -167,7 +167,8 @@ def _copy(folder: RunLayout, files: dict[str, Path], checksums: dict[str, str], 
         whole = _whole_files(place, there, run)
     missing = [name for name in files if whole.get(name) != checksums[name] or there.get(name) != sizes[name]]
     if MANIFEST in there and not missing:
-        _clean_up(place, there)
+        if UNFINISHED in there:
+            _remove_note(place)
         return False
     note = {"run": run, "files": whole}
     if UNFINISHED not in there:
@@ -182,7 +183,7 @@ def _copy(folder: RunLayout, files: dict[str, Path], checksums: dict[str, str], 
         if there.get(name) != size:
             raise RunFolderError(f"{place.name}: {name} has {there.get(name)} bytes there and {size} here; try again")
     place.write(MANIFEST, content)
-    _clean_up(place, {UNFINISHED: 0})
+    _remove_note(place)
     return True
 
 
@@ -204,7 +205,6 @@ def _whole_files(place: Place, there: dict[str, int], run: Any) -> dict[str, str
         return {}  # damaged: all is copied again
 
 
-def _clean_up(place: Place, there: dict[str, int]) -> None:
-    if UNFINISHED in there:
-        with suppress(MemvecError, OSError):  # it may be allowed to write and not to delete; nobody reads it any more
-            place.remove(UNFINISHED)
+def _remove_note(place: Place) -> None:
+    with suppress(MemvecError, OSError):  # it may be allowed to write and not to delete; nobody reads it any more
+        place.remove(UNFINISHED)
