@@ -30,7 +30,7 @@ from memvec.model.memory import compute_in_parts
 from memvec.model.parity import ExecutionMode, choose_mode, parts_of_batch
 from memvec.model.prefix import SharedPrefix, share_prefix
 from memvec.model.speedups import Speedups
-from memvec.model.tuning import Choice, choose_matmuls, is_worth_measuring
+from memvec.model.tuning import Choice, choose_matmuls
 
 # Tokens decoded while matmuls are timed: decoding then takes about as long as the prefill before it.
 TOKENS_TO_MEASURE = 8
@@ -160,8 +160,7 @@ class Generator:
 
     def choose_matmuls(self, batch: Batch) -> None:
         """Packs the weights where that is faster, measured on a batch."""
-        is_wanted = self.speedups.tune == "auto"
-        if is_wanted and is_worth_measuring(self.model, computed_in=self.computed_in, device=self.device):
+        if self.speedups.tune == "auto":
             batch = to_device(batch, self.device)
             tokens = min(TOKENS_TO_MEASURE, self.decoding.max_new_tokens)
             self.matmuls = choose_matmuls(

@@ -30,7 +30,7 @@ from memvec.model.parity import ExecutionMode, choose_mode, parts_of_batch
 from memvec.model.pooling import last_token
 from memvec.model.prefix import SharedPrefix, share_prefix
 from memvec.model.speedups import Speedups
-from memvec.model.tuning import Choice, choose_matmuls, is_worth_measuring, measure
+from memvec.model.tuning import Choice, choose_matmuls, measure
 
 
 class Extractor:
@@ -164,8 +164,7 @@ class Extractor:
 
     def choose_matmuls(self, batch: Batch) -> None:
         """Packs the weights where that is faster, measured on a batch."""
-        is_wanted = self.speedups.tune == "auto"
-        if is_wanted and is_worth_measuring(self.decoder, computed_in=self.computed_in, device=self.device):
+        if self.speedups.tune == "auto":
             batch = to_device(batch, self.device)
             self.matmuls = choose_matmuls(
                 self.decoder, lambda: self._compute(self.mode, batch)[0], dtype=self.computed_in

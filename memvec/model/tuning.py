@@ -61,14 +61,21 @@ def is_worth_measuring(decoder: PreTrainedModel, *, computed_in: torch.dtype, de
     return dtype == computed_in and can_pack(decoder, dtype=dtype, device=device)
 
 
-def choose_matmuls(decoder: PreTrainedModel, compute: Callable[[], torch.Tensor], *, dtype: torch.dtype) -> Choice:
+def choose_matmuls(
+    decoder: PreTrainedModel, compute: Callable[[], torch.Tensor], *, dtype: torch.dtype
+) -> Choice | None:
     """Measures both and leaves the decoder set to the faster.
 
     Args:
         decoder: The decoder to set.
         compute: Runs a few real rows and returns their vectors, `[B, D]`.
         dtype: Of the computation; decides how far vectors may differ.
+
+    Returns:
+        The choice; None where there is none to make.
     """
+    if not is_worth_measuring(decoder, computed_in=dtype, device=decoder.device):
+        return None
     unpack(decoder)
     seconds, reference = measure(compute)
     measured = {DEFAULT: seconds}

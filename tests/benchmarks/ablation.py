@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 import memvec.data.plan
 import memvec.data.prepared
-import memvec.model.extractor
 from memvec.data.cutting import RowIndices
 from memvec.data.sampler import LengthGroupedBatchSampler
 
@@ -63,10 +62,6 @@ class GivenOrder(LengthGroupedBatchSampler):
                     start, longest = end, 0
 
 
-def _without_packing() -> None:
-    memvec.model.extractor.is_worth_measuring = lambda *decoder, **options: False
-
-
 def _without_length_grouping() -> None:
     memvec.data.plan.LengthGroupedBatchSampler = GivenOrder  # type: ignore[misc]
 
@@ -77,7 +72,6 @@ def _without_deduplication() -> None:
 
 ABLATIONS = {
     "shared prefix": Ablation("the shared prefix", ("model.prefix_cache=off",)),
-    "packing": Ablation("packed weights", replace=_without_packing),
     "tuning": Ablation("any tuning", ("model.tune=off",)),
     "length grouping": Ablation("length grouping", replace=_without_length_grouping),
     "deduplication": Ablation("deduplication", replace=_without_deduplication),
