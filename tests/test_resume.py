@@ -19,7 +19,7 @@ from memvec.errors import InputError, RunFolderError
 from memvec.generation.finalize import MemoryFinalizer
 from memvec.run.folder import RunFolder
 from memvec.writer.finalize import Finalizer
-from memvec.writer.journal import JournalWriter
+from memvec.writer.journal import JournalWriter, vector_rows
 from memvec.writer.vectors import read_journal
 from tests.helpers.conversations import CHAT, generation_overrides, write_lines
 from tests.helpers.damage import damage
@@ -226,7 +226,7 @@ def test_a_run_of_many_attempts_resumes_with_few_descriptors(
     index = read_journal(folder.journal, rows=520, signature=read_signature(folder))
     for row in range(500):
         with JournalWriter(folder.journal, rank=row, signature=read_signature(folder)) as journal:
-            journal.append(np.asarray([row]), index.vectors(np.asarray([row])))
+            journal.append_rows(vector_rows(np.asarray([row]), index.vectors(np.asarray([row]))))
     for file in index.files:
         file.unlink()
     limited = ["bash", "-c", 'ulimit -n 150; exec "$@"', "bash"]

@@ -1,7 +1,7 @@
 """The options of conf/ with their help, which are the comments above them.
 
-In: the name of a file of conf/, such as `data/default`. Out: its options by the names of their overrides; as the lines
-of a `--help`, which the YAML files write as `${memvec.options:data/default}`; as the table of conf/README.md.
+In: a file of conf/. Out: its options by the names of their overrides; and as the lines of a `--help`, which the YAML
+files write as `${memvec.options:data/default}`. The tables of conf/README.md are made of them too.
 
 Why: an option is described once, where its default stands.
 """
@@ -49,12 +49,6 @@ def read_options(path: Path) -> list[Option]:
 def help_lines(options: list[Option]) -> str:
     """Returns options as lines of a terminal."""
     return "\n".join(_help_line(option) for option in options)
-
-
-def markdown_table(options: list[Option]) -> str:
-    """Returns options as a table."""
-    rows = (f"| `{one.name}` | {f'`{one.default}`' if one.default else ''} | {one.help} |" for one in options)
-    return "\n".join(["| option | default | meaning |", "| --- | --- | --- |", *rows])
 
 
 def _help_line(option: Option) -> str:

@@ -84,10 +84,6 @@ class JournalWriter:
         with writing(folder):
             self.path, self._descriptor = _create(folder, rank)
 
-    def append(self, index: NDArray[np.int64], vectors: NDArray[Any]) -> None:
-        """Appends one frame of computed vectors, as `vector_rows` takes them."""
-        self.append_rows(vector_rows(index, vectors))
-
     def reject(self, index: int, reason: str, *, dimension: int, dtype: str = "float32") -> None:
         """Appends one frame that says why a row has no vector."""
         self.append_rows(vector_rows(np.asarray([index]), np.zeros((1, dimension), dtype=dtype), [reason]))

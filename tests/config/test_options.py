@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from memvec.config.options import Option, help_lines, markdown_table, read_options
+from memvec.config.options import Option, help_lines, read_options
+from tests.helpers.option_tables import markdown_table
 
 FILE = """\
 # what the file is

@@ -19,7 +19,7 @@ from memvec.data.prepared import read_signature
 from memvec.errors import MemvecError, RunFolderError
 from memvec.run.build import build_datamodule, build_model, run_folder
 from memvec.run.folder import RunFolder
-from memvec.writer.journal import JournalWriter
+from memvec.writer.journal import JournalWriter, vector_rows
 from memvec.writer.vectors import has_vectors
 from tests.helpers.damage import DAMAGES, damage
 
@@ -171,7 +171,7 @@ def test_vectors_of_rows_that_come_out_otherwise_now_are_refused(
     root = Path(shutil.copytree(sound, tmp_path / "run"))
     folder = RunFolder(root)
     with JournalWriter(folder.journal, rank=0, signature=read_signature(folder)) as journal:
-        journal.append(np.arange(5), np.ones((5, 4), dtype=np.float32))
+        journal.append_rows(vector_rows(np.arange(5), np.ones((5, 4), dtype=np.float32)))
     folder.entries.unlink()
     monkeypatch.setattr("memvec.data.dataset.ROWS_PER_BATCH", 7)  # the same rows in other bytes
     with pytest.raises(RunFolderError, match=r"was computed for other entries than the input gives now") as caught:

@@ -32,6 +32,7 @@ from transformers import (
 
 from memvec.model.backbone import Backbone
 from memvec.model.checkpoint import Checkpoint
+from memvec.model.packing import PackedLinear
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -148,3 +149,8 @@ def save_bidirectional(folder: Path) -> Path:
 def load_backbone(folder: Path, *, dtype: torch.dtype = torch.float32, layer: int = -1) -> Backbone:
     """Loads the backbone of a saved model, as a run does."""
     return Backbone(Checkpoint(str(folder)).load_decoder(dtype), layers=(layer,)).eval()
+
+
+def is_packed(decoder: torch.nn.Module) -> bool:
+    """Whether a decoder's weights are packed now."""
+    return any(isinstance(module, PackedLinear) for module in decoder.modules())

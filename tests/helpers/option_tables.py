@@ -10,10 +10,16 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from memvec.config.options import markdown_table, read_options
+from memvec.config.options import Option, read_options
 
 ROOT = Path(__file__).parent.parent.parent
 TABLE = re.compile(r"(^### `(conf/[\w/]+\.yaml)`(?:(?!^#)[\s\S])*?)(^\| option \|(?:.*\n)+?)(?=\n|\Z)", re.MULTILINE)
+
+
+def markdown_table(options: list[Option]) -> str:
+    """Returns options as a table."""
+    rows = (f"| `{one.name}` | {f'`{one.default}`' if one.default else ''} | {one.help} |" for one in options)
+    return "\n".join(["| option | default | meaning |", "| --- | --- | --- |", *rows])
 
 
 def with_tables(text: str) -> str:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from memvec.model.packing import PackedGatedBlock, PackedLinear, can_pack, is_packed, pack, unpack
-from tests.helpers.models import ARCHITECTURES, build_model
+from memvec.model.packing import PackedGatedBlock, PackedLinear, can_pack, pack, unpack
+from tests.helpers.models import ARCHITECTURES, build_model, is_packed
 
 INPUT_IDS = torch.randint(3, 400, (3, 40), generator=torch.Generator().manual_seed(0))
 ROUNDING = {torch.float32: 5e-6, torch.bfloat16: 0.05}

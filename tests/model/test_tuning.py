@@ -11,9 +11,8 @@ from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
 import memvec
-from memvec.model.packing import is_packed
 from memvec.model.tuning import DEFAULT, PACKED, choose_matmuls, is_worth_measuring
-from tests.helpers.models import build_model
+from tests.helpers.models import build_model, is_packed
 
 TEXTS = [f"she moved to town number {n} and likes it" for n in range(1200)]
 CPU = torch.device("cpu")

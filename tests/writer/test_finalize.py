@@ -19,7 +19,7 @@ from memvec.run.build import build_datamodule, build_model, run_folder
 from memvec.run.folder import RunFolder
 from memvec.writer import finalize
 from memvec.writer.finalize import Finalizer
-from memvec.writer.journal import JournalWriter
+from memvec.writer.journal import JournalWriter, vector_rows
 
 D = 4
 ROWS: list[dict[str, Any]] = [{"id": f"m/{n}", "text": f"text {n % 20}"} for n in range(25)]  # five are there twice
@@ -55,7 +55,7 @@ def prepared(write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictCo
 
 def append(folder: RunFolder, rows: list[int], *, rank: int = 0) -> None:
     writer = JournalWriter(folder.journal, rank=rank, signature=read_signature(folder))
-    writer.append(np.asarray(rows), np.asarray([vector_of(row) for row in rows], dtype=np.float32))
+    writer.append_rows(vector_rows(np.asarray(rows), np.asarray([vector_of(row) for row in rows], dtype=np.float32)))
     writer.close()
 
 
@@ -105,7 +105,7 @@ def test_each_layer_has_a_column_of_the_journals_dtype(dtype: str, prepared: Cal
     folder = prepared()
     vectors = np.asarray([vector_of(row) for row in range(20)], dtype=dtype)
     writer = JournalWriter(folder.journal, rank=0, signature=read_signature(folder))
-    writer.append(np.arange(20), vectors)
+    writer.append_rows(vector_rows(np.arange(20), vectors))
     writer.close()
     finalizer = Finalizer(folder, layer=[8, -1])
     finalizer.write_results()

@@ -18,7 +18,7 @@ from memvec.data.prepared import Signature
 from memvec.errors import RunFolderError
 from memvec.schema import INDEX, REASON, VECTOR
 from memvec.writer.frames import ALIGNMENT, HEADER, MAGIC, SIGNED, pack_frame
-from memvec.writer.journal import JournalWriter, journal_schema
+from memvec.writer.journal import JournalWriter, journal_schema, vector_rows
 from memvec.writer.vectors import JournalIndex, read_journal
 from tests.helpers.damage import DAMAGES, damage
 from tests.helpers.signatures import ANOTHER_RUN, MINE
@@ -38,7 +38,7 @@ def write(
 ) -> Path:
     with JournalWriter(folder, rank=rank, signature=signature) as journal:
         for rows in frames:
-            journal.append(np.asarray(rows), vectors_of(rows, dimension))
+            journal.append_rows(vector_rows(np.asarray(rows), vectors_of(rows, dimension)))
     return journal.path
 
 

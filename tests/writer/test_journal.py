@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from memvec.writer.journal import JournalWriter
+from memvec.writer.journal import JournalWriter, vector_rows
 from memvec.writer.vectors import JournalIndex, read_journal
 from tests.helpers.signatures import MINE
 
@@ -29,7 +29,7 @@ def vectors_of(rows: Sequence[int], dimension: int = D) -> NDArray[np.float32]:
 def write(folder: Path, frames: Sequence[Sequence[int]], *, rank: int = 0, dimension: int = D, **options: Any) -> Path:
     writer = JournalWriter(folder, rank=rank, signature=MINE, **options)
     for rows in frames:
-        writer.append(np.asarray(rows, dtype=np.int64), vectors_of(rows, dimension))
+        writer.append_rows(vector_rows(np.asarray(rows, dtype=np.int64), vectors_of(rows, dimension)))
     writer.close()
     return writer.path
 
@@ -79,7 +79,7 @@ def test_every_appended_row_is_found_where_the_index_says(
 def test_numbers_come_back_bit_for_bit(tmp_path: Path) -> None:
     odd = np.asarray([[0.1, -0.0, 1e-45, 3.4e38, -1e-30, 7.0]], dtype=np.float32)
     writer = JournalWriter(tmp_path, rank=0, signature=MINE)
-    writer.append(np.asarray([2]), odd)
+    writer.append_rows(vector_rows(np.asarray([2]), odd))
     writer.close()
     stored = stored_vector(read_journal(tmp_path, rows=3, signature=MINE), 2)
     assert stored.tobytes() == odd.tobytes()
@@ -88,7 +88,7 @@ def test_numbers_come_back_bit_for_bit(tmp_path: Path) -> None:
 def test_float16_comes_back_as_it_is_and_apart_from_float32(tmp_path: Path) -> None:
     halves = np.asarray([[0.1, -0.0, 6e-8, 65504, -1e-3, 7.0]] * 3, dtype=np.float16)
     writer = JournalWriter(tmp_path, rank=0, signature=MINE)
-    writer.append(np.asarray([4, 2, 0]), halves)
+    writer.append_rows(vector_rows(np.asarray([4, 2, 0]), halves))
     writer.reject(3, "too large", dimension=D, dtype="float16")
     writer.close()
     write(tmp_path, [[1]], rank=1)
@@ -102,7 +102,7 @@ def test_vectors_that_spell_a_frames_beginning_are_only_vectors(tmp_path: Path) 
     path = write(tmp_path, [[0]])
     header = np.frombuffer(path.read_bytes()[:64], dtype=np.float32)  # the magic, as numbers
     writer = JournalWriter(tmp_path, rank=1, signature=MINE)
-    writer.append(np.asarray([1, 2]), np.stack([header, header]))
+    writer.append_rows(vector_rows(np.asarray([1, 2]), np.stack([header, header])))
     writer.close()
     path.unlink()
     index = read_journal(tmp_path, rows=3, signature=MINE)
@@ -142,8 +142,8 @@ def test_every_attempt_of_a_rank_has_a_file_of_its_own(tmp_path: Path) -> None:
 
 def test_two_open_writers_of_one_rank_do_not_share_a_file(tmp_path: Path) -> None:
     first, second = JournalWriter(tmp_path, rank=0, signature=MINE), JournalWriter(tmp_path, rank=0, signature=MINE)
-    second.append(np.asarray([1]), vectors_of([1]))
-    first.append(np.asarray([0]), vectors_of([0]))
+    second.append_rows(vector_rows(np.asarray([1]), vectors_of([1])))
+    first.append_rows(vector_rows(np.asarray([0]), vectors_of([0])))
     first.close()
     second.close()
     assert found_rows(read_journal(tmp_path, rows=2, signature=MINE)) == [0, 1]
@@ -155,7 +155,7 @@ def test_a_frame_is_there_for_others_before_the_file_is_closed(
 ) -> None:
     writer = JournalWriter(tmp_path, rank=0, signature=MINE, fsync=fsync)
     for row in range(3):
-        writer.append(np.asarray([row]), vectors_of([row]))
+        writer.append_rows(vector_rows(np.asarray([row]), vectors_of([row])))
         assert found_rows(read_journal(tmp_path, rows=3, signature=MINE)) == list(range(row + 1))
     writer.close()
 
@@ -170,9 +170,9 @@ def test_a_row_that_was_written_twice_counts_once(tmp_path: Path) -> None:
 
 def test_a_reason_ends_a_row_without_a_vector(tmp_path: Path) -> None:
     writer = JournalWriter(tmp_path, rank=0, signature=MINE)
-    writer.append(np.asarray([0, 2]), vectors_of([0, 2]))
+    writer.append_rows(vector_rows(np.asarray([0, 2]), vectors_of([0, 2])))
     writer.reject(3, "不是有限数 (not finite)", dimension=D)
-    writer.append(np.asarray([4]), vectors_of([4]))
+    writer.append_rows(vector_rows(np.asarray([4]), vectors_of([4])))
     writer.close()
     index = read_journal(tmp_path, rows=6, signature=MINE)
     assert found_rows(index) == [0, 2, 4]
@@ -262,9 +262,9 @@ def test_damage_is_said_once_in_the_log(tmp_path: Path, caplog: pytest.LogCaptur
 @pytest.mark.parametrize("rows", [[-1], [5], [0, 5], [2**40]])
 def test_a_frame_that_names_rows_which_the_run_has_not_is_damage(tmp_path: Path, rows: list[int]) -> None:
     writer = JournalWriter(tmp_path, rank=0, signature=MINE)
-    writer.append(np.asarray([1, 2]), vectors_of([1, 2]))
-    writer.append(np.asarray(rows), np.zeros((len(rows), D), dtype=np.float32))
-    writer.append(np.asarray([4]), vectors_of([4]))
+    writer.append_rows(vector_rows(np.asarray([1, 2]), vectors_of([1, 2])))
+    writer.append_rows(vector_rows(np.asarray(rows), np.zeros((len(rows), D), dtype=np.float32)))
+    writer.append_rows(vector_rows(np.asarray([4]), vectors_of([4])))
     writer.close()
     index = read_journal(tmp_path, rows=5, signature=MINE)
     assert found_rows(index) == [1, 2, 4]
