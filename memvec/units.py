@@ -1,4 +1,4 @@
-"""Vectors at length 1, in whose products a cosine similarity is one sum.
+"""Unit vectors, of which a cosine similarity is the dot product.
 
 In: vectors `[N, D]`, or of several layers `[N, L, D]`. Out: the same, each at length 1; a vector of zeros, which has no
 direction, stays as it is.

@@ -5,7 +5,7 @@ cache, which is read as any other file: the run's fingerprint is of its content,
 
 How: the files are listed, and each is fetched that the cache does not have in this version (the server's checksum,
 failing that its time, and the size; a file without any is fetched each time). Each appears whole or not at all, so that
-a fetch that was cut off goes on with the next file. What was listed is noted when all are there: a run that resumes
+a fetch that was cut off resumes with the next file. What was listed is noted when all are there: a run that resumes
 needs the remote no more, whether it cannot be reached, has lost the files, or lets nobody in.
 """
 
@@ -82,7 +82,7 @@ def fetch(url: str, *, split: str | None = None, is_resumed: bool = False) -> li
     Args:
         url: The address of a file, of a folder, or a glob.
         split: The split to read; None reads all files.
-        is_resumed: Whether a run goes on that has read it before: then what was fetched for it is as good.
+        is_resumed: Whether a run is resumed that has read it before: then what was fetched for it is as good.
 
     Returns:
         For each file its address, as messages show it, and its copy, in the order of the paths.

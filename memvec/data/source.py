@@ -128,7 +128,7 @@ def find_sources(
         split: The split to read; None reads `train` of a dataset with splits, and all files of a folder or glob.
         revision: Revision of a Hub dataset; None is its main branch.
         text_format: How text files are read where they do not say it themselves.
-        is_resumed: Whether a run goes on that has read them before: then remote files need not be there any more.
+        is_resumed: Whether a run is resumed that has read them before: then remote files need not be there any more.
 
     Raises:
         ConfigError: An address cannot be used.

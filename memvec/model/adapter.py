@@ -3,7 +3,7 @@
 In: a folder or Hub name, with `adapter_config.json` and the weights as peft saves them. Out: what identifies it, and a
 model whose matrices hold it and whose modules are those it had before.
 
-How: peft lays the adapter's small matrices beside the model's, loads them, adds their products and takes them away. Why
+How: peft lays the adapter's low-rank matrices beside the model's weights, loads them, merges and removes them. Why
 merged: kernels, sharding and the shared prefix are made for the model's own modules, and a merged one is as fast as the
 model alone. Why only some options go to peft: an adapter is a stranger's, and its configuration can name a Python
 module to import (`megatron_core`), layers to copy, or a way to change the model's own weights first.
@@ -35,7 +35,7 @@ SAFE, PICKLED = "adapter_model.safetensors", "adapter_model.bin"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 KIND = "LORA"
 LAID_IN = "memvec"  # the name under which peft keeps it beside the model's weights
-# What adds a product to a matrix, or puts a module that was saved in another's place.
+# What adds a low-rank update to a weight, or puts a module that was saved in another's place.
 USED = (
     *("r", "lora_alpha", "use_rslora", "use_dora", "lora_bias", "bias", "rank_pattern", "alpha_pattern"),
     *("target_modules", "exclude_modules", "target_parameters", "layers_to_transform", "layers_pattern"),

@@ -2,7 +2,7 @@
 
 In: a finished run's folder, and `publish=`. Out: its vectors, metrics and manifest there.
 
-How: all or nothing, and to be gone on with. The manifest, which makes a folder a run, is written last; until then a
+How: all or nothing, and resumable. The manifest, which makes a folder a run, is written last; until then a
 file of the place's own says whose files are there and which are whole, by their SHA-256, so that the same command
 copies what is missing alone. A place that holds anything else is refused, and so is a folder with another run in it.
 

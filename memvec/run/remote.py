@@ -4,7 +4,7 @@ In: `s3://bucket/runs/a`, or the path of a folder. Out: the folder of a run, com
 
 How: the manifest is read first. It says which Parquet files the run has, and of a run that `publish=` has copied also
 their checksums. They go to the user's cache, into a folder that is named by the address and the manifest's content, and
-the manifest last: so a mirror is whole or is gone on with, another run at the same address is another mirror, and one
+the manifest last: so a mirror is whole or is resumed, another run at the same address is another mirror, and one
 that is there costs one request. The manifest and its names may be anybody's, and lead nowhere else.
 """
 

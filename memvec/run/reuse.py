@@ -8,8 +8,8 @@ every row left whose prompt one of those runs has a vector of.
 How: each row of a result carries the digest of its prompt's tokens, by which it is found; ids, texts, templates and
 order are not looked at, since tokens and model decide a vector. Parquet files are verified as for whoever else reads
 them, and read batch by batch: those without a row that is left only as far as their digests. Since the journal then has
-these rows, whatever comes after (resuming, the ranks, finalising) need not know of it; what was killed on the way goes
-on with the rows that the journal lacks.
+these rows, whatever comes after (resuming, the ranks, finalising) need not know of it; a copy that was killed resumes
+with the rows that the journal lacks.
 """
 
 from __future__ import annotations

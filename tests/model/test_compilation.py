@@ -1,4 +1,4 @@
-"""Compiling by region: the same vectors, and a run that goes on where there is no compiler."""
+"""Compiling by region: the same vectors, and a run that continues where there is no compiler."""
 
 from __future__ import annotations
 

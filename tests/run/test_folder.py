@@ -1,4 +1,4 @@
-"""Whose a run's folder is: what may be gone on with, and what is never written to."""
+"""Whose a run's folder is: what may be resumed, and what is never written to."""
 
 from __future__ import annotations
 
