@@ -8,8 +8,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,6 +25,7 @@ from memvec.errors import ConfigError, ExtraError, InputError, MemvecError
 from tests.conftest import TEXTS
 from tests.helpers.processes import arguments, journal_bytes, kill_group, start, wait_until, write_texts
 from tests.helpers.s3_server import S3Server, s3_server
+from tests.helpers.serving import serving
 
 
 def lines(*texts: str) -> bytes:
@@ -141,21 +142,12 @@ def test_a_local_address_is_a_path(tmp_path: Path) -> None:
     assert read(f"file://{tmp_path}/*.jsonl") == [(f"{tmp_path}/a b.jsonl", "a")]
 
 
-@contextmanager
-def web_server(folder: Path) -> Iterator[str]:
+def web_server(folder: Path) -> AbstractContextManager[str]:
     class Handler(SimpleHTTPRequestHandler):
         def log_message(self, *arguments: Any) -> None:
             """Says nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    return serving(ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))))
 
 
 def test_web_addresses_are_read_and_their_queries_kept_secret(

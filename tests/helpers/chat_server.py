@@ -21,6 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from tests.helpers.scripted import FAILS, NOTHING, UNDECIDED
+from tests.helpers.serving import serving
 
 KEY = "sk-test-very-secret-0123456789"
 Trouble = Callable[["_Handler"], None]
@@ -74,15 +75,9 @@ def chat_server(double: ChatServerDouble) -> Iterator[ChatServerDouble]:
     """Serves until it is left."""
     server = _Server(("127.0.0.1", 0), _Handler)
     server.double = double
-    double.base_url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
+    with serving(server) as address:
+        double.base_url = f"{address}/v1"
         yield double
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 class _Server(ThreadingHTTPServer):

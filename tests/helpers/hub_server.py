@@ -9,13 +9,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from tests.helpers.serving import serving
 
 TOKEN = "hf_test_very_secret"
 COMMIT = "c" * 40
@@ -41,15 +42,9 @@ class HubDouble:
 def hub_server() -> Iterator[HubDouble]:
     """Serves until it is left."""
     server = _Server(("127.0.0.1", 0), _Handler)
-    server.double = double = HubDouble(url=f"http://127.0.0.1:{server.server_address[1]}")
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
+    server.double = double = HubDouble()
+    with serving(server) as double.url:
         yield double
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 class _Server(ThreadingHTTPServer):
