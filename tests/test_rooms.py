@@ -23,6 +23,7 @@ FLOORS: list[set[str]] = [
         "table",
         "quiet",
         "layout",
+        "streams",
     },
     {"cache", "remote"},
     {"config"},

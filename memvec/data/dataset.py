@@ -11,7 +11,7 @@ datasets cache: the texts are private and go when the run is finished, and nothi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
@@ -28,6 +28,7 @@ from memvec.errors import InputError
 from memvec.features import ENTRY_FEATURES
 from memvec.files import atomic_file, writing
 from memvec.schema import FILE, ID, ROW, TEXT
+from memvec.streams import write_stream
 
 ROWS_PER_BATCH = 10_000
 CHARACTERS_PER_BATCH = 32_000_000
@@ -258,10 +259,3 @@ def _duplicates(dataset: Dataset, first: np.ndarray[Any, np.dtype[np.int64]], na
 def _record_batches(dataset: Dataset) -> Iterator[pa.RecordBatch]:
     for table in dataset.iter(ROWS_PER_BATCH):
         yield from table.combine_chunks().to_batches()
-
-
-def write_stream(path: Path, batches: Iterable[pa.RecordBatch], *, schema: pa.Schema) -> None:
-    """Writes record batches as an Arrow stream file, which `Dataset.from_file` maps."""
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        for batch in batches:
-            writer.write_batch(batch)

@@ -25,6 +25,7 @@ from memvec.data.formats.fields import MISSING, NAMES_SHOWN
 from memvec.errors import InputError, one_line
 from memvec.features import kept_features
 from memvec.files import atomic_file, create_file, writing
+from memvec.streams import write_stream
 
 ROWS_PER_BATCH = 10_000
 BYTES_PER_BATCH = 32_000_000
@@ -139,14 +140,8 @@ class KeptColumns:
             schema = kept_features({name: settled(kind) for name, kind in self._types.items()}).arrow_schema
         except ValueError as error:
             raise InputError(f"{self._files}: data.keep_columns: {one_line(error)}") from error
-        with (
-            atomic_file(self.path) as partial,
-            pa.OSFile(str(partial), "wb") as sink,
-            pa.ipc.new_stream(sink, schema) as stream,
-        ):
-            for batch in self._spooled(schema):
-                kept, is_kept = is_kept[: len(batch)], is_kept[len(batch) :]
-                stream.write_batch(batch.filter(pa.array(kept)))
+        with atomic_file(self.path) as partial:
+            write_stream(partial, self._kept_rows(schema, is_kept), schema=schema)
 
     def __enter__(self) -> KeptColumns:
         """Removes what an attempt that was killed has left; returns itself."""
@@ -206,6 +201,13 @@ class KeptColumns:
             return InputError(f"{place}: {name!r} cannot be kept: {one_line(error)}; {REMEDY}")
         before = f"of type {kind} from {self._first[name]} on"
         return InputError(f"{place}: {name!r} is of type {found}, but {before}; {REMEDY}")
+
+    def _kept_rows(self, schema: pa.Schema, is_kept: NDArray[np.bool_]) -> Iterator[pa.RecordBatch]:
+        """Yields those rows of the spool that go into the file."""
+        start = 0
+        for batch in self._spooled(schema):
+            yield batch.filter(pa.array(is_kept[start : start + len(batch)]))
+            start += len(batch)
 
     def _spooled(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         """Yields the rows of the spool, brought to the types of a schema."""

@@ -38,7 +38,7 @@ class InputRows:
         on_error: Whether a row that cannot be used is named in `rejected.jsonl` (`reject`) or ends the run (`fail`).
         limit: Read at most this many rows.
         keep_columns: Names of further fields, which travel to the result.
-        is_resumed: Whether a run is resumed that has read the input before: then remote files need not be there any more.
+        is_resumed: Whether a run is resumed that has read the input: then remote files need not be there any more.
 
     Raises:
         ConfigError: An option does not make sense.

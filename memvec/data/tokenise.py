@@ -17,11 +17,11 @@ from datasets import Dataset
 from datasets.utils import tqdm
 from numpy.typing import NDArray
 
-from memvec.data.dataset import write_stream
 from memvec.features import PROMPT_FEATURES
 from memvec.files import atomic_file
 from memvec.prompt.encoder import PromptEncoder
 from memvec.schema import DIGEST, INPUT_IDS, LENGTH, SHARED, TEXT, TRUNCATED
+from memvec.streams import write_stream
 
 ROWS_PER_BATCH = 4096
 # Tokenising so few takes a second or two, and a bar says no more than the silence.

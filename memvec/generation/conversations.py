@@ -17,7 +17,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from memvec.config.values import at_least, at_least_or_none, one_text, one_text_or_none
-from memvec.data.dataset import AUTO, EntriesSummary, write_stream
+from memvec.data.dataset import AUTO, EntriesSummary
 from memvec.data.rows import InputRows
 from memvec.errors import ConfigError, InputError
 from memvec.features import WINDOW_FEATURES
@@ -26,6 +26,7 @@ from memvec.generation.transcript import Transcript, TranscriptSource
 from memvec.generation.window import Span, cut_transcript
 from memvec.layout import RunLayout
 from memvec.schema import FILE, ID, PROVENANCE, ROW, TEXT
+from memvec.streams import write_stream
 
 WINDOWS_PER_BATCH = 1_000
 NO_LIMIT = 2**31

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -25,6 +26,7 @@ from memvec.run.manifest import Manifest, read_manifest
 from memvec.run.parts import check_parts, checked, count_rows, damage_as_one_line, open_part, read_batches
 from memvec.run.remote import local_run
 from memvec.schema import ID, PROMPT_DIGEST
+from memvec.streams import write_stream
 
 
 def load(output_dir: str | Path) -> Dataset:
@@ -119,15 +121,16 @@ def _place_of_copy(folder: RunLayout, parts: list[Path]) -> Path:
 def _write_copy(parts: list[Path], schema: pa.Schema, copy: Path) -> None:
     make_root(copy.parent.parent)
     make_folder(copy.parent)
-    with (
-        atomic_file(copy) as partial,
-        pa.OSFile(str(partial), "wb") as sink,
-        pa.ipc.new_stream(sink, schema) as stream,
-    ):
-        for path in parts:
-            rows, wanted = 0, count_rows(path)
-            for batch in read_batches(path, schema):
-                stream.write_batch(batch)
-                rows += len(batch)
-            if rows != wanted:
-                raise RunFolderError(f"{path}: damaged, or not of memvec: {rows:,} rows of {wanted:,} can be read")
+    with atomic_file(copy) as partial:
+        write_stream(partial, _all_rows(parts, schema), schema=schema)
+
+
+def _all_rows(parts: list[Path], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Yields the rows of all parts, and refuses one that reads as fewer than it says."""
+    for path in parts:
+        rows, wanted = 0, count_rows(path)
+        for batch in read_batches(path, schema):
+            yield batch
+            rows += len(batch)
+        if rows != wanted:
+            raise RunFolderError(f"{path}: damaged, or not of memvec: {rows:,} rows of {wanted:,} can be read")
