@@ -1,6 +1,6 @@
 """Makes a padded tensor batch from rows of the tokenised dataset.
 
-In: row numbers. Out: `{"index" [B], "input_ids" [B, T], "length" [B], "prefix_length"}`.
+In: row numbers. Out: `{"index" [B], "input_ids" [B, T], "length" [B], "prefix_length", "trie"}`.
 
 How: `PromptRows` fetches the rows of a batch in one Arrow read (`PromptArrays` from memory), and the collator scatters
 their tokens into a padded tensor with one masked assignment; there is no Python loop over rows or tokens. Why right
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from memvec.data.trie import TokenTrie, build_trie
 from memvec.schema import INPUT_IDS
 
 if TYPE_CHECKING:
@@ -34,12 +35,14 @@ class Batch(TypedDict):
     input_ids: `[B, T]` int64, padded on the right, or on the left behind the shared prefix.
     length: `[B]` int64, tokens of each row.
     prefix_length: leading tokens that all rows of the batch share with every other such batch; 0 where they do not.
+    trie: the same tokens without padding; None where nobody asked for it.
     """
 
     index: torch.Tensor
     input_ids: torch.Tensor
     length: torch.Tensor
     prefix_length: int
+    trie: TokenTrie | None
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,9 @@ class PaddingCollator:
         prefix_rows: `[N]` bool over the whole dataset, whether a row begins with the shared prefix.
         prefix_length: Tokens of that prefix.
         padding_side: Where the padding stands; on the left it stands behind the shared prefix.
+
+    Attributes:
+        builds_tries: Whether batches have their tokens without padding too.
     """
 
     def __init__(
@@ -125,6 +131,7 @@ class PaddingCollator:
         self.padding_side = padding_side
         self.prefix_rows = prefix_rows
         self.prefix_length = prefix_length
+        self.builds_tries = False
 
     def __call__(self, rows: TokenRows) -> Batch:
         """Returns the batch of `rows`."""
@@ -140,6 +147,7 @@ class PaddingCollator:
             input_ids=input_ids,
             length=torch.from_numpy(length),
             prefix_length=prefix_length,
+            trie=build_trie(rows.input_ids, length) if self.builds_tries else None,
         )
 
 

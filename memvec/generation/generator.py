@@ -158,6 +158,9 @@ class Generator:
         """Is not asked for: `data.max_tokens=auto` is refused for generation."""
         raise NotImplementedError
 
+    def leave_padding_out(self, batch: Batch) -> None:
+        """Keeps it: rows that grow end at one place."""
+
     def choose_matmuls(self, batch: Batch) -> None:
         """Packs the weights where that is faster, measured on a batch."""
         if self.speedups.tune == "auto":

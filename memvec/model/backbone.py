@@ -12,7 +12,8 @@ by architecture, and a decoder that is lent has to be given back as it was.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -94,12 +95,22 @@ class Backbone(DtypeKeeper):
         if self._places is None:
             self._places, self.dimension = find_places(self.decoder, self.layers)
 
-    def forward(self, input_ids: torch.Tensor, *, cache: Cache | None = None) -> tuple[torch.Tensor, ...]:
+    def takes_states_within(self, modules: Sequence[nn.Module]) -> bool:
+        """Whether a state passes inside one of these modules of the decoder, not at its own input or output."""
+        self.trace()
+        names = {name for name, module in self.decoder.named_modules() if any(module is one for one in modules)}
+        inner = [place.module for place in self._places or () if place is not None]
+        return any(place.startswith(f"{name}.") for place in inner for name in names)
+
+    def forward(
+        self, input_ids: torch.Tensor, *, cache: Cache | None = None, others: Mapping[str, Any] | None = None
+    ) -> tuple[torch.Tensor, ...]:
         """Returns hidden states.
 
         Args:
             input_ids: `[B, T]` int64, right-padded; no mask is needed, since no token sees what stands right of it.
             cache: Keys and values of the tokens that come before `input_ids`, or None.
+            others: What else the decoder is given.
 
         Returns:
             `[B, T, D]` for each of `layers`, of the model's dtype.
@@ -110,7 +121,7 @@ class Backbone(DtypeKeeper):
         self.trace()
         assert self._places is not None
         cached = {"use_cache": False} if cache is None else {"use_cache": True, self._cache_argument: cache}
-        inputs = {"input_ids": input_ids, **cached}
+        inputs = {"input_ids": input_ids, **cached, **(others or {})}
         places = [place for place in self._places if place is not None]
         if len(places) < len(self._places):  # a state that passes from no module to another: the decoder alone has it
             every = all_hidden_states(self.decoder, inputs)

@@ -51,6 +51,9 @@ class Engine(Protocol):
     def seconds_per_token(self, batch: Batch) -> float | None:
         """Returns how long a token of a batch takes; None where the batch does not fit into memory."""
 
+    def leave_padding_out(self, batch: Batch) -> None:
+        """Computes batches without padding where that is wanted, valid and, measured on a batch, faster."""
+
     def choose_matmuls(self, batch: Batch) -> None:
         """Packs the weights where that is wanted and, measured on a batch, faster."""
 

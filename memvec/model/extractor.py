@@ -10,6 +10,7 @@ encoder and the dry run all hold one; it knows nothing of trainers, files or con
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -18,19 +19,26 @@ import torch
 from transformers import PreTrainedModel
 
 from memvec.data.budget import TOKENS_ON_ACCELERATOR, TOKENS_ON_CPU
-from memvec.data.collator import Batch
-from memvec.errors import ModelError
-from memvec.model.backbone import Backbone
+from memvec.data.collator import Batch, real_tokens
+from memvec.data.trie import TokenTrie, build_trie
+from memvec.errors import ModelError, one_line
+from memvec.model.backbone import Backbone, decoder_layers
 from memvec.model.checkpoint import length_boundaries
 from memvec.model.compilation import compile_regions
 from memvec.model.lockstep import WeightGroup
 from memvec.model.memory import compute_in_parts, is_out_of_memory
 from memvec.model.packing import unpack
-from memvec.model.parity import ExecutionMode, choose_mode, parts_of_batch
+from memvec.model.parity import ExecutionMode, choose_mode, parts_of_batch, relative_error, tolerance_of
 from memvec.model.pooling import last_token
 from memvec.model.prefix import SharedPrefix, share_prefix
 from memvec.model.speedups import Speedups
-from memvec.model.tuning import Choice, choose_matmuls, measure
+from memvec.model.tuning import SMALLEST_GAIN, UNUSABLE, Choice, choose_matmuls, measure
+from memvec.model.unpadded import attention_rows, can_leave_padding_out, unpadded_attention
+
+# Modes in which a row does not cost the tokens that it shares with all others.
+SPARING = (ExecutionMode.UNPADDED, ExecutionMode.SHARED_PREFIX)
+
+log = logging.getLogger(__name__)
 
 
 class Extractor:
@@ -149,18 +157,40 @@ class Extractor:
             Seconds; None where the batch does not fit into memory.
         """
         batch = to_device(batch, self.device)
-        prefix_length = batch["prefix_length"] if self.mode is ExecutionMode.SHARED_PREFIX else 0
+        prefix_length = batch["prefix_length"] if self.mode in SPARING else 0
         rows, width = batch["input_ids"].shape
         try:
             with self.context():
-                fewest, _ = measure(
-                    lambda: self._pass(batch["input_ids"], batch["length"], prefix_length).cpu(), calls=2
-                )
+                fewest, _ = measure(lambda: self._whole(self.mode, batch).cpu(), calls=2)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             return None
         return fewest / (rows * (width - prefix_length))
+
+    def leave_padding_out(self, batch: Batch) -> None:
+        """Computes batches without padding where the model allows it, measured on a batch.
+
+        Vectors that differ by more than the probe allows, or a model that asks for what is not computed, leave it as it
+        was: so does less than `SMALLEST_GAIN`.
+        """
+        is_wanted = self.speedups.prefix_cache == "auto" and not self.group.is_sharded
+        if not (is_wanted and can_leave_padding_out(self.decoder, computed_in=self.computed_in, device=self.device)):
+            return
+        batch = to_device(batch, self.device)
+        batch["trie"] = trie_of(batch)
+        seconds, reference = measure(lambda: self._compute(self.mode, batch)[0].cpu())
+        try:
+            without, vectors = measure(lambda: self._compute(ExecutionMode.UNPADDED, batch)[0].cpu())
+        except (TypeError, *UNUSABLE) as error:
+            log.info("model.padding: padding cannot be left out (%s)", one_line(error))
+            return
+        if (error := relative_error(vectors, reference)) > tolerance_of(self.computed_in):
+            log.info("model.padding: padding is not left out, vectors would differ by %.2g", error)
+            return
+        log.info("model.padding: a batch takes %.0f ms, without padding %.0f ms", 1000 * seconds, 1000 * without)
+        if seconds >= SMALLEST_GAIN * without:
+            self.mode = ExecutionMode.UNPADDED
 
     def choose_matmuls(self, batch: Batch) -> None:
         """Packs the weights where that is faster, measured on a batch."""
@@ -173,8 +203,14 @@ class Extractor:
     def compile(self, batch: Batch) -> None:
         """Compiles what packed weights have left to compile."""
         if self.speedups.compile:
+            self.backbone.trace()  # whose hooks are not for a compiler
             batch = to_device(batch, self.device)
-            self.compile_seconds = compile_regions(self.decoder, lambda: self._compute(self.mode, batch))
+            layers = decoder_layers(self.decoder) if self.mode is ExecutionMode.UNPADDED else None
+            if layers is not None and self.backbone.takes_states_within(list(layers)):
+                layers = None
+            self.compile_seconds = compile_regions(
+                self.decoder, lambda: self._compute(self.mode, batch), layers=list(layers or [])
+            )
 
     def choose_mode(self, probes: list[Batch]) -> None:
         """Takes the fastest execution mode that agrees with one row at a time.
@@ -203,37 +239,86 @@ class Extractor:
     def _compute(self, mode: ExecutionMode, batch: Batch) -> tuple[torch.Tensor, list[int]]:
         """Computes a batch in a mode: `[B, D]`, and the positions of rows that do not fit into memory."""
         input_ids, length = batch["input_ids"], batch["length"]
-        prefix_length = batch["prefix_length"] if mode is ExecutionMode.SHARED_PREFIX else 0
 
         def compute(part: slice) -> torch.Tensor:
-            # A part has padding that none of its rows needs; asking for the width waits for the device, so only then.
-            width = int(length[part].max()) if part != slice(0, rows) else input_ids.shape[1]
-            return self._pass(input_ids[part, :width], length[part], prefix_length)
+            if part == slice(0, len(length)):
+                return self._whole(mode, batch)
+            # A part has padding that none of its rows needs; asking for the width waits for the device, so only here.
+            width = int(length[part].max())
+            rows = Batch(
+                index=batch["index"][part],
+                input_ids=input_ids[part, :width],
+                length=length[part],
+                prefix_length=batch["prefix_length"],
+                trie=None,
+            )
+            return self._whole(mode, rows)
 
-        rows = len(input_ids)
         with self.context():
             return compute_in_parts(
                 compute, parts=parts_of_batch(mode, length), shape=self.shape, may_halve=not self.group.is_sharded
             )
 
-    def _pass(self, input_ids: torch.Tensor, length: torch.Tensor, prefix_length: int) -> torch.Tensor:
-        if prefix_length and self.prefix is not None:
+    def _whole(self, mode: ExecutionMode, batch: Batch) -> torch.Tensor:
+        """Computes a batch in one pass: `[B, D]` float32."""
+        input_ids, length, prefix_length = batch["input_ids"], batch["length"], batch["prefix_length"]
+        if mode is ExecutionMode.UNPADDED:
+            return self._pass_unpadded(trie_of(batch)).float()
+        if mode is ExecutionMode.SHARED_PREFIX and prefix_length and self.prefix is not None:
             cache = self.prefix.expand(len(input_ids))
             states = self.backbone(input_ids[:, prefix_length:], cache=cache)  # of each layer [B, T - P, D]
             return self._pool(states, length - prefix_length).float()
         return self._pool(self.backbone(input_ids), length).float()
 
+    def _pass_unpadded(self, trie: TokenTrie) -> torch.Tensor:
+        """Computes the tokens of a trie, each once: `[B, D]` or `[B, L, D]`, of the states' dtype."""
+        self.backbone.trace()  # in the model's own way
+        with unpadded_attention(self.decoder):
+            states = self.backbone(
+                trie.input_ids[None], others={"position_ids": trie.position_ids[None], "rows": attention_rows(trie)}
+            )  # of each layer [1, U, D]
+        return _stacked([state[0, trie.last] for state in states])
+
     def _pool(self, states: tuple[torch.Tensor, ...], length: torch.Tensor) -> torch.Tensor:
         """Returns the last real token's state, `[B, D]`, or of several layers `[B, L, D]`, of their dtype."""
-        vectors = [last_token(state, length) for state in states]
-        return vectors[0] if len(vectors) == 1 else torch.stack(vectors, dim=1)
+        return _stacked([last_token(state, length) for state in states])
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Returns a batch with its tensors on a device."""
+    """Returns a batch with its tensors on a device.
+
+    From pinned memory the copy to a CUDA device does not wait for what the device is computing.
+    """
+
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        if device.type == "cuda" and tensor.device.type == "cpu":
+            return tensor.pin_memory().to(device, non_blocking=True)
+        return tensor.to(device)
+
+    trie = batch["trie"]
     return Batch(
-        index=batch["index"].to(device),
-        input_ids=batch["input_ids"].to(device),
-        length=batch["length"].to(device),
+        index=moved(batch["index"]),
+        input_ids=moved(batch["input_ids"]),
+        length=moved(batch["length"]),
         prefix_length=batch["prefix_length"],
+        trie=None if trie is None else _moved(trie, moved),
     )
+
+
+def trie_of(batch: Batch) -> TokenTrie:
+    """Returns a batch's tokens without padding, on the device of the batch."""
+    if batch["trie"] is not None:
+        return batch["trie"]
+    length, device = batch["length"], batch["length"].device
+    is_real = real_tokens(length, width=batch["input_ids"].shape[1])
+    trie = build_trie(batch["input_ids"][is_real].cpu().numpy(), length.cpu().numpy())
+    return _moved(trie, lambda tensor: tensor.to(device))
+
+
+def _moved(trie: TokenTrie, move: Callable[[torch.Tensor], torch.Tensor]) -> TokenTrie:
+    return TokenTrie(*(move(part) if isinstance(part, torch.Tensor) else part for part in trie))
+
+
+def _stacked(vectors: list[torch.Tensor]) -> torch.Tensor:
+    """Returns the vectors of several layers as `[B, L, D]`, of one as `[B, D]`."""
+    return vectors[0] if len(vectors) == 1 else torch.stack(vectors, dim=1)

@@ -31,7 +31,7 @@ from memvec.model.extractor import Extractor, to_device
 from memvec.model.lending import lent
 from memvec.model.parity import ExecutionMode
 from memvec.model.speedups import Speedups
-from memvec.model.warm_up import token_budget, warm_up
+from memvec.model.warm_up import leave_padding_out, token_budget, warm_up
 from memvec.prompt.encoder import EncodedPrompts, PromptEncoder
 
 # Short and long, of two scripts: what the fast way is compared with the plain one on.
@@ -77,7 +77,11 @@ class HeldModel:
         self.is_lent = is_lent
         self.load_exact = load_exact
         self.identity = identity
-        self.extractor = Extractor(backbone, speedups=speedups, computed_in=computed_in, context=context)
+        self.speedups = speedups
+        # The first texts are too few to compile anything for.
+        self.extractor = Extractor(
+            backbone, speedups=replace(speedups, compile=False), computed_in=computed_in, context=context
+        )
         self._mode: ExecutionMode | None = None  # what the probe allows; None before it has run
         self._max_tokens: int | None = None
         self._has_measured = False
@@ -131,7 +135,9 @@ class HeldModel:
             if self._mode is ExecutionMode.SHARED_PREFIX:
                 extractor.share_prefix(table.common_tokens()[: None if shares else 0])
         prefix_length = len(extractor.prefix) if extractor.prefix is not None else 0
-        if extractor.mode is not ExecutionMode.SHARED_PREFIX:
+        if extractor.mode is ExecutionMode.UNPADDED:
+            prefix_length = len(table.common_tokens())  # which a batch computes once
+        elif extractor.mode is not ExecutionMode.SHARED_PREFIX:
             prefix_length = 0
         batches = table.batches(prefix_length, self.rules, boundaries=extractor.boundaries)
         self._max_tokens = self._max_tokens or token_budget(extractor, batches, self.rules, ranks)
@@ -144,9 +150,13 @@ class HeldModel:
             ranks=ranks,
         )
         if not self._has_measured and plan.pays_measuring and (typical := plan.typical()) is not None:
+            extractor.speedups = self.speedups
+            leave_padding_out(extractor, plan)
             extractor.choose_matmuls(typical)
+            extractor.compile(typical)
             extractor.choose_mode(plan.to_probe())
             self._mode, self._has_measured = extractor.mode, True
+        batches.collate.builds_tries = extractor.mode is ExecutionMode.UNPADDED
         return plan
 
     def _run(self, plan: BatchPlan, vectors: torch.Tensor, *, progress: bool) -> None:

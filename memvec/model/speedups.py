@@ -13,9 +13,10 @@ class Speedups:
     """Which ways to be fast are wanted.
 
     Args:
-        prefix_cache: `auto` computes the tokens that all prompts share once, where the model allows; `off` never.
+        prefix_cache: `auto` computes the tokens that prompts begin with once, where the model allows, and leaves padding
+            out where that is faster; `off` computes every token of every row.
         tune: `auto` measures on a CPU whether packed weights are faster; `off` leaves them as they are.
-        compile: Whether norms and feed-forward blocks are compiled, which costs 10 to 20 seconds.
+        compile: Whether layers, or what of them holds no cache, are compiled, which costs 10 to 30 seconds.
         probe: `auto` compares the fast way with the plain one on a few rows before it is trusted; `off` trusts it.
 
     Raises:

@@ -65,6 +65,14 @@ def forward_hooks(module: nn.Module) -> Any:
     return module._forward_hooks
 
 
+def compile_module(module: nn.Module) -> None:
+    """Compiles what a module computes, for any shape.
+
+    Its `forward`, not the module (`module.compile()`): that would compile its hooks too, and anew for every new one.
+    """
+    vars(module)["forward"] = torch.compile(module.forward, dynamic=True)
+
+
 def forget_compiled(module: nn.Module) -> None:
-    """Undoes `module.compile()`."""
-    module._compiled_call_impl = None
+    """Undoes `compile_module`."""
+    vars(module).pop("forward", None)

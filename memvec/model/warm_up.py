@@ -1,6 +1,6 @@
 """The warm-up: what happens once between loading a model and its first batch, in order.
 
-    shared prefix -> token budget -> plan -> matmuls -> compile -> probe
+    shared prefix -> token budget -> plan -> padding -> matmuls -> compile -> probe
 
 In: an engine (`memvec.model.extractor.Extractor` computes vectors, `memvec.generation.generator.Generator` texts), the
 prompts that are left, how rows become batches. Out: the plan of this rank's batches, and the engine ready to run them
@@ -24,6 +24,10 @@ from memvec.model.lockstep import WeightGroup
 from memvec.model.parity import ExecutionMode
 from memvec.model.tuning import DEFAULT
 
+# With fewer full batches to compute than this, measuring whether padding pays takes longer than what leaving it out
+# saves. A processor gains a few percent by it, and takes long for a batch.
+BATCHES_TO_PAY, BATCHES_TO_PAY_ON_CPU = 4, 64
+
 log = logging.getLogger(__name__)
 
 
@@ -43,13 +47,26 @@ def warm_up(engine: Engine, table: PromptTable, rules: BatchRules, *, ranks: Ran
     plan = plan_batches(
         batches, rules, lengths=table.lengths, prefix_length=prefix_length, max_tokens=max_tokens, ranks=ranks
     )
+    leave_padding_out(engine, plan)
     # Processes with other batches would each measure something else, and wait for each other: no tuning there.
     if not engine.group.is_sharded and (typical := plan.typical()) is not None:
         if plan.pays_measuring:
             engine.choose_matmuls(typical)
         engine.compile(typical)
     engine.choose_mode(plan.to_probe())
+    batches.collate.builds_tries = engine.mode is ExecutionMode.UNPADDED
     return replace(plan, warm_up_seconds=time.perf_counter() - start)
+
+
+def leave_padding_out(engine: Engine, plan: BatchPlan) -> None:
+    """Has an engine leave padding out of the batches of a plan, where they are enough for a measurement to pay."""
+    if plan.sampler.max_tokens is None or not plan.sampler.batches:
+        return
+    batches = BATCHES_TO_PAY_ON_CPU if engine.device.type == "cpu" else BATCHES_TO_PAY
+    if plan.sampler.padded_tokens >= batches * plan.sampler.max_tokens:
+        typical = plan.batches.typical(tokens=plan.sampler.max_tokens)
+        if typical is not None:
+            engine.leave_padding_out(typical)
 
 
 def warm_up_notes(engine: Engine | None) -> dict[str, Any]:

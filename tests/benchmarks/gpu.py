@@ -46,6 +46,7 @@ from tests.benchmarks.turn import Turn
 PRECISION = {"cuda": "bf16-true", "cpu": "32-true"}  # on a processor it is only tried out
 SHARE_OF_RATE = 0.3  # what a contestant is expected to reach, for as much text as the time allows
 FEWEST, MOST = 64, 20_000  # entries
+PROFILED = ("memvec", "memvec-compiled")
 COMPARED = 24  # entries, which the reference computes in float32 too
 
 
@@ -158,9 +159,10 @@ def _compare(part: Part, options: argparse.Namespace) -> report.Results:
         write_json(path, numbers)
         say(f"{part.name}: {_line(name, numbers)}")
     skipped.update((name, "the time was up") for name in names if name not in turns and name not in skipped)
-    if "memvec" in built and not part.is_over:
-        profile = options.output / f"{part.name}-profile.txt"
-        profile.write_text(_where_time_goes(part.task, built["memvec"]), encoding="utf-8")
+    for name in PROFILED:
+        if name in turns and not part.is_over:
+            profile = options.output / f"{part.name}-{name}-profile.txt"
+            profile.write_text(_where_time_goes(part.task, built[name]), encoding="utf-8")
     return results()
 
 

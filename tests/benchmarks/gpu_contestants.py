@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 import memvec.data.plan
+import memvec.model.extractor
 import memvec.model.held
 from memvec import Encoder
 from tests.benchmarks.ablation import GivenOrder
@@ -32,6 +33,7 @@ def encoder(
     task: Task,
     *,
     attention: str | None = None,
+    is_lent: bool = True,
     instead: Callable[[], AbstractContextManager[Any]] = nullcontext,
     **options: Any,
 ) -> Run:
@@ -40,14 +42,19 @@ def encoder(
     Args:
         task: What to run.
         attention: transformers' name of the attention implementation; None is the model's default.
+        is_lent: Whether the model is the one that the other contestants hold too.
         instead: Puts something in the place of one of memvec's choices.
         options: Of the encoder.
     """
-    model = full_model(task, task.dtype)
-    decoder = model.get_decoder()
-    held = Encoder(model, tokenizer=task.tokenizer(), **options)
-    if options.get("max_tokens") == "auto":
-        held.encode(task.texts)  # which chooses, once
+    if is_lent:
+        model = full_model(task, task.dtype)
+        held = Encoder(model, tokenizer=task.tokenizer(), **options)
+        decoder = model.get_decoder()
+    else:
+        held = Encoder(task.model, dtype=task.dtype, device=task.device, **options)
+        decoder = held._loaded().extractor.decoder
+    with instead():
+        held.encode(task.texts)  # which measures, once, what only many texts are worth
     passes: list[torch.Tensor] = []
 
     def note(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -64,7 +71,8 @@ def encoder(
         finally:
             handle.remove()
             decoder.set_attn_implementation(before)
-        details = {"passes": len(passes), "computed_tokens": sum(ids.numel() for ids in passes)}
+        compile_seconds = held._loaded().extractor.compile_seconds
+        details = {"compile_seconds": compile_seconds, "passes": len(passes), "computed_tokens": sum(ids.numel() for ids in passes)}
         return Turn(vectors.numpy(), seconds, padding_share((ids != 0).cpu() for ids in passes), details)
 
     return run
@@ -74,6 +82,13 @@ def encoder(
 def given_order() -> Iterator[None]:
     """Batches of rows in the order of the input."""
     with patch.object(memvec.data.plan, "LengthGroupedBatchSampler", GivenOrder):
+        yield
+
+
+@contextmanager
+def with_padding() -> Iterator[None]:
+    """Batches are padded, and their shared prefix computed once for all of them."""
+    with patch.object(memvec.model.extractor, "can_leave_padding_out", lambda *args, **options: False):
         yield
 
 
@@ -117,6 +132,8 @@ GPU_CONTESTANTS = {
         ("sentence_transformers", "flash_attn"),
         devices=("cuda",),
     ),
+    "memvec-compiled": Contestant("memvec, its layers compiled", partial(encoder, is_lent=False, compile=True)),
+    "padded-rows": _choice("rows padded", instead=with_padding),
     "without-prefix": _choice("every token computed", prefix_cache="off"),
     "given-order": _choice("batches in given order", instead=given_order),
     "max-tokens-auto": _choice("max_tokens=auto", max_tokens="auto"),

@@ -38,7 +38,7 @@ def test_a_part_leaves_its_numbers_chart_and_profile(
     alone, together = (results["contestants"][name]["details"] for name in ("without-prefix", "memvec"))
     assert together["computed_tokens"] < alone["computed_tokens"]
     assert (tmp_path / "tiny-locomo.png").exists()
-    assert "aten::" in (tmp_path / "tiny-locomo-profile.txt").read_text(encoding="utf-8")
+    assert "aten::" in (tmp_path / "tiny-locomo-memvec-profile.txt").read_text(encoding="utf-8")
     said = capsys.readouterr()
     rows = re.findall(r"^\S+ tiny-locomo: (\S+): [\d.,]+ entries/s, .* cosine [01]\.", said.err, re.M)
     assert rows == [*IN_MEMORY, "predict"]

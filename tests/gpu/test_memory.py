@@ -122,7 +122,8 @@ def test_the_allocators_peak_is_flat_over_ten_thousand_batches(
             rows, width = shapes[number % len(shapes)]
             length = torch.full((rows,), width, device=device)
             input_ids = torch.full((rows, width), 7, device=device)
-            extractor(Batch(index=torch.arange(rows), input_ids=input_ids, length=length, prefix_length=0)).cpu()
+            index = torch.arange(rows)
+            extractor(Batch(index=index, input_ids=input_ids, length=length, prefix_length=0, trie=None)).cpu()
         return torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
 
     batches = 10_000 if device.type == "cuda" else 100

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,11 +22,24 @@ from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_availa
 import memvec
 from memvec import Encoder
 from memvec.encoder import DTYPES
+from memvec.model.backbone import Backbone
+from memvec.model.checkpoint import length_boundaries
+from memvec.model.parity import ExecutionMode
+from memvec.model.unpadded import can_leave_padding_out
 from tests.conftest import TEXTS
-from tests.helpers.families import FAMILIES
+from tests.helpers.families import FAMILIES, build_family
 from tests.helpers.models import ARCHITECTURES
+from tests.helpers.processes import random_texts
 from tests.helpers.reference import full_model, reference_vectors, relative_errors
-from tests.model.test_families import assert_batches_give_the_states_of_the_full_model
+from tests.model.test_families import (
+    PADDED,
+    STREAMS,
+    assert_batches_give_the_states_of_the_full_model,
+    batches,
+    prompts,
+    reference,
+    without_padding,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -70,6 +84,41 @@ def test_vectors_are_those_of_the_loop(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_batches_give_the_states_of_the_full_model(family: str, device: torch.device) -> None:
     assert_batches_give_the_states_of_the_full_model(family, device=device, rounding=ROUNDING)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_rows_without_padding_give_the_same(family: str, dtype: torch.dtype, device: torch.device) -> None:
+    model: Any = build_family(family).to(device)
+    streams = family in STREAMS
+    (exact,) = reference(model, (-1,), streams=streams)
+    model.to(dtype)
+    backbone = Backbone(model.get_decoder())
+    if not can_leave_padding_out(backbone.decoder, computed_in=dtype, device=device) or family in PADDED:
+        pytest.skip("it computes attention in its own way")
+    (plain,) = reference(model, (-1,), streams=streams)
+    rows = prompts(device)
+    try:
+        groups = batches(length_boundaries(model.config))
+        parts = [without_padding(backbone, [rows[row] for row in group])[0] for group in groups]
+    except RuntimeError as error:
+        pytest.skip(f"its attention has no kernel for this: {error}")
+    # Of the row in the middle: a router may send one elsewhere in either.
+    assert relative_errors(torch.cat(parts), exact).median() < 2 * relative_errors(plain, exact).median()
+
+
+@pytest.mark.filterwarnings("ignore")  # what inductor and the libraries it imports say while they compile
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_a_large_call_is_computed_without_padding(is_compiled: bool, llama: Path, device: torch.device) -> None:
+    texts = random_texts(1_000)
+    dtype = "bfloat16" if device.type == "cuda" else "float32"
+    options = {"dtype": dtype, "device": device, "max_tokens": 256, "compile": is_compiled}
+    with Encoder(llama, **options) as encoder:
+        assert_as_the_loop(encoder.encode([*texts, *TEXTS])[-len(TEXTS) :], llama, dtype, device)
+        extractor = encoder._loaded().extractor
+    assert device.type == "cpu" or extractor.mode is ExecutionMode.UNPADDED
+    assert (extractor.compile_seconds is not None) == is_compiled
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])

@@ -17,22 +17,23 @@ from tests.conftest import TEXTS
 from tests.helpers.models import save_bidirectional
 
 ZH = '请用一个Token总结以下文本"{text}"：'
-SHARED, BATCHED, EQUAL, ONE = ExecutionMode
+UNPADDED, SHARED, BATCHED, EQUAL, ONE = ExecutionMode
 
 
 @pytest.mark.parametrize(
     ("wrong", "expected"),
     [
-        ([], SHARED),
-        ([SHARED], BATCHED),
-        ([SHARED, BATCHED], EQUAL),
-        ([SHARED, BATCHED, EQUAL], ONE),
-        ([BATCHED], SHARED),
+        ([], UNPADDED),
+        ([UNPADDED], SHARED),
+        ([UNPADDED, SHARED], BATCHED),
+        ([UNPADDED, SHARED, BATCHED], EQUAL),
+        ([UNPADDED, SHARED, BATCHED, EQUAL], ONE),
+        ([BATCHED], UNPADDED),
     ],
 )
 def test_the_fastest_mode_that_agrees_is_taken(wrong: list[ExecutionMode], expected: ExecutionMode) -> None:
     exact = torch.ones(3, 4)
-    mode, errors = choose_mode(lambda mode: exact * (1.5 if mode in wrong else 1), first=SHARED, dtype=torch.float32)
+    mode, errors = choose_mode(lambda mode: exact * (1.5 if mode in wrong else 1), first=UNPADDED, dtype=torch.float32)
     assert mode is expected
     assert [name for name, error in errors.items() if error] == [mode.value for mode in wrong if mode.value in errors]
 
@@ -47,6 +48,7 @@ def test_an_error_that_another_process_has_found_decides_too() -> None:
 @pytest.mark.parametrize(
     ("mode", "parts"),
     [
+        (UNPADDED, [[9, 9, 7, 4, 4, 4]]),
         (SHARED, [[9, 9, 7, 4, 4, 4]]),
         (BATCHED, [[9, 9, 7, 4, 4, 4]]),
         (EQUAL, [[9, 9], [7], [4, 4, 4]]),
