@@ -72,11 +72,11 @@ class Encoder:
         adapter: Folder or Hub name (`owner/name@revision`) of a LoRA adapter that is merged into the weights. A model
             that is held has its own.
         attn_implementation: transformers' name (`sdpa`, `eager`, `flash_attention_2`); None is the model's default.
-        prefix_cache: `auto` computes the tokens that prompts begin with once, where the model allows, and leaves padding
-            out where that is faster; `off` computes every token of every row.
+        prefix_cache: `auto` computes the tokens that prompts begin with once, where the model allows, and leaves
+            padding out where that is faster; `off` computes every token of every row.
         tune: `auto` packs weights where a measurement says that it pays; `off` leaves them as they are.
-        compile: Whether layers, or what of them holds no cache, are compiled, at the first call that is large; not of a
-            model that the program holds.
+        compile: Whether layers, or what of them holds no cache, are compiled, at the first call that is large; `auto`
+            does on a GPU where that pays. A model that is held is left as it is.
         probe: `auto` compares the fast way with the plain one before it is trusted; `off` trusts it.
         trust_remote_code: Whether code that comes with the model may run.
         use_safetensors: Whether pickled checkpoints, which can run code, are refused.
@@ -103,7 +103,7 @@ class Encoder:
         attn_implementation: str | None = None,
         prefix_cache: Literal["auto", "off"] = "auto",
         tune: Literal["auto", "off"] = "auto",
-        compile: bool = False,  # noqa: A002 - the field's name for it
+        compile: bool | Literal["auto"] = "auto",  # noqa: A002 - the field's name for it
         probe: Literal["auto", "off"] = "auto",
         trust_remote_code: bool = False,
         use_safetensors: bool = True,
@@ -129,8 +129,8 @@ class Encoder:
         self.attn_implementation = attn_implementation
         self.prefix_cache = one_of("prefix_cache", prefix_cache, ("auto", "off"))
         self.tune = one_of("tune", tune, ("auto", "off"))
-        self.compile = one_of("compile", compile, (True, False))
-        if self.is_lent and self.compile:
+        self.compile = one_of("compile", compile, ("auto", True, False))
+        if self.is_lent and self.compile is True:
             raise ConfigError("compile=True: a model that the program holds is left as it is; compile it yourself")
         self.probe = one_of("probe", probe, ("auto", "off"))
         self.trust_remote_code = one_of("trust_remote_code", trust_remote_code, (True, False))

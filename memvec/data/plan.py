@@ -60,6 +60,7 @@ class BatchPlan:
         rules: How rows became batches.
         lengths: Tokens of every prompt of the input, `[N]`.
         prefix_length: Leading tokens that are computed once; 0 where none are.
+        max_tokens: Most tokens in a batch.
         warm_up_seconds: What the warm-up took, this plan included.
     """
 
@@ -68,12 +69,24 @@ class BatchPlan:
     rules: BatchRules
     lengths: NDArray[np.int32]
     prefix_length: int
+    max_tokens: int
     warm_up_seconds: float = 0.0
 
     @property
     def pays_measuring(self) -> bool:
         """Whether this rank has enough to compute for a measurement of a second or two to pay."""
         return self.sampler.padded_tokens >= TOKENS_TO_PAY
+
+    @property
+    def full_batches(self) -> float:
+        """How many batches of the most tokens there would be."""
+        return self.sampler.padded_tokens / self.max_tokens
+
+    def full_batch(self) -> Batch:
+        """Returns as many rows of typical length as a batch holds; there are some."""
+        batch = self.batches.typical(tokens=self.max_tokens)
+        assert batch is not None
+        return batch
 
     def typical(self) -> Batch | None:
         """Returns a few rows of typical length to measure on; None where this rank has none."""
@@ -131,7 +144,7 @@ def plan_batches(
         shortest_in_batch=rules.shortest_in_batch,
         batches_in_step=in_step,
     )
-    return BatchPlan(batches, sampler, rules, lengths, prefix_length)
+    return BatchPlan(batches, sampler, rules, lengths, prefix_length, max_tokens)
 
 
 def plan_nothing(table: PromptTable, rules: BatchRules, ranks: Ranks) -> BatchPlan:

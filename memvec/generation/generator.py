@@ -24,7 +24,7 @@ from memvec.generation.decoding import Prompts, write_answers
 from memvec.generation.sampling import Sampling, row_seed
 from memvec.model.checkpoint import length_boundaries
 from memvec.model.compilation import compile_regions
-from memvec.model.extractor import to_device
+from memvec.model.copies import to_device
 from memvec.model.lockstep import WeightGroup
 from memvec.model.memory import compute_in_parts
 from memvec.model.parity import ExecutionMode, choose_mode, parts_of_batch
@@ -158,8 +158,9 @@ class Generator:
         """Is not asked for: `data.max_tokens=auto` is refused for generation."""
         raise NotImplementedError
 
-    def leave_padding_out(self, batch: Batch) -> None:
-        """Keeps it: rows that grow end at one place."""
+    def leave_padding_out(self, batch: Batch) -> float:
+        """Keeps it, since rows that grow end at one place; measures nothing."""
+        return 0.0
 
     def choose_matmuls(self, batch: Batch) -> None:
         """Packs the weights where that is faster, measured on a batch."""
@@ -172,9 +173,9 @@ class Generator:
                 dtype=self.computed_in,
             )
 
-    def compile(self, batch: Batch) -> None:
-        """Compiles what packed weights have left to compile."""
-        if self.speedups.compile:
+    def compile(self, batch: Batch, *, seconds_left: float) -> None:
+        """Compiles what packed weights have left to compile, where that was asked for."""
+        if self.speedups.compile is True:
             batch = to_device(batch, self.device)
             self.compile_seconds = compile_regions(self.decoder, lambda: self._scores(self.mode, batch, tokens=2))
 

@@ -46,8 +46,7 @@ def compile_regions(
     try:
         compute()
     except Exception as error:  # the compiler, the linker and their environment fail in ways of their own
-        for region in regions:
-            forget_compiled(region)
+        forget_compiled(decoder)
         said = one_line(getattr(error, "inner_exception", error))  # dynamo wraps what the backend raises
         log.warning("model.compile: the compiler cannot be used (%s); continuing without it", said)
         return None

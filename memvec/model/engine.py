@@ -51,14 +51,14 @@ class Engine(Protocol):
     def seconds_per_token(self, batch: Batch) -> float | None:
         """Returns how long a token of a batch takes; None where the batch does not fit into memory."""
 
-    def leave_padding_out(self, batch: Batch) -> None:
-        """Computes batches without padding where that is wanted, valid and, measured on a batch, faster."""
+    def leave_padding_out(self, batch: Batch) -> float:
+        """Computes batches without padding where that is wanted, valid and faster; returns a batch's seconds, or 0."""
 
     def choose_matmuls(self, batch: Batch) -> None:
         """Packs the weights where that is wanted and, measured on a batch, faster."""
 
-    def compile(self, batch: Batch) -> None:
-        """Compiles what can be compiled, where that is wanted."""
+    def compile(self, batch: Batch, *, seconds_left: float) -> None:
+        """Compiles what can be compiled, where that is wanted, or pays with so many seconds of work left."""
 
     def choose_mode(self, probes: list[Batch]) -> None:
         """Compares the fast way with the plain one, where that is wanted, and takes what agrees."""

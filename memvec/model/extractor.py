@@ -25,6 +25,7 @@ from memvec.errors import ModelError, one_line
 from memvec.model.backbone import Backbone, decoder_layers
 from memvec.model.checkpoint import length_boundaries
 from memvec.model.compilation import compile_regions
+from memvec.model.copies import move_trie, to_device
 from memvec.model.lockstep import WeightGroup
 from memvec.model.memory import compute_in_parts, is_out_of_memory
 from memvec.model.packing import unpack
@@ -32,9 +33,12 @@ from memvec.model.parity import ExecutionMode, choose_mode, parts_of_batch, rela
 from memvec.model.pooling import last_token
 from memvec.model.prefix import SharedPrefix, share_prefix
 from memvec.model.speedups import Speedups
+from memvec.model.torch_internals import forget_compiled
 from memvec.model.tuning import SMALLEST_GAIN, UNUSABLE, Choice, choose_matmuls, measure
 from memvec.model.unpadded import attention_rows, can_leave_padding_out, unpadded_attention
 
+# With fewer seconds left to compute, compiling takes longer than compiled layers save.
+SECONDS_TO_PAY = 60.0
 # Modes in which a row does not cost the tokens that it shares with all others.
 SPARING = (ExecutionMode.UNPADDED, ExecutionMode.SHARED_PREFIX)
 
@@ -168,29 +172,34 @@ class Extractor:
             return None
         return fewest / (rows * (width - prefix_length))
 
-    def leave_padding_out(self, batch: Batch) -> None:
+    def leave_padding_out(self, batch: Batch) -> float:
         """Computes batches without padding where the model allows it, measured on a batch.
 
         Vectors that differ by more than the probe allows, or a model that asks for what is not computed, leave it as it
         was: so does less than `SMALLEST_GAIN`.
+
+        Returns:
+            The seconds that the batch takes from now on; 0 where nothing was measured.
         """
         is_wanted = self.speedups.prefix_cache == "auto" and not self.group.is_sharded
         if not (is_wanted and can_leave_padding_out(self.decoder, computed_in=self.computed_in, device=self.device)):
-            return
+            return 0.0
         batch = to_device(batch, self.device)
         batch["trie"] = trie_of(batch)
         seconds, reference = measure(lambda: self._compute(self.mode, batch)[0].cpu())
         try:
             without, vectors = measure(lambda: self._compute(ExecutionMode.UNPADDED, batch)[0].cpu())
         except (TypeError, *UNUSABLE) as error:
-            log.info("model.padding: padding cannot be left out (%s)", one_line(error))
-            return
-        if (error := relative_error(vectors, reference)) > tolerance_of(self.computed_in):
-            log.info("model.padding: padding is not left out, vectors would differ by %.2g", error)
-            return
-        log.info("model.padding: a batch takes %.0f ms, without padding %.0f ms", 1000 * seconds, 1000 * without)
-        if seconds >= SMALLEST_GAIN * without:
-            self.mode = ExecutionMode.UNPADDED
+            log.info("padding cannot be left out (%s)", one_line(error))
+            return seconds
+        if (difference := relative_error(vectors, reference)) > tolerance_of(self.computed_in):
+            log.info("padding is not left out, since vectors would differ by %.2g", difference)
+            return seconds
+        log.info("a batch takes %.0f ms, without padding %.0f ms", 1000 * seconds, 1000 * without)
+        if seconds < SMALLEST_GAIN * without:
+            return seconds
+        self.mode = ExecutionMode.UNPADDED
+        return without
 
     def choose_matmuls(self, batch: Batch) -> None:
         """Packs the weights where that is faster, measured on a batch."""
@@ -200,17 +209,32 @@ class Extractor:
                 self.decoder, lambda: self._compute(self.mode, batch)[0], dtype=self.computed_in
             )
 
-    def compile(self, batch: Batch) -> None:
-        """Compiles what packed weights have left to compile."""
-        if self.speedups.compile:
-            self.backbone.trace()  # whose hooks are not for a compiler
-            batch = to_device(batch, self.device)
-            layers = decoder_layers(self.decoder) if self.mode is ExecutionMode.UNPADDED else None
-            if layers is not None and self.backbone.takes_states_within(list(layers)):
-                layers = None
-            self.compile_seconds = compile_regions(
-                self.decoder, lambda: self._compute(self.mode, batch), layers=list(layers or [])
-            )
+    def compile(self, batch: Batch, *, seconds_left: float) -> None:
+        """Compiles the layers, or what packed weights and a cache leave to compile.
+
+        Args:
+            batch: What it is tried on, and with `compile=auto` measured on.
+            seconds_left: What is left to compute takes so long, as far as it was measured.
+        """
+        is_unpadded = self.mode is ExecutionMode.UNPADDED
+        pays = is_unpadded and self.device.type == "cuda" and seconds_left >= SECONDS_TO_PAY
+        if not (self.speedups.compile is True or (self.speedups.compile == "auto" and pays)):
+            return
+        self.backbone.trace()  # whose hooks are not for a compiler
+        layers = decoder_layers(self.decoder) if is_unpadded else None
+        if layers is not None and self.backbone.takes_states_within(list(layers)):
+            layers = None
+        batch = to_device(batch, self.device)
+
+        def compute() -> torch.Tensor:
+            return self._compute(self.mode, batch)[0].cpu()
+
+        before, _ = measure(compute) if self.speedups.compile == "auto" else (torch.inf, None)
+        self.compile_seconds = compile_regions(self.decoder, compute, layers=list(layers or []))
+        if self.compile_seconds is not None and measure(compute, calls=2)[0] > before:
+            log.info("model.compile: compiled layers are not faster, and are not taken")
+            forget_compiled(self.decoder)
+            self.compile_seconds = None
 
     def choose_mode(self, probes: list[Batch]) -> None:
         """Takes the fastest execution mode that agrees with one row at a time.
@@ -284,27 +308,6 @@ class Extractor:
         return _stacked([last_token(state, length) for state in states])
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Returns a batch with its tensors on a device.
-
-    From pinned memory the copy to a CUDA device does not wait for what the device is computing.
-    """
-
-    def moved(tensor: torch.Tensor) -> torch.Tensor:
-        if device.type == "cuda" and tensor.device.type == "cpu":
-            return tensor.pin_memory().to(device, non_blocking=True)
-        return tensor.to(device)
-
-    trie = batch["trie"]
-    return Batch(
-        index=moved(batch["index"]),
-        input_ids=moved(batch["input_ids"]),
-        length=moved(batch["length"]),
-        prefix_length=batch["prefix_length"],
-        trie=None if trie is None else _moved(trie, moved),
-    )
-
-
 def trie_of(batch: Batch) -> TokenTrie:
     """Returns a batch's tokens without padding, on the device of the batch."""
     if batch["trie"] is not None:
@@ -312,11 +315,7 @@ def trie_of(batch: Batch) -> TokenTrie:
     length, device = batch["length"], batch["length"].device
     is_real = real_tokens(length, width=batch["input_ids"].shape[1])
     trie = build_trie(batch["input_ids"][is_real].cpu().numpy(), length.cpu().numpy())
-    return _moved(trie, lambda tensor: tensor.to(device))
-
-
-def _moved(trie: TokenTrie, move: Callable[[torch.Tensor], torch.Tensor]) -> TokenTrie:
-    return TokenTrie(*(move(part) if isinstance(part, torch.Tensor) else part for part in trie))
+    return move_trie(trie, lambda tensor: tensor.to(device))
 
 
 def _stacked(vectors: list[torch.Tensor]) -> torch.Tensor:

@@ -27,11 +27,12 @@ from memvec.data.plan import BatchPlan, Ranks, plan_batches
 from memvec.data.rules import BatchRules
 from memvec.digest import first_occurrence
 from memvec.model.backbone import Backbone
-from memvec.model.extractor import Extractor, to_device
+from memvec.model.copies import CopiedBatch, to_device, to_host
+from memvec.model.extractor import Extractor
 from memvec.model.lending import lent
 from memvec.model.parity import ExecutionMode
 from memvec.model.speedups import Speedups
-from memvec.model.warm_up import leave_padding_out, token_budget, warm_up
+from memvec.model.warm_up import is_large, leave_padding_out, token_budget, warm_up
 from memvec.prompt.encoder import EncodedPrompts, PromptEncoder
 
 # Short and long, of two scripts: what the fast way is compared with the plain one on.
@@ -84,7 +85,8 @@ class HeldModel:
         )
         self._mode: ExecutionMode | None = None  # what the probe allows; None before it has run
         self._max_tokens: int | None = None
-        self._has_measured = False
+        self._has_measured = False  # matmuls
+        self._has_compiled = False  # nor tried to leave padding out
 
     @torch.no_grad()
     def compute(
@@ -149,27 +151,40 @@ class HeldModel:
             max_tokens=self._max_tokens,
             ranks=ranks,
         )
-        if not self._has_measured and plan.pays_measuring and (typical := plan.typical()) is not None:
-            extractor.speedups = self.speedups
-            leave_padding_out(extractor, plan)
-            extractor.choose_matmuls(typical)
-            extractor.compile(typical)
+        measures, compiles = (
+            plan.pays_measuring and not self._has_measured,
+            is_large(extractor, plan) and not self._has_compiled,
+        )
+        if measures or compiles:
+            seconds_left = leave_padding_out(extractor, plan) if compiles else 0.0
+            if measures and (typical := plan.typical()) is not None:
+                extractor.choose_matmuls(typical)
+            if compiles:
+                extractor.speedups = self.speedups
+                extractor.compile(plan.full_batch(), seconds_left=seconds_left)
             extractor.choose_mode(plan.to_probe())
-            self._mode, self._has_measured = extractor.mode, True
+            self._mode = extractor.mode
+            self._has_measured, self._has_compiled = self._has_measured or measures, self._has_compiled or compiles
         batches.collate.builds_tries = extractor.mode is ExecutionMode.UNPADDED
         return plan
 
     def _run(self, plan: BatchPlan, vectors: torch.Tensor, *, progress: bool) -> None:
         """Computes the batches of a plan into the rows of `vectors`."""
-        waiting: tuple[torch.Tensor, torch.Tensor] | None = None
+        waiting: CopiedBatch | None = None
         with tqdm(total=plan.sampler.padded_tokens, unit="tokens", unit_scale=True, disable=not progress) as bar:
             for position, rows in enumerate(plan.sampler.batches):
                 batch = plan.batches.of(rows)
-                computed = (batch["index"].to(vectors.device), self.extractor(to_device(batch, self.extractor.device)))
+                computed = self.extractor(to_device(batch, self.extractor.device))
+                copied = (
+                    to_host(batch["index"], computed)
+                    if vectors.device.type == "cpu"
+                    else CopiedBatch(batch["index"].to(vectors.device), computed, None)
+                )
                 # A batch is copied while the next one is computed: a device does not wait for the copy.
-                waiting = _store(vectors, waiting, computed)
+                _store(vectors, waiting)
+                waiting = copied
                 bar.update(plan.batch_tokens(position, batch))
-            _store(vectors, waiting, None)
+            _store(vectors, waiting)
 
     def _retry(self, plan: BatchPlan, vectors: torch.Tensor) -> dict[int, str]:
         """Computes rows without a finite vector again, in float32; returns why those have none that still have not."""
@@ -194,16 +209,11 @@ class HeldModel:
 OFF = Speedups(prefix_cache="off", tune="off", probe="off")
 
 
-def _store(
-    vectors: torch.Tensor,
-    waiting: tuple[torch.Tensor, torch.Tensor] | None,
-    computed: tuple[torch.Tensor, torch.Tensor] | None,
-) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Puts the vectors that wait in their rows, and returns those that wait now."""
-    if waiting is not None:
-        index, values = waiting
-        vectors[index] = values.to(vectors.device)
-    return computed
+def _store(vectors: torch.Tensor, copied: CopiedBatch | None) -> None:
+    """Puts the vectors of a batch, where there is one, in their rows."""
+    if copied is not None:
+        copied.wait()
+        vectors[copied.rows] = copied.predictions.to(vectors.device)
 
 
 def float32_copy(backbone: Backbone) -> Backbone:

@@ -61,12 +61,13 @@ class HiddenStateModule(pl.LightningModule):
             with a column of its own in the result.
         revision: Of a Hub model; None is its main branch.
         adapter: Folder or Hub name (`owner/name@revision`) of a LoRA adapter that is merged into the weights.
-        prefix_cache: `auto` computes the tokens that prompts begin with once, where the model allows, and leaves padding
-            out where that is faster; `off` computes every token of every row.
+        prefix_cache: `auto` computes the tokens that prompts begin with once, where the model allows, and leaves
+            padding out where that is faster; `off` computes every token of every row.
         attn_implementation: transformers' name (`sdpa`, `eager`, `flash_attention_2`); None is the model's default.
         tune: `auto` measures on a CPU whether packed weights are faster, and computes in float32 what the CPU would
             emulate; `off` leaves weights as they are.
-        compile: Whether layers, or what of them holds no cache, are compiled, which costs 10 to 30 seconds.
+        compile: Whether layers, or what of them holds no cache, are compiled, which costs 10 to 30 seconds; `auto` does
+            on a GPU where that pays.
         probe: `auto` compares the fast way with the plain one on a few rows before it is trusted; `off` trusts it.
         trust_remote_code: Whether code that comes with the model may run.
         use_safetensors: Whether pickled checkpoints, which can run code, are refused.
@@ -85,7 +86,7 @@ class HiddenStateModule(pl.LightningModule):
         prefix_cache: Literal["auto", "off"] = "auto",
         attn_implementation: str | None = None,
         tune: Literal["auto", "off"] = "auto",
-        compile: bool = False,  # noqa: A002 - the field's name for it
+        compile: bool | Literal["auto"] = "auto",  # noqa: A002 - the field's name for it
         probe: Literal["auto", "off"] = "auto",
         trust_remote_code: bool = False,
         use_safetensors: bool = True,

@@ -13,10 +13,11 @@ class Speedups:
     """Which ways to be fast are wanted.
 
     Args:
-        prefix_cache: `auto` computes the tokens that prompts begin with once, where the model allows, and leaves padding
-            out where that is faster; `off` computes every token of every row.
+        prefix_cache: `auto` computes the tokens that prompts begin with once, where the model allows, and leaves
+            padding out where that is faster; `off` computes every token of every row.
         tune: `auto` measures on a CPU whether packed weights are faster; `off` leaves them as they are.
-        compile: Whether layers, or what of them holds no cache, are compiled, which costs 10 to 30 seconds.
+        compile: Whether layers, or what of them holds no cache, are compiled, which costs 10 to 30 seconds; `auto` does
+            on a GPU where that pays.
         probe: `auto` compares the fast way with the plain one on a few rows before it is trusted; `off` trusts it.
 
     Raises:
@@ -25,10 +26,10 @@ class Speedups:
 
     prefix_cache: Literal["auto", "off"] = "auto"
     tune: Literal["auto", "off"] = "auto"
-    compile: bool = False
+    compile: bool | Literal["auto"] = "auto"
     probe: Literal["auto", "off"] = "auto"
 
     def __post_init__(self) -> None:
         for name, allowed in (("prefix_cache", ("auto", "off")), ("tune", ("auto", "off")), ("probe", ("auto", "off"))):
             one_of(f"model.{name}", getattr(self, name), allowed)
-        one_of("model.compile", self.compile, (True, False))
+        one_of("model.compile", self.compile, ("auto", True, False))

@@ -74,5 +74,6 @@ def compile_module(module: nn.Module) -> None:
 
 
 def forget_compiled(module: nn.Module) -> None:
-    """Undoes `compile_module`."""
-    vars(module).pop("forward", None)
+    """Undoes `compile_module`, on a module and all within."""
+    for each in module.modules():
+        vars(each).pop("forward", None)

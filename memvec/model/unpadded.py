@@ -14,20 +14,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 from memvec.data.trie import TokenTrie
 from memvec.model.prefix import SHAREABLE_KINDS
-
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # torch before 2.10
-    varlen_attn = None
 
 NAME = "memvec_unpadded"
 # What models pass to an attention implementation besides, and what does not change its result here.
@@ -74,16 +70,14 @@ def can_leave_padding_out(decoder: PreTrainedModel, *, computed_in: torch.dtype,
         device: Where it computes; on a CUDA device the kernel has half precision alone.
     """
     if device.type == "cuda":
-        if varlen_attn is None or computed_in not in HALF or decoder.dtype != computed_in:
+        if computed_in not in HALF or decoder.dtype != computed_in:
             return False
     elif device.type != "cpu":
         return False
     config = decoder.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())
     # Where an implementation was asked for, it is not for memvec to take another.
-    return (
-        decoder._supports_attention_backend and config._attn_implementation == "sdpa" and not kinds - SHAREABLE_KINDS
-    )
+    return decoder._supports_attention_backend and config._attn_implementation == "sdpa" and not kinds - SHAREABLE_KINDS
 
 
 @contextmanager
@@ -115,8 +109,9 @@ def _attend(
     if unknown or dropout or attention_mask is not None:
         raise RuntimeError(f"{type(module).__name__} asks for {', '.join(sorted(unknown)) or 'a mask or dropout'}")
     query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))  # [U, H, K]
-    attend = _attend_padded if isinstance(rows, PaddedRows) else _attend_varlen
-    return attend(query, key, value, rows, scaling, sliding_window)[None], None  # type: ignore[arg-type]
+    if isinstance(rows, PaddedRows):
+        return _attend_padded(query, key, value, rows, scaling, sliding_window)[None], None
+    return _attend_varlen(query, key, value, rows, scaling, sliding_window)[None], None
 
 
 def _attend_padded(
@@ -142,21 +137,13 @@ def _attend_varlen(
     sliding_window: int | None,
 ) -> torch.Tensor:  # fmt: skip
     left = -1 if sliding_window is None else sliding_window - 1
-    return varlen_attn(  # type: ignore[no-any-return]
-        query,
-        key[rows.keys],
-        value[rows.keys],
-        rows.query_offsets,
-        rows.key_offsets,
-        rows.longest_query,
-        rows.longest_key,
-        scale=scaling,
-        window_size=(left, 0),
-        **GROUPED,
-    )
+    options: dict[str, Any] = {"scale": scaling, "window_size": (left, 0), **GROUPED}
+    lengths = (rows.query_offsets, rows.key_offsets, rows.longest_query, rows.longest_key)
+    attended: Any = varlen_attn(query, key[rows.keys], value[rows.keys], *lengths, **options)
+    return cast(torch.Tensor, attended)
 
 
-# torch before 2.12 takes fewer heads of keys than of queries without being told.
-GROUPED = {"enable_gqa": True} if varlen_attn and "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+# Before it had this argument it took fewer heads of keys than of queries without being told.
+GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 AttentionInterface.register(NAME, _attend)

@@ -47,26 +47,31 @@ def warm_up(engine: Engine, table: PromptTable, rules: BatchRules, *, ranks: Ran
     plan = plan_batches(
         batches, rules, lengths=table.lengths, prefix_length=prefix_length, max_tokens=max_tokens, ranks=ranks
     )
-    leave_padding_out(engine, plan)
+    seconds_left = leave_padding_out(engine, plan)
     # Processes with other batches would each measure something else, and wait for each other: no tuning there.
     if not engine.group.is_sharded and (typical := plan.typical()) is not None:
         if plan.pays_measuring:
             engine.choose_matmuls(typical)
-        engine.compile(typical)
+        engine.compile(plan.full_batch() if seconds_left else typical, seconds_left=seconds_left)
     engine.choose_mode(plan.to_probe())
     batches.collate.builds_tries = engine.mode is ExecutionMode.UNPADDED
     return replace(plan, warm_up_seconds=time.perf_counter() - start)
 
 
-def leave_padding_out(engine: Engine, plan: BatchPlan) -> None:
-    """Has an engine leave padding out of the batches of a plan, where they are enough for a measurement to pay."""
-    if plan.sampler.max_tokens is None or not plan.sampler.batches:
-        return
-    batches = BATCHES_TO_PAY_ON_CPU if engine.device.type == "cpu" else BATCHES_TO_PAY
-    if plan.sampler.padded_tokens >= batches * plan.sampler.max_tokens:
-        typical = plan.batches.typical(tokens=plan.sampler.max_tokens)
-        if typical is not None:
-            engine.leave_padding_out(typical)
+def leave_padding_out(engine: Engine, plan: BatchPlan) -> float:
+    """Has an engine leave padding out of the batches of a plan, where they are enough for a measurement to pay.
+
+    Returns:
+        The seconds that the plan takes to compute, as far as that was measured; else 0.
+    """
+    if not is_large(engine, plan):
+        return 0.0
+    return plan.full_batches * engine.leave_padding_out(plan.full_batch())
+
+
+def is_large(engine: Engine, plan: BatchPlan) -> bool:
+    """Whether a plan has batches enough to measure on full ones what makes them faster."""
+    return plan.full_batches >= (BATCHES_TO_PAY_ON_CPU if engine.device.type == "cpu" else BATCHES_TO_PAY)
 
 
 def warm_up_notes(engine: Engine | None) -> dict[str, Any]:

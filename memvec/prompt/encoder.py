@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from memvec.config.values import at_least_or_none
@@ -90,7 +90,7 @@ class PromptEncoder:
         self._literal = LiteralTokenizer(backend, self.head + self.tail)
         self._head, self._tail = self._literal.rename(self.head), self._literal.rename(self.tail)
         self._check(backend)
-        self._frame = self._encode([""])[0]
+        self._frame = self._encode([""])[0].ids
         if max_length is not None and len(self._frame) >= max_length:
             raise ConfigError(
                 f"data.max_length={max_length} leaves no room for a text: the prompt template alone takes "
@@ -109,19 +109,22 @@ class PromptEncoder:
         limit = None if self.max_length is None else CHARACTERS_PER_TOKEN * self.max_length
         # A text of many megabytes would be tokenised whole only to be cut: it goes straight to `_encode_one`.
         fits = [limit is None or len(text) <= limit for text in texts]
-        rows = self._encode([text if fit else "" for text, fit in zip(texts, fits, strict=True)])
-        truncated = np.zeros(len(rows), dtype=bool)
+        encodings = self._encode([text if fit else "" for text, fit in zip(texts, fits, strict=True)])
+        lengths = np.fromiter(map(len, encodings), dtype=np.int64, count=len(encodings))
+        truncated = np.zeros(len(encodings), dtype=bool)
+        alone: dict[int, list[int]] = {}
         if self.max_length is not None:
-            for row, (text, fit) in enumerate(zip(texts, fits, strict=True)):
-                if not fit or len(rows[row]) > self.max_length:
-                    rows[row], truncated[row] = self._encode_one(text, self.max_length)
-        lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+            for row in np.flatnonzero(~np.asarray(fits, dtype=bool) | (lengths > self.max_length)).tolist():
+                alone[row], truncated[row] = self._encode_one(texts[row], self.max_length)
+                lengths[row] = len(alone[row])
         if not lengths.all():
             raise InputError(
                 f"no token is left of the text {texts[int(np.argmin(lengths))][:40]!r} in the template "
                 f"{self.head + FIELD + self.tail!r} with this tokenizer and max_length={self.max_length}; "
                 "allowed: a text or a template that gives at least one"
             )
+        # One list at a time: as many lists as rows have the garbage collector look through them again and again.
+        rows = (alone.get(row) or encoding.ids for row, encoding in enumerate(encodings))
         ids = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=int(lengths.sum()))
         flat = self._literal.real_ids[ids]
         self._check_vocabulary(flat)
@@ -148,11 +151,10 @@ class PromptEncoder:
             "max_length": self.max_length,
         }
 
-    def _encode(self, texts: list[str]) -> list[list[int]]:
+    def _encode(self, texts: list[str]) -> list[Encoding]:
         """Tokenises the prompts of `texts`, whatever their length, into ids of the copy."""
         prompts = [self._head + text + self._tail for text in texts]
-        encodings = self._literal.backend.encode_batch_fast(prompts, add_special_tokens=self.add_special_tokens)
-        return [encoding.ids for encoding in encodings]
+        return self._literal.backend.encode_batch_fast(prompts, add_special_tokens=self.add_special_tokens)
 
     def _ids(self, content: str) -> list[int]:
         ids: list[int] = self._literal.backend.encode(content, add_special_tokens=self.add_special_tokens).ids
@@ -162,7 +164,7 @@ class PromptEncoder:
         """Compares the copy with the tokenizer itself: tokenizers are too many to know that it works for each."""
         for text in ("a", "中文", " a. "):
             expected = backend.encode(self.head + text + self.tail, add_special_tokens=self.add_special_tokens).ids
-            if self._literal.real_ids[self._encode([text])[0]].tolist() != expected:
+            if self._literal.real_ids[self._encode([text])[0].ids].tolist() != expected:
                 raise ModelError(
                     f"the template {self.head + FIELD + self.tail!r} gives other tokens with this tokenizer where a "
                     "text's special tokens are left spelled out; use a template without special tokens"
@@ -181,10 +183,10 @@ class PromptEncoder:
     def _encode_one(self, text: str, max_length: int) -> tuple[list[int], bool]:
         """Tokenises one text within `max_length`; says whether it lost its end."""
         chunk = CHARACTERS_PER_TOKEN * max_length  # a text of megabytes is not tokenised whole only to be cut
-        input_ids = self._encode([text[:chunk]])[0]
+        input_ids = self._encode([text[:chunk]])[0].ids
         while chunk < len(text) and len(input_ids) <= max_length:
             chunk *= 2
-            input_ids = self._encode([text[:chunk]])[0]
+            input_ids = self._encode([text[:chunk]])[0].ids
         if len(input_ids) <= max_length:
             return input_ids, False
         return self._cut(text[:chunk], max_length), True
@@ -199,7 +201,7 @@ class PromptEncoder:
         low, high, middle = 0, len(text), self._character_at_cut(text, max_length)
         best = self._frame
         while high - low > 1:
-            candidate = self._encode([text[:middle]])[0]
+            candidate = self._encode([text[:middle]])[0].ids
             if len(candidate) <= max_length:
                 low, best = middle, candidate
             else:

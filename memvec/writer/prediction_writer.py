@@ -33,12 +33,13 @@ from memvec.data.datamodule import plan_of
 from memvec.data.prepared import read_signature
 from memvec.errors import WriterError
 from memvec.layout import RunLayout
+from memvec.model.copies import to_host
 from memvec.model.engine import computing_module
 from memvec.model.module import HiddenStateModule
 from memvec.schema import REASON
 from memvec.writer.form import VectorForm
 from memvec.writer.journal import JournalWriter
-from memvec.writer.thread import FlushThread, copy_to_host
+from memvec.writer.thread import FlushThread
 
 # A run whose first vectors are all bad has a broken model, not bad rows.
 BAD_ROWS_TO_STOP = 100
@@ -105,7 +106,7 @@ class JournalCallback(BasePredictionWriter):
         # Not a dummy batch; and of a tensor-parallel group, whose ranks compute the same batch, only the first writes.
         is_first = computing_module(pl_module).group.is_first_with_its_batches
         if is_first and not plan_of(trainer).sampler.is_dummy(batch_idx):
-            self._running().put(copy_to_host(batch["index"], prediction))
+            self._running().put(to_host(batch["index"], prediction))
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes what is left and closes the file."""

@@ -12,36 +12,16 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
+from memvec.model.copies import CopiedBatch
 from memvec.writer.journal import JournalWriter
 
 QUEUED_BATCHES = 8
-
-
-class CopiedBatch(NamedTuple):
-    """Row numbers and predictions on their way from the device: there once `done`, where there is one, has happened."""
-
-    rows: torch.Tensor
-    predictions: torch.Tensor
-    done: torch.cuda.Event | None
-
-
-def copy_to_host(index: torch.Tensor, predictions: torch.Tensor) -> CopiedBatch:
-    """Starts the copy to the host; on a GPU through pinned memory, so that the device does not wait for it."""
-    if predictions.device.type != "cuda":
-        return CopiedBatch(index.cpu(), predictions.cpu(), None)
-    host = torch.empty(predictions.shape, dtype=predictions.dtype, pin_memory=True)
-    host.copy_(predictions, non_blocking=True)
-    host_index = torch.empty(index.shape, dtype=index.dtype, pin_memory=True).copy_(index, non_blocking=True)
-    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    done.record()
-    return CopiedBatch(host_index, host, done)
 
 
 class FlushThread:

@@ -72,7 +72,11 @@ def encoder(
             handle.remove()
             decoder.set_attn_implementation(before)
         compile_seconds = held._loaded().extractor.compile_seconds
-        details = {"compile_seconds": compile_seconds, "passes": len(passes), "computed_tokens": sum(ids.numel() for ids in passes)}
+        details = {
+            "compile_seconds": compile_seconds,
+            "passes": len(passes),
+            "computed_tokens": sum(ids.numel() for ids in passes),
+        }
         return Turn(vectors.numpy(), seconds, padding_share((ids != 0).cpu() for ids in passes), details)
 
     return run

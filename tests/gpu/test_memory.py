@@ -14,9 +14,10 @@ from transformers import AutoTokenizer
 
 from memvec import Encoder
 from memvec.data.collator import Batch
+from memvec.model.copies import to_host
 from memvec.model.extractor import Extractor, Speedups
 from memvec.writer.journal import JournalWriter, vector_rows
-from memvec.writer.thread import FlushThread, copy_to_host
+from memvec.writer.thread import FlushThread
 from tests.helpers.models import NEARLY_FREE, build_model, build_tokenizer, load_backbone
 from tests.helpers.processes import random_texts
 from tests.helpers.reference import full_model, reference_vectors, relative_errors
@@ -99,7 +100,7 @@ def test_copies_arrive_whole_and_in_order_under_load(device: torch.device, tmp_p
         busy = (work @ work)[0, 0] * 0  # the value is there only once the device has come this far
         index = torch.arange(rows, device=device) + rows * number
         vectors = index[:, None].float().expand(rows, dimension) + busy
-        thread.put(copy_to_host(index, vectors))
+        thread.put(to_host(index, vectors))
         del vectors  # its memory is the next batch's
     thread.finish()
     index, vectors = (np.concatenate(parts) for parts in zip(*arrived, strict=True))

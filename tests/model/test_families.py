@@ -48,6 +48,8 @@ def reference(model: PreTrainedModel, layers: Sequence[int], *, streams: bool) -
         return [torch.stack([decoder(input_ids=row).last_hidden_state[0, -1] for row in rows])]
     states = [model(input_ids=row, output_hidden_states=True).hidden_states for row in rows]
     return [torch.stack([state[layer][0, -1] for state in states]) for layer in layers]
+
+
 # Their attention has become one of transformers' own since 5.17.
 OF_LATE = {"gptj", "codegen", "gpt_bigcode"}
 # They pass on no arguments that transformers does not know, or compute attention in a way of their own.
