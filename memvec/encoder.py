@@ -223,7 +223,7 @@ class Encoder:
         usable = [row for row in range(len(values)) if row not in reasons]
         held = self._loaded()
         shape = (len(self.layers), held.extractor.dimension) if self.is_list else (held.extractor.dimension,)
-        vectors = torch.full((len(values), *shape), torch.nan, device=to)
+        vectors = torch.empty((0, *shape), device=to)
         if usable:
             prompts = held.prompts.encode([str.__str__(values[row]) for row in usable])
             with self._lock:
@@ -231,8 +231,12 @@ class Encoder:
             if failed and on_error == "raise":
                 row, reason = next(iter(failed.items()))
                 raise ModelError(f"texts[{usable[row]}]: {reason}")
-            vectors[torch.tensor(usable, device=to)] = computed.view(len(usable), *shape)
-        return vectors
+            vectors = computed.view(len(usable), *shape)
+        if not reasons:
+            return vectors
+        spread = torch.full((len(values), *shape), torch.nan, device=to)
+        spread[torch.tensor(usable, dtype=torch.long, device=to)] = vectors
+        return spread
 
     def __call__(self, batch: Any) -> Any:
         """Adds vectors to a batch of an engine: Ray Data's `map_batches`, `datasets.map(batched=True)`, Daft, Spark.

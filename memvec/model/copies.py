@@ -51,7 +51,9 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 def move_trie(trie: TokenTrie, move: Callable[[torch.Tensor], torch.Tensor]) -> TokenTrie:
     """Returns a trie with each of its tensors moved."""
-    tensors: dict[str, Any] = {name: move(part) for name, part in trie._asdict().items() if isinstance(part, torch.Tensor)}
+    tensors: dict[str, Any] = {
+        name: move(part) for name, part in trie._asdict().items() if isinstance(part, torch.Tensor)
+    }
     return trie._replace(**tensors)
 
 

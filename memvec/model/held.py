@@ -107,12 +107,14 @@ class HeldModel:
         with lent(self.extractor.decoder) if self.is_lent else nullcontext():
             plan = self._plan(table)
             vectors = torch.empty((len(first), *self.extractor.shape), device=to)
-            self._run(plan, vectors, progress=progress)
-            failed = self._retry(plan, vectors)
+            broken = self._run(plan, vectors, progress=progress)
+            failed = self._retry(plan, vectors, broken)
             if self.is_lent:
                 self.extractor.prefix = None
+        again = torch.from_numpy(np.flatnonzero(first != np.arange(len(first)))).to(to)
+        vectors[again] = vectors[torch.from_numpy(first).to(to)[again]]
         reasons = {row: failed[origin] for row, origin in enumerate(first.tolist()) if origin in failed}
-        return vectors[torch.from_numpy(first).to(to)], reasons
+        return vectors, reasons
 
     def _table(self, encoded: EncodedPrompts, *, rows: NDArray[np.int64]) -> PromptTable:
         return PromptTable(
@@ -168,9 +170,10 @@ class HeldModel:
         batches.collate.builds_tries = extractor.mode is ExecutionMode.UNPADDED
         return plan
 
-    def _run(self, plan: BatchPlan, vectors: torch.Tensor, *, progress: bool) -> None:
-        """Computes the batches of a plan into the rows of `vectors`."""
+    def _run(self, plan: BatchPlan, vectors: torch.Tensor, *, progress: bool) -> list[int]:
+        """Computes the batches of a plan into the rows of `vectors`; returns those whose vector is not finite."""
         waiting: CopiedBatch | None = None
+        broken: list[int] = []
         with tqdm(total=plan.sampler.padded_tokens, unit="tokens", unit_scale=True, disable=not progress) as bar:
             for position, rows in enumerate(plan.sampler.batches):
                 batch = plan.batches.of(rows)
@@ -180,19 +183,22 @@ class HeldModel:
                     if vectors.device.type == "cpu"
                     else CopiedBatch(batch["index"].to(vectors.device), computed, None)
                 )
-                # A batch is copied while the next one is computed: a device does not wait for the copy.
-                _store(vectors, waiting)
+                # A batch is copied and looked at while the next one is computed: the device does not wait.
+                broken += _store(vectors, waiting)
                 waiting = copied
                 bar.update(plan.batch_tokens(position, batch))
-            _store(vectors, waiting)
+            broken += _store(vectors, waiting)
+        if vectors.device.type != "cpu":  # there looking waits, so once
+            rows = torch.from_numpy(np.concatenate([np.empty(0, dtype=np.int64), *plan.sampler.batches]))
+            finite = vectors[rows.to(vectors.device)].flatten(1).isfinite().all(dim=1).cpu()
+            broken = rows[~finite].tolist()
+        return sorted(broken)
 
-    def _retry(self, plan: BatchPlan, vectors: torch.Tensor) -> dict[int, str]:
+    def _retry(self, plan: BatchPlan, vectors: torch.Tensor, broken: list[int]) -> dict[int, str]:
         """Computes rows without a finite vector again, in float32; returns why those have none that still have not."""
-        rows = np.concatenate([np.empty(0, dtype=np.int64), *plan.sampler.batches])
-        finite = vectors[torch.from_numpy(rows).to(vectors.device)].flatten(1).isfinite().all(dim=1).cpu().numpy()
         failed: dict[int, str] = {}
         exact: Extractor | None = None
-        for row in np.sort(rows[~finite]).tolist():
+        for row in broken:
             if (reason := self.extractor.rejections.get(row)) is None:
                 input_ids = plan.batches.input_ids(row)
                 if self.extractor.computed_in not in (torch.float32, torch.float64):
@@ -209,11 +215,19 @@ class HeldModel:
 OFF = Speedups(prefix_cache="off", tune="off", probe="off")
 
 
-def _store(vectors: torch.Tensor, copied: CopiedBatch | None) -> None:
-    """Puts the vectors of a batch, where there is one, in their rows."""
-    if copied is not None:
-        copied.wait()
-        vectors[copied.rows] = copied.predictions.to(vectors.device)
+def _store(vectors: torch.Tensor, copied: CopiedBatch | None) -> list[int]:
+    """Puts the vectors of a batch, where there is one, in their rows; returns those on the host that are not finite."""
+    if copied is None:
+        return []
+    copied.wait()
+    vectors[copied.rows] = copied.predictions
+    if vectors.device.type != "cpu":
+        return []
+    # One number first: a sum is finite only if all of its terms are, and is much sooner had.
+    if copied.predictions.sum().isfinite():
+        return []
+    finite = copied.predictions.flatten(1).isfinite().all(dim=1)
+    return [int(row) for row in copied.rows[~finite].tolist()]
 
 
 def float32_copy(backbone: Backbone) -> Backbone:

@@ -147,7 +147,7 @@ def sentence_transformers(task: Task, *, chat_template: bool, attention: str | N
         vectors, seconds = timed(task, lambda: model.encode(task.prompts(texts), **options).float().cpu())
         return Turn(vectors.numpy(), seconds, padding_share(masks), {"batch_size": batch_size})
 
-    sizes = (8, 16, 32, 64) if task.device == "cpu" else (16, 64, 256, 1024)
+    sizes = (8, 16, 32, 64) if task.device == "cpu" else (16, 64, 256, 512)
     return partial(encode, batch_size=fastest(task, sizes, encode, entries=sizes[-1]))
 
 

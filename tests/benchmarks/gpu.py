@@ -160,7 +160,7 @@ def _compare(part: Part, options: argparse.Namespace) -> report.Results:
         say(f"{part.name}: {_line(name, numbers)}")
     skipped.update((name, "the time was up") for name in names if name not in turns and name not in skipped)
     for name in PROFILED:
-        if name in turns and not part.is_over:
+        if name in turns:
             profile = options.output / f"{part.name}-{name}-profile.txt"
             profile.write_text(_where_time_goes(part.task, built[name]), encoding="utf-8")
     return results()

@@ -58,7 +58,15 @@ def fastest(
 ) -> Option:
     """Returns the option that takes the fewest seconds for a sample of the texts; each is tried twice."""
     sample = [task.texts[row] for row in evenly_spaced(len(task.texts), entries)]
-    return min(options, key=lambda option: min(encode(sample, option).seconds for _ in range(2)))
+
+    def seconds(option: Option) -> float:
+        try:
+            return min(encode(sample, option).seconds for _ in range(2))
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            return float("inf")
+
+    return min(options, key=seconds)
 
 
 def padding_share(masks: Iterable[torch.Tensor]) -> float:
