@@ -51,10 +51,8 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 def move_trie(trie: TokenTrie, move: Callable[[torch.Tensor], torch.Tensor]) -> TokenTrie:
     """Returns a trie with each of its tensors moved."""
-    tensors: dict[str, Any] = {
-        name: move(part) for name, part in trie._asdict().items() if isinstance(part, torch.Tensor)
-    }
-    return trie._replace(**tensors)
+    parts: dict[str, Any] = trie._asdict()
+    return trie._replace(**{name: move(part) for name, part in parts.items() if isinstance(part, torch.Tensor)})
 
 
 def to_host(rows: torch.Tensor, predictions: torch.Tensor) -> CopiedBatch:
