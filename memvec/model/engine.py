@@ -51,8 +51,8 @@ class Engine(Protocol):
     def seconds_per_token(self, batch: Batch) -> float | None:
         """Returns how long a token of a batch takes; None where the batch does not fit into memory."""
 
-    def leave_padding_out(self, batch: Batch) -> float:
-        """Computes batches without padding where that is wanted, valid and faster; returns a batch's seconds, or 0."""
+    def leave_padding_out(self, batch: Batch, *, if_faster: bool) -> float:
+        """Computes batches without padding where that is wanted and valid; returns a batch's seconds, or 0."""
 
     def choose_matmuls(self, batch: Batch) -> None:
         """Packs the weights where that is wanted and, measured on a batch, faster."""

@@ -34,7 +34,7 @@ from memvec.model.pooling import last_token
 from memvec.model.prefix import SharedPrefix, share_prefix
 from memvec.model.speedups import Speedups
 from memvec.model.torch_internals import forget_compiled
-from memvec.model.tuning import SMALLEST_GAIN, UNUSABLE, Choice, choose_matmuls, measure
+from memvec.model.tuning import CALLS, SMALLEST_GAIN, UNUSABLE, Choice, choose_matmuls, measure
 from memvec.model.unpadded import attention_rows, can_leave_padding_out, unpadded_attention
 
 # With fewer seconds left to compute, compiling takes longer than compiled layers save.
@@ -172,11 +172,14 @@ class Extractor:
             return None
         return fewest / (rows * (width - prefix_length))
 
-    def leave_padding_out(self, batch: Batch) -> float:
-        """Computes batches without padding where the model allows it, measured on a batch.
+    def leave_padding_out(self, batch: Batch, *, if_faster: bool) -> float:
+        """Computes batches without padding where the model allows it, tried on a batch.
 
-        Vectors that differ by more than the probe allows, or a model that asks for what is not computed, leave it as it
-        was: so does less than `SMALLEST_GAIN`.
+        Vectors that differ by more than the probe allows, or a model that asks for what is not computed, keep it.
+
+        Args:
+            batch: What it is tried on.
+            if_faster: Whether it has to be faster, by `SMALLEST_GAIN`, on this batch.
 
         Returns:
             The seconds that the batch takes from now on; 0 where nothing was measured.
@@ -186,18 +189,21 @@ class Extractor:
             return 0.0
         batch = to_device(batch, self.device)
         batch["trie"] = trie_of(batch)
-        seconds, reference = measure(lambda: self._compute(self.mode, batch)[0].cpu())
+        calls = CALLS if if_faster else 1
+        self.mode = ExecutionMode.BATCHED if self.prefix is None else ExecutionMode.SHARED_PREFIX
+        seconds, reference = measure(lambda: self._compute(self.mode, batch)[0].cpu(), calls=calls)
         try:
-            without, vectors = measure(lambda: self._compute(ExecutionMode.UNPADDED, batch)[0].cpu())
-        except (TypeError, *UNUSABLE) as error:
+            without, vectors = measure(lambda: self._compute(ExecutionMode.UNPADDED, batch)[0].cpu(), calls=calls)
+        except UNUSABLE as error:
             log.info("padding cannot be left out (%s)", one_line(error))
             return seconds
         if (difference := relative_error(vectors, reference)) > tolerance_of(self.computed_in):
             log.info("padding is not left out, since vectors would differ by %.2g", difference)
             return seconds
-        log.info("a batch takes %.0f ms, without padding %.0f ms", 1000 * seconds, 1000 * without)
-        if seconds < SMALLEST_GAIN * without:
-            return seconds
+        if if_faster:
+            log.info("a batch takes %.0f ms, without padding %.0f ms", 1000 * seconds, 1000 * without)
+            if seconds < SMALLEST_GAIN * without:
+                return seconds
         self.mode = ExecutionMode.UNPADDED
         return without
 

@@ -29,7 +29,7 @@ SMALLEST_GAIN = 1.03
 # Packed weights that are this much slower the first time are not worth measuring.
 HOPELESS = 1.5
 # A model may look into its layers.
-UNUSABLE = (RuntimeError, AttributeError, ValueError)
+UNUSABLE = (RuntimeError, AttributeError, TypeError, ValueError)
 ROUNDING = {torch.float64: 1e-12, torch.float32: 5e-6, torch.float16: 0.02, torch.bfloat16: 0.05}
 DEFAULT, PACKED = "default", "packed weights"
 

@@ -101,10 +101,12 @@ def _attend(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
-    rows: TokenTrie | PaddedRows,
+    rows: TokenTrie | PaddedRows | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Maps `[1, H, U, K]` to `[1, U, H, K]`, as transformers wants its attention implementations."""
+    if rows is None:
+        raise RuntimeError(f"{type(module).__name__} is not given the rows")
     unknown = {name for name, other in others.items() if other is not None} - WITHOUT_EFFECT
     if unknown or dropout or attention_mask is not None:
         raise RuntimeError(f"{type(module).__name__} asks for {', '.join(sorted(unknown)) or 'a mask or dropout'}")
