@@ -85,8 +85,8 @@ class HeldModel:
         )
         self._mode: ExecutionMode | None = None  # what the probe allows; None before it has run
         self._max_tokens: int | None = None
-        self._has_measured = False  # matmuls
-        self._has_compiled = False  # nor tried to leave padding out
+        # What has been measured: which matmuls are faster, and whether batches are without padding, and compiled.
+        self._has_matmuls = self._has_batches = False
 
     @torch.no_grad()
     def compute(
@@ -153,22 +153,27 @@ class HeldModel:
             max_tokens=self._max_tokens,
             ranks=ranks,
         )
-        measures, compiles = (
-            plan.pays_measuring and not self._has_measured,
-            is_large(extractor, plan) and not self._has_compiled,
-        )
-        if measures or compiles:
-            seconds_left = leave_padding_out(extractor, plan) if compiles else 0.0
-            if measures and (typical := plan.typical()) is not None:
-                extractor.choose_matmuls(typical)
-            if compiles:
-                extractor.speedups = self.speedups
-                extractor.compile(plan.full_batch(), seconds_left=seconds_left)
-            extractor.choose_mode(plan.to_probe())
-            self._mode = extractor.mode
-            self._has_measured, self._has_compiled = self._has_measured or measures, self._has_compiled or compiles
+        self._measure(plan)
         batches.collate.builds_tries = extractor.mode is ExecutionMode.UNPADDED
         return plan
+
+    def _measure(self, plan: BatchPlan) -> None:
+        """Chooses matmuls, padding and compiled layers, each at the first call with enough batches for it to pay."""
+        extractor = self.extractor
+        of_matmuls = plan.pays_measuring and not self._has_matmuls
+        of_batches = is_large(extractor, plan) and not self._has_batches
+        if not (of_matmuls or of_batches):
+            return
+        seconds_left = leave_padding_out(extractor, plan) if of_batches else 0.0
+        if of_matmuls and (typical := plan.typical()) is not None:
+            extractor.choose_matmuls(typical)
+            self._has_matmuls = True
+        if of_batches:
+            extractor.speedups = self.speedups
+            extractor.compile(plan.full_batch(), seconds_left=seconds_left)
+            self._has_batches = True
+        extractor.choose_mode(plan.to_probe())
+        self._mode = extractor.mode
 
     def _run(self, plan: BatchPlan, vectors: torch.Tensor, *, progress: bool) -> list[int]:
         """Computes the batches of a plan into the rows of `vectors`; returns those whose vector is not finite."""
@@ -178,12 +183,8 @@ class HeldModel:
             for position, rows in enumerate(plan.sampler.batches):
                 batch = plan.batches.of(rows)
                 computed = self.extractor(to_device(batch, self.extractor.device))
-                copied = (
-                    to_host(batch["index"], computed)
-                    if vectors.device.type == "cpu"
-                    else CopiedBatch(batch["index"].to(vectors.device), computed, None)
-                )
-                # A batch is copied and looked at while the next one is computed: the device does not wait.
+                copied = _copied(batch["index"], computed, vectors.device)
+                # A batch is looked at while the next one is computed: the device does not wait.
                 broken += _store(vectors, waiting)
                 waiting = copied
                 bar.update(plan.batch_tokens(position, batch))
@@ -213,6 +214,11 @@ class HeldModel:
 
 
 OFF = Speedups(prefix_cache="off", tune="off", probe="off")
+
+
+def _copied(rows: torch.Tensor, computed: torch.Tensor, to: torch.device) -> CopiedBatch:
+    """Starts the copy of a batch's vectors to a device."""
+    return to_host(rows, computed) if to.type == "cpu" else CopiedBatch(rows.to(to), computed.to(to), None)
 
 
 def _store(vectors: torch.Tensor, copied: CopiedBatch | None) -> list[int]:

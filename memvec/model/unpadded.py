@@ -37,13 +37,13 @@ class PaddedRows(NamedTuple):
     queries: `[B, Q]` int64, of each row's own tokens where they stand among all; behind the last, any.
     keys: `[B, K]` int64, of each row's tokens where they stand among all; behind the last, any.
     distance: `[B, Q, K]` int64, how far before a query a key stands in its prompt; negative behind it.
-    is_query: `[B, Q]` bool, which of `queries` are none of the padding.
+    own: `[U]` int64, where each of all tokens stands among the `B * Q` of `queries`.
     """
 
     queries: torch.Tensor
     keys: torch.Tensor
     distance: torch.Tensor
-    is_query: torch.Tensor
+    own: torch.Tensor
 
 
 def attention_rows(trie: TokenTrie) -> TokenTrie | PaddedRows:
@@ -57,7 +57,7 @@ def attention_rows(trie: TokenTrie) -> TokenTrie | PaddedRows:
         queries=(queries[:-1, None] + query_columns).clamp_max(len(trie.input_ids) - 1),
         keys=trie.keys[(keys[:-1, None] + key_columns).clamp_max(len(trie.keys) - 1)],
         distance=(shared[:, None] + query_columns)[:, :, None] - key_columns,
-        is_query=query_columns < queries.diff()[:, None],
+        own=(query_columns < queries.diff()[:, None]).flatten().nonzero()[:, 0],
     )
 
 
@@ -131,7 +131,7 @@ def _attend_padded(
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )  # [B, H, Q, K]
-    return attended.transpose(1, 2)[rows.is_query]
+    return attended.transpose(1, 2).flatten(0, 1)[rows.own]
 
 
 def _attend_varlen(

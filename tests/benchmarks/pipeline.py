@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.pipeline --entries 40000 --dimension 1024
 
-In: synthetic texts of LoCoMo's lengths. Out: entries/s of the predict stage (plan, batches, Lightning, journal with a flush
-every 50 entries), and seconds of the other stages, on stdout. A run on a fast card cannot be faster than that.
+In: synthetic texts of LoCoMo's lengths. Out: entries/s of the predict stage (plan, batches, Lightning, a journal with a
+flush every 50 entries), and seconds of the other stages. A run on a fast card cannot be faster than that.
 
 How: `memvec.predict` as a user runs it, but the extractor returns zeros in the place of vectors.
 """
