@@ -51,8 +51,9 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 def move_trie(trie: TokenTrie, move: Callable[[torch.Tensor], torch.Tensor]) -> TokenTrie:
     """Returns a trie with each of its tensors moved."""
-    parts: dict[str, Any] = trie._asdict()
-    return trie._replace(**{name: move(part) for name, part in parts.items() if isinstance(part, torch.Tensor)})
+    parts = trie._asdict().items()
+    moved: dict[str, Any] = {name: move(part) for name, part in parts if isinstance(part, torch.Tensor)}
+    return trie._replace(**moved)
 
 
 def to_host(rows: torch.Tensor, predictions: torch.Tensor) -> CopiedBatch:

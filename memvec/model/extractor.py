@@ -251,12 +251,18 @@ class Extractor:
         if self.speedups.probe == "off" or not probes:
             return
         batches = [to_device(batch, self.device) for batch in probes]
+        first = self.mode
         self.mode, self.probe_errors = choose_mode(
             lambda mode: torch.cat([self._compute(mode, batch)[0] for batch in batches]),
-            first=self.mode,
+            first=first,
             dtype=self.computed_in,
             agree=self.group.maximum,
         )
+        if first is ExecutionMode.UNPADDED and self.mode is not first:
+            forget_compiled(self.decoder)  # layers that were to hold no cache
+            self.compile_seconds = None
+        if self.mode is ExecutionMode.SHARED_PREFIX and self.prefix is None:
+            self.mode = ExecutionMode.BATCHED
         if self.mode in (ExecutionMode.EQUAL_LENGTHS, ExecutionMode.ONE_BY_ONE) and self.group.has_own_batches:
             raise ModelError(
                 f"parity probe: batches differ from one by one ({self.probe_errors}), and processes with batches of "

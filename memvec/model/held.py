@@ -190,9 +190,9 @@ class HeldModel:
                 bar.update(plan.batch_tokens(position, batch))
             broken += _store(vectors, waiting)
         if vectors.device.type != "cpu":  # there looking waits, so once
-            rows = torch.from_numpy(np.concatenate([np.empty(0, dtype=np.int64), *plan.sampler.batches]))
-            finite = vectors[rows.to(vectors.device)].flatten(1).isfinite().all(dim=1).cpu()
-            broken = rows[~finite].tolist()
+            computed_rows = np.concatenate([np.empty(0, dtype=np.int64), *plan.sampler.batches])
+            finite = vectors[torch.from_numpy(computed_rows).to(vectors.device)].flatten(1).isfinite().all(dim=1)
+            broken = computed_rows[~finite.cpu().numpy()].tolist()
         return sorted(broken)
 
     def _retry(self, plan: BatchPlan, vectors: torch.Tensor, broken: list[int]) -> dict[int, str]:

@@ -110,6 +110,8 @@ def _attend(
     unknown = {name for name, other in others.items() if other is not None} - WITHOUT_EFFECT
     if unknown or dropout or attention_mask is not None:
         raise RuntimeError(f"{type(module).__name__} asks for {', '.join(sorted(unknown)) or 'a mask or dropout'}")
+    if not (getattr(module, "is_causal", True) and others.get("is_causal") is not False):
+        raise RuntimeError(f"{type(module).__name__} is not causal")
     query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))  # [U, H, K]
     if isinstance(rows, PaddedRows):
         return _attend_padded(query, key, value, rows, scaling, sliding_window)[None], None
