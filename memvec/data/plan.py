@@ -61,6 +61,7 @@ class BatchPlan:
         lengths: Tokens of every prompt of the input, `[N]`.
         prefix_length: Leading tokens that are computed once; 0 where none are.
         max_tokens: Most tokens in a batch.
+        is_padded: Whether rows are padded to the longest of their batch.
         warm_up_seconds: What the warm-up took, this plan included.
     """
 
@@ -70,6 +71,7 @@ class BatchPlan:
     lengths: NDArray[np.int32]
     prefix_length: int
     max_tokens: int
+    is_padded: bool = True
     warm_up_seconds: float = 0.0
 
     @property
@@ -108,8 +110,11 @@ class BatchPlan:
         """Returns the tokens that the batch at a position adds to the progress; a dummy batch adds none."""
         if self.sampler.is_dummy(position):
             return 0
-        rows, width = batch["input_ids"].shape
-        return rows * int(self.rules.row_tokens(np.int32(width), batch["prefix_length"]))  # type: ignore[arg-type]
+        if not self.is_padded:
+            rows = self.sampler.batches[position]
+            return int(self.rules.row_tokens(self.lengths[rows], batch["prefix_length"]).sum())
+        count, width = batch["input_ids"].shape
+        return count * int(self.rules.row_tokens(np.int32(width), batch["prefix_length"]))  # type: ignore[arg-type]
 
 
 def plan_batches(
@@ -120,6 +125,7 @@ def plan_batches(
     prefix_length: int,
     max_tokens: int,
     ranks: Ranks,
+    is_padded: bool = True,
 ) -> BatchPlan:
     """Plans one rank's batches.
 
@@ -130,6 +136,7 @@ def plan_batches(
         prefix_length: Leading tokens that are computed once.
         max_tokens: Most tokens in a batch.
         ranks: The processes that share the rows.
+        is_padded: Whether rows are padded to the longest of their batch.
     """
     in_step = 0
     if ranks.in_step:
@@ -142,9 +149,10 @@ def plan_batches(
         rank=ranks.rank,
         world_size=ranks.world_size,
         shortest_in_batch=rules.shortest_in_batch,
+        is_padded=is_padded,
         batches_in_step=in_step,
     )
-    return BatchPlan(batches, sampler, rules, lengths, prefix_length, max_tokens)
+    return BatchPlan(batches, sampler, rules, lengths, prefix_length, max_tokens, is_padded)
 
 
 def plan_nothing(table: PromptTable, rules: BatchRules, ranks: Ranks) -> BatchPlan:

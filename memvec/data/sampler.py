@@ -33,6 +33,7 @@ class LengthGroupedBatchSampler:
         rank: This process's rank among those that share the rows.
         world_size: How many of them there are.
         shortest_in_batch: What the shortest row of a batch costs at least, as a share of its longest.
+        is_padded: Whether rows are padded to the longest of their batch.
         batches_in_step: How many batches to yield at least: where every rank must run equally many, a rank with fewer
             runs one row again and again, which is nobody's to write (`is_dummy`).
     """
@@ -46,6 +47,7 @@ class LengthGroupedBatchSampler:
         rank: int = 0,
         world_size: int = 1,
         shortest_in_batch: float = SHORTEST_IN_BATCH,
+        is_padded: bool = True,
         batches_in_step: int = 0,
     ) -> None:
         self.max_tokens = max_tokens
@@ -56,11 +58,15 @@ class LengthGroupedBatchSampler:
             mine = rank_rows(costs, rank=rank, world_size=world_size)
             ordered_rows, ordered_costs = rows[mine], costs[mine].astype(np.int64)
             boundaries = cut_batches(
-                ordered_costs, batch_size=batch_size, max_tokens=max_tokens, shortest_in_batch=shortest_in_batch
+                ordered_costs,
+                batch_size=batch_size,
+                max_tokens=max_tokens,
+                shortest_in_batch=shortest_in_batch,
+                is_padded=is_padded,
             )
             self.batches.extend(np.split(ordered_rows, boundaries[1:-1]) if len(mine) else [])
             self.total_tokens += int(ordered_costs.sum())
-            self.padded_tokens += padded_tokens(ordered_costs, boundaries)
+            self.padded_tokens += padded_tokens(ordered_costs, boundaries) if is_padded else int(ordered_costs.sum())
         dummies = max(0, batches_in_step - len(self.batches))
         self._dummies = [_cheapest_row(groups)] * dummies if dummies else []
 

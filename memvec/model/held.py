@@ -14,6 +14,7 @@ import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -145,7 +146,8 @@ class HeldModel:
             prefix_length = 0
         batches = table.batches(prefix_length, self.rules, boundaries=extractor.boundaries)
         self._max_tokens = self._max_tokens or token_budget(extractor, batches, self.rules, ranks)
-        plan = plan_batches(
+        planned = partial(
+            plan_batches,
             batches,
             self.rules,
             lengths=table.lengths,
@@ -153,8 +155,11 @@ class HeldModel:
             max_tokens=self._max_tokens,
             ranks=ranks,
         )
+        plan = planned()
         self._measure(plan)
-        batches.collate.builds_tries = extractor.mode is ExecutionMode.UNPADDED
+        if extractor.mode is ExecutionMode.UNPADDED:
+            batches.collate.builds_tries = True
+            plan = planned(is_padded=False)
         return plan
 
     def _measure(self, plan: BatchPlan) -> None:

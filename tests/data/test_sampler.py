@@ -6,6 +6,7 @@ import heapq
 import random
 import tracemalloc
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -118,6 +119,20 @@ def test_a_batch_takes_as_many_rows_as_the_limits_allow() -> None:
     assert cut_batches(costs, batch_size=4, max_tokens=40).tolist() == [0, 1, 3, 5, 7, 9, 11]
     assert cut_batches(costs, batch_size=4, max_tokens=None).tolist() == [0, 1, 5, 9, 11]
     assert cut_batches(costs[:0], batch_size=4, max_tokens=40).tolist() == [0]
+
+
+@given(costs=st.lists(st.integers(1, 60), max_size=40), batch_size=st.integers(1, 9), max_tokens=budgets)
+def test_rows_without_padding_fill_batches_to_the_limits(
+    costs: list[int], batch_size: int, max_tokens: int | None
+) -> None:
+    array = np.array(sorted(costs, reverse=True), dtype=np.int32)
+    cut = cut_batches(array, batch_size=batch_size, max_tokens=max_tokens, is_padded=False).tolist()
+    assert (cut[0], cut[-1]) == (0, len(costs))
+    for start, end in pairwise(cut):
+        tokens = int(array[start:end].sum())
+        assert end - start == 1 or max_tokens is None or tokens <= max_tokens
+        is_full = end - start == batch_size or end == len(costs)
+        assert is_full or (max_tokens is not None and tokens + int(array[end]) > max_tokens)
 
 
 @given(costs=st.lists(st.integers(1, 2000), min_size=1, max_size=80))

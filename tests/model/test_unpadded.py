@@ -36,8 +36,8 @@ def extractor_of(encoder: Encoder) -> Extractor:
     return encoder._loaded().extractor
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "mistral", "gemma3", "gpt2", "qwen3_moe", "qwen2_5_vl"])
-@pytest.mark.parametrize("layer", [-1, [1, -1]])
+# Every family there is goes through `test_families.py`.
+@pytest.mark.parametrize(("architecture", "layer"), [("gemma3", -1), ("qwen2_5_vl", -1), ("llama", [1, -1])])
 def test_vectors_are_those_of_padded_batches(
     architecture: str, layer: int | list[int], model_folders: Callable[[str], Path]
 ) -> None:
@@ -48,6 +48,13 @@ def test_vectors_are_those_of_padded_batches(
     with Encoder(folder, layer=layer, prefix_cache="off") as plain:
         expected = plain.encode(TEXTS)
     assert relative_errors(vectors.flatten(0, -2), expected.flatten(0, -2)).max() < 1e-5
+
+
+def test_progress_counts_every_token_without_padding(llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Encoder(llama, max_tokens=MAX_TOKENS) as encoder:
+        encoder.encode(TEXTS)
+        encoder.encode(TEXTS, progress=True)
+    assert "100%" in capsys.readouterr().err
 
 
 def test_a_small_call_is_not_worth_trying_on_a_processor(llama: Path) -> None:
