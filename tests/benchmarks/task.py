@@ -76,14 +76,19 @@ class Work:
         unique: How many prompts differ.
         shared_prefix: Tokens with which all prompts begin.
         fewest_tokens: What must be computed: different prompts' tokens, their shared prefix once.
+        pairs: Of these, those that see each other.
         parameters: Of the model without the embedding and the head: 2 floating-point operations each per token.
+        attention_width: Layers x heads x numbers of a head: 4 floating-point operations each per pair of tokens that
+            causality lets see each other (scores, and the sum of values).
     """
 
     lengths: Sequence[int]
     unique: int
     shared_prefix: int
     fewest_tokens: int
+    pairs: int
     parameters: int
+    attention_width: int
 
     @property
     def tokens(self) -> int:
@@ -92,8 +97,8 @@ class Work:
 
     @property
     def flop(self) -> float:
-        """The floating-point operations of matrix products that must be done; attention's are not counted."""
-        return 2.0 * self.parameters * self.fewest_tokens
+        """The floating-point operations that must be done: those of the weights, and of attention."""
+        return 2.0 * self.parameters * self.fewest_tokens + 4.0 * self.attention_width * self.pairs
 
 
 def measure_work(task: Task) -> Work:
@@ -107,8 +112,22 @@ def measure_work(task: Task) -> Work:
         unique=len(unique),
         shared_prefix=prefix,
         fewest_tokens=sum(map(len, unique)) - prefix * (len(unique) - 1),
+        pairs=sum(map(_pairs, map(len, unique))) - _pairs(prefix) * (len(unique) - 1),
         parameters=sum(weight.numel() for weight in _layer_weights(task.model)),
+        attention_width=_attention_width(task.model),
     )
+
+
+def _pairs(length: int) -> int:
+    """Returns how many pairs of tokens of a prompt see each other."""
+    return length * (length + 1) // 2
+
+
+def _attention_width(model: str) -> int:
+    config = AutoConfig.from_pretrained(model).get_text_config()
+    heads: int = config.num_attention_heads
+    size: int = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return int(config.num_hidden_layers) * heads * size
 
 
 def texts_that_fit(task: Task) -> list[str]:
