@@ -75,11 +75,11 @@ def extract(cfg: DictConfig) -> ExtractSummary:
         find_runs(cfg.reuse, own=folder)  # one that is not there is said before texts are generated
     first = memory_stage(_memories_config(cfg, folder.root / MEMORIES))
     first.named = folder
-    memories = cast(GenerationSummary, run_stage(first, is_last=False))
-    if memories.generation.memories == 0:
+    memories = run_stage(first, is_last=False)
+    if memories.counts.memories == 0:
         if not first.computation.leads:
             raise SystemExit(0)  # the first rank says it
-        raise InputError(f"{first.folder.root}: no memory was found in {memories.generation.windows} windows")
+        raise InputError(f"{first.folder.root}: no memory was found in {memories.counts.windows} windows")
     second = vector_stage(_vectors_config(cfg, first.folder.memories))
     before, computation = first.computation, second.computation
     if isinstance(before, TrainerComputation) and isinstance(computation, TrainerComputation):

@@ -14,8 +14,6 @@ The parts are connected here; `memvec.run.stage` runs them.
 
 from __future__ import annotations
 
-from typing import cast
-
 from omegaconf import DictConfig
 
 from memvec.cli import main
@@ -44,10 +42,10 @@ def generate(cfg: DictConfig) -> GenerationSummary:
     Raises:
         MemvecError: Something in the configuration, input, model or folder is wrong; the message says what.
     """
-    return cast(GenerationSummary, run_stage(memory_stage(cfg)))
+    return run_stage(memory_stage(cfg))
 
 
-def memory_stage(cfg: DictConfig) -> Stage:
+def memory_stage(cfg: DictConfig) -> Stage[GenerationSummary]:
     """Returns the parts of the flow, connected: conversations -> windows -> model or server -> writer -> results."""
     ignore_lightning_warnings()
     stopwatch = Stopwatch()
@@ -72,11 +70,11 @@ def memory_stage(cfg: DictConfig) -> Stage:
         computation=computation,
         writer=writer,
         results=lambda: MemoryFinalizer(folder, generator.prompt.instructions),
+        summary=GenerationSummary,
         stopwatch=stopwatch,
         what="windows",
         attempts=generator.attempts,
         keeps_history=False,
-        summary=GenerationSummary,
     )
 
 

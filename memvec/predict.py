@@ -57,7 +57,7 @@ def predict(cfg: DictConfig, *, data: Any = None) -> RunSummary:
     return summary
 
 
-def vector_stage(cfg: DictConfig, *, data: Any = None) -> Stage:
+def vector_stage(cfg: DictConfig, *, data: Any = None) -> Stage[RunSummary]:
     """Returns the parts of the flow, connected: texts -> data module -> module -> writer -> results."""
     ignore_lightning_warnings()
     stopwatch = Stopwatch()
@@ -74,6 +74,7 @@ def vector_stage(cfg: DictConfig, *, data: Any = None) -> Stage:
         computation=TrainerComputation(trainer, module, datamodule),
         writer=writer,
         results=lambda: Finalizer(folder, layer=module.layer, keep_text=writer.keep_text),
+        summary=RunSummary,
         stopwatch=stopwatch,
         reuse=cfg.reuse,
     )

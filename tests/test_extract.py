@@ -228,7 +228,7 @@ def test_killed_anywhere_the_same_command_goes_on_where_it_was(
     if is_second_stage:
         assert finished.stat().st_mtime_ns == before
     else:  # the first attempt's outputs are all in the journal, and so are the second's once they are finalised
-        left = summary.memories.generation.retried if name == "generating" else 0
+        left = summary.memories.counts.retried if name == "generating" else 0
         assert summary.memories.metrics["computed_entries"] == left
     written = re.search(r"over the (\d+) written since the run was resumed", "\n".join(summary.lines()))
     assert (written is None) == is_second_stage
@@ -246,7 +246,7 @@ def test_after_an_interruption_the_named_folder_resumes(
     assert f"the same command with output_dir={root / 'stopped'} resumes the run\n" in said
     again = generation_overrides(root / "many.jsonl", root / "stopped", scripted)
     summary = memvec.extract(memvec.compose(again, config_name="extract"))
-    counts = summary.memories.generation
+    counts = summary.memories.counts
     assert counts.windows == 150
     assert 0 < summary.memories.metrics["computed_entries"] < counts.windows + counts.retried
 

@@ -23,7 +23,7 @@ from memvec.retrieval.measures import MEASURES
 from memvec.run.folder import RunFolder
 from memvec.run.parts import digests_of, read_batches
 from memvec.run.reuse import check_runs, find_runs
-from memvec.run.summary import read_summary
+from memvec.run.summary import RunSummary, read_summary
 from memvec.schema import VECTOR
 from memvec.sweep.table import finished_jobs, shown_table, sweep_rows
 from tests.helpers.runs import random_vectors, write_run
@@ -138,11 +138,11 @@ def page(run: RunFolder) -> list[str]:
 
 
 def summary(run: RunFolder) -> list[str]:
-    return [on_one_line(line) for line in read_summary(run).lines()]
+    return [on_one_line(line) for line in read_summary(run, RunSummary).lines()]
 
 
 def charts(run: RunFolder) -> list[str]:
-    return [json.dumps(run_charts(read_summary(run), np.arange(8)), allow_nan=False)]
+    return [json.dumps(run_charts(read_summary(run, RunSummary), np.arange(8)), allow_nan=False)]
 
 
 def table(run: RunFolder) -> list[str]:

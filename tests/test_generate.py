@@ -64,7 +64,7 @@ def test_asked_for_its_vectors_it_says_what_makes_them(run: Any) -> None:
 
 def test_memories_nothing_and_failures_are_counted_apart(run: Any) -> None:
     cfg, summary = run
-    counts = summary.generation
+    counts = summary.counts
     assert summary.counts == counts
     raw = read_lines(Path(cfg.output_dir) / "raw.jsonl")
     last = {line["conversation_id"]: line["outcome"] for line in raw}
@@ -106,13 +106,13 @@ def test_conversations_that_cannot_be_used_are_named(run: Any) -> None:
 def test_metrics_and_manifest_say_what_was_done(run: Any) -> None:
     cfg, summary = run
     metrics = read_json(Path(cfg.output_dir) / "metrics.json")
-    assert metrics["computed_entries"] == 20 + summary.generation.retried
+    assert metrics["computed_entries"] == 20 + summary.counts.retried
     assert metrics["output_tokens_per_second"] > 0
     manifest = read_json(Path(cfg.output_dir) / "manifest.json")
     assert {"input", "model", "template", "window_tokens", "overlap", "seed", "max_new_tokens"} <= set(
         manifest["fingerprint"]
     )
-    assert manifest["counts"]["memories"] == summary.generation.memories
+    assert manifest["counts"]["memories"] == summary.counts.memories
 
 
 @pytest.mark.parametrize("name", [*TEXTS, "memories.parquet"])
@@ -200,7 +200,7 @@ def test_one_attempt_leaves_what_was_not_understood_as_it_is(
     scripted: Path, write_conversations: Write, tiny_generation: Configure
 ) -> None:
     cfg = tiny_generation(write_conversations(marked(4, (FAILS, ""))), "generation.attempts=1", model=scripted)
-    counts = memvec.generate(cfg).generation
+    counts = memvec.generate(cfg).counts
     assert (counts.failed, counts.retried, counts.memories) == (2, 0, 2)
     assert [line["attempt"] for line in read_lines(Path(cfg.output_dir) / "raw.jsonl")] == [1] * 4
 
@@ -209,7 +209,7 @@ def test_a_model_that_says_nothing_at_all_ends_the_run(
     scripted: Path, write_conversations: Write, tiny_generation: Configure
 ) -> None:
     cfg = tiny_generation(write_conversations(marked(3, (SILENT,))), model=scripted)
-    counts = memvec.generate(cfg).generation
+    counts = memvec.generate(cfg).counts
     assert (counts.failed, counts.retried, counts.memories) == (3, 3, 0)
     assert {line["reason"] for line in read_lines(Path(cfg.output_dir) / "failed.jsonl")} == {"the output is empty"}
 
@@ -219,7 +219,7 @@ def test_the_sample_runs_in_either_language_with_the_examples(language: str, scr
     overrides = [f"output_dir={tmp_path / 'run'}", "model=hub", f"model.name_or_path={scripted}", "data.limit=4"]
     quiet = ["trainer.accelerator=cpu", "trainer.devices=1", "trainer.enable_progress_bar=false"]
     summary = memvec.generate(memvec.compose([f"generation={language}", *overrides, *quiet], config_name="generate"))
-    counts = summary.generation
+    counts = summary.counts
     assert counts.conversations == 4
     assert counts.with_memories + counts.nothing + counts.failed == counts.windows >= 4
     examples = summary.manifest["fingerprint"]["examples"]

@@ -98,7 +98,7 @@ def test_a_killed_run_does_not_compute_flushed_windows_again(
         summary = go_on(root, scripted, "killed")
     assert f"resuming {root / 'killed'}: {ROWS - kept} windows are left to compute" in caplog.text
     assert texts(root / "killed") == texts(root / "expected")
-    assert summary.metrics["computed_entries"] == ROWS - kept + summary.generation.retried
+    assert summary.metrics["computed_entries"] == ROWS - kept + summary.counts.retried
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
@@ -114,7 +114,7 @@ def test_a_signal_flushes_and_sets_the_exit_code(
     assert 0 < kept < ROWS
     summary = go_on(root, scripted, name)
     assert texts(root / name) == texts(root / "expected")
-    assert summary.metrics["computed_entries"] == ROWS - kept + summary.generation.retried
+    assert summary.metrics["computed_entries"] == ROWS - kept + summary.counts.retried
 
 
 @pytest.mark.parametrize(
@@ -140,4 +140,4 @@ def test_a_file_that_is_put_right_runs_in_the_same_folder(
     with pytest.raises(InputError, match="none of 1 rows can be used"):
         memvec.generate(cfg)
     write_conversations([{"id": "a", "messages": "Ann likes tea."}])
-    assert memvec.generate(cfg).generation.conversations == 1
+    assert memvec.generate(cfg).counts.conversations == 1

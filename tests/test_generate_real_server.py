@@ -94,7 +94,7 @@ def test_a_real_server_writes_what_the_same_model_writes_here(
     assert [(name, text) for name, text, _ in outputs(tmp_path / "asked")] == here
     assert all(0 < tokens <= 12 for _, _, tokens in outputs(tmp_path / "asked"))
     notes = read_json(tmp_path / "asked" / "manifest.json")["notes"]
-    assert notes["requests"] == ROWS + asked.generation.retried + 1  # and a greeting
+    assert notes["requests"] == ROWS + asked.counts.retried + 1  # and a greeting
     assert notes["retries"] == 0
     assert notes["prompt_tokens"] > notes["completion_tokens"] > 0
 
@@ -109,6 +109,6 @@ def test_after_a_kill_a_real_server_is_asked_for_what_is_missing(
     assert process.poll() is None
     kill_group(process)
     summary = generated(overrides)
-    assert summary.generation == expected.generation
+    assert summary.counts == expected.counts
     assert texts(tmp_path / "run") == texts(tmp_path / "expected")
-    assert 0 < summary.metrics["computed_entries"] < ROWS + summary.generation.retried
+    assert 0 < summary.metrics["computed_entries"] < ROWS + summary.counts.retried

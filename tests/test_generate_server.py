@@ -130,7 +130,7 @@ def test_equal_windows_are_asked_about_once(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "same.jsonl", [{**row, "id": f"c/{number}"} for number in range(5)])
     double = ChatServerDouble()
     with chat_server(double):
-        counts = generated(path, tmp_path / "run", double.base_url).generation
+        counts = generated(path, tmp_path / "run", double.base_url).counts
     assert (counts.windows, counts.memories, double.conversations()) == (5, 10, [0])
 
 
@@ -144,7 +144,7 @@ def test_whatever_happens_to_some_windows_the_others_finish(root: Path, data: Pa
         "number 22.": (hangs_up, 1),
     }
     with chat_server(ChatServerDouble(troubles=troubles)) as double:
-        counts = generated(data, tmp_path / "run", double.base_url).generation
+        counts = generated(data, tmp_path / "run", double.base_url).counts
     expected = read_json(root / "expected" / "manifest.json")["counts"]
     assert (counts.failed, counts.with_memories) == (expected["failed"] + 4, expected["with_memories"] - 4)
     refused = {line["id"]: line["reason"] for line in read_lines(tmp_path / "run" / "failed.jsonl") if not line["text"]}
@@ -180,7 +180,7 @@ def test_a_server_that_is_back_is_asked_for_what_is_missing(root: Path, data: Pa
     with chat_server(ChatServerDouble()) as again:  # at another address, which is no part of the fingerprint
         summary = generated(data, output, again.base_url)
     assert texts(output) == texts(root / "expected")
-    assert summary.metrics["computed_entries"] == ROWS - kept + summary.generation.retried
+    assert summary.metrics["computed_entries"] == ROWS - kept + summary.counts.retried
     asked = Counter(again.conversations())
     assert len(asked) == ROWS - kept + len([n for n in range(kept) if n % 5 in (3, 4)])
 
@@ -189,7 +189,7 @@ def test_a_server_that_never_answered_leaves_the_folder_free(data: Path, tmp_pat
     with pytest.raises(ServerError, match="after 1 retries"):
         generated(data, tmp_path / "run", f"http://127.0.0.1:{closed_port}/v1", "generation.model=wrong")
     with chat_server(ChatServerDouble()) as double:
-        assert generated(data, tmp_path / "run", double.base_url, "data.limit=3").generation.windows == 3
+        assert generated(data, tmp_path / "run", double.base_url, "data.limit=3").counts.windows == 3
 
 
 @pytest.mark.parametrize(
@@ -221,23 +221,23 @@ def test_windows_can_be_measured_with_a_tokenizer(llama: Path, tmp_path: Path) -
     sizes = {}
     for name, other in {"estimate": (), "tokenizer": (f"generation.tokenizer={llama}",)}.items():
         with chat_server(ChatServerDouble()) as double:
-            counts = generated(path, tmp_path / name, double.base_url, "data.window_tokens=40", *other).generation
+            counts = generated(path, tmp_path / name, double.base_url, "data.window_tokens=40", *other).counts
         sizes[name] = counts.windows
     assert 5 < sizes["estimate"] < sizes["tokenizer"]  # this tokenizer knows hardly a word
     with chat_server(ChatServerDouble()) as double:
-        counts = generated(path, tmp_path / "whole", double.base_url, "data.window_tokens=null").generation
+        counts = generated(path, tmp_path / "whole", double.base_url, "data.window_tokens=null").counts
     assert counts.windows == 1
 
 
 def test_a_program_in_a_running_loop_or_a_thread_can_generate(data: Path, tmp_path: Path) -> None:
     async def in_a_loop(base_url: str) -> int:
-        return generated(data, tmp_path / "loop", base_url, "data.limit=5").generation.windows
+        return generated(data, tmp_path / "loop", base_url, "data.limit=5").counts.windows
 
     with chat_server(ChatServerDouble()) as double:
         assert asyncio.run(in_a_loop(double.base_url)) == 5
         with ThreadPoolExecutor(1) as pool:
             thread = pool.submit(generated, data, tmp_path / "thread", double.base_url, "data.limit=5")
-        assert thread.result().generation.windows == 5
+        assert thread.result().counts.windows == 5
 
 
 def test_a_signal_handler_of_the_program_is_put_back(data: Path, tmp_path: Path) -> None:
@@ -291,7 +291,7 @@ def test_vectors_of_memories_from_a_server_are_the_local_models(
         given = [line for line in overrides(data, tmp_path / "run", double.base_url, *local) if "flush" not in line]
         summary = memvec.extract(memvec.compose(given, config_name="extract"))
     assert texts(tmp_path / "run" / "memories") == texts(root / "expected")
-    assert summary.memories.generation.memories == summary.vectors.counts.entries
+    assert summary.memories.counts.memories == summary.vectors.counts.entries
     cfg = tiny_config(root / "expected" / "memories.jsonl", output="alone")
     memvec.predict(cfg)
     assert_same(memvec.load(tmp_path / "run"), memvec.load(cfg.output_dir))
@@ -369,8 +369,8 @@ def test_once_stopped_a_command_asks_for_what_is_missing(
         summary = generated(data, root / name, double.base_url)
     assert texts(root / name) == texts(root / "expected")
     assert summary.manifest["counts"] == read_json(root / "expected" / "manifest.json")["counts"]
-    assert summary.metrics["computed_entries"] == ROWS - kept + summary.generation.retried
-    assert len(double.conversations()) == ROWS - kept + summary.generation.retried
+    assert summary.metrics["computed_entries"] == ROWS - kept + summary.counts.retried
+    assert len(double.conversations()) == ROWS - kept + summary.counts.retried
 
 
 @pytest.mark.processes

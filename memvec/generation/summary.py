@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from memvec.generation.finalize import GenerationCounts
-from memvec.run.summary import RunSummary
+from memvec.run.summary import FinishedRun
 
 
-@dataclass(frozen=True)
-class GenerationSummary(RunSummary):
-    """A finished run of generation; see `RunSummary` for what it holds."""
+class GenerationSummary(FinishedRun[GenerationCounts]):
+    """A finished run of generation."""
 
-    @property
-    def counts(self) -> GenerationCounts:  # type: ignore[override] # of other rows than a run of vectors has
-        """What became of conversations and windows."""
-        return self.counts_as(GenerationCounts)
-
-    @property
-    def generation(self) -> GenerationCounts:
-        """What became of conversations and windows."""
-        return self.counts_as(GenerationCounts)
+    kind = GenerationCounts
 
     def lines(self) -> list[str]:
         """Returns the closing summary."""
-        counts, numbers = self.generation, self.numbers
+        counts, numbers = self.counts, self.numbers
         found = f"{counts.with_memories:,} with memories, {counts.nothing:,} with nothing to remember"
         failed = f"{counts.failed:,} not understood" + (f" (why: {self.folder.failed})" if counts.failed else "")
         why = f" (why: {self.folder.rejected})" if counts.rejected else ""

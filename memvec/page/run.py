@@ -57,7 +57,7 @@ def run_page(folder: RunFolder, *, layer: int | None = None, most_points: int = 
     """
     manifest = read_manifest(folder)
     shown, column = list(manifest.columns(layer).items())[-1]
-    dataset, summary = load(folder.root), read_summary(folder)
+    dataset, summary = load(folder.root), read_summary(folder, RunSummary)
     finished = manifest.finished.replace("T", " ").replace("+00:00", " UTC")
     rows = _sample(len(dataset), most_points)
     sample = dataset.with_format("arrow")[rows]

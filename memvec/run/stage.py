@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol
 
 from omegaconf import DictConfig
 
@@ -25,7 +25,7 @@ from memvec.files import atomic_file, make_folder, read_json
 from memvec.run.computation import Computation, Rows
 from memvec.run.folder import FORMAT, JOURNAL_FORMAT, RunFolder, RunState
 from memvec.run.reuse import check_runs, find_runs, seed_journal
-from memvec.run.summary import RunSummary, read_summary, write_summary
+from memvec.run.summary import Summary, read_summary, write_summary
 from memvec.trainer.history import history_files, write_history
 from memvec.trainer.metrics import Stopwatch, combine_ranks, first_notes, metrics_files, stage_table
 from memvec.trainer.ranks import process_rank, rank_errors
@@ -54,7 +54,7 @@ class Results(Protocol):
 
 
 @dataclass
-class Stage:
+class Stage(Generic[Summary]):
     """The parts of a run.
 
     Args:
@@ -64,12 +64,12 @@ class Stage:
         computation: Computes that, and puts it into the journal.
         writer: Says how.
         results: Makes what writes the results; called when every row is in the journal.
+        summary: The class of the summary.
         stopwatch: Has timed the building of the parts.
         reuse: Names finished runs, whose vectors it takes.
         what: What is computed, in words.
         attempts: How often a row that failed is tried.
         keeps_history: Whether what the run was like over its course is kept, for its page.
-        summary: The class of the summary.
         named: The folder that the user has named, where this stage's lies within it.
     """
 
@@ -79,16 +79,16 @@ class Stage:
     computation: Computation
     writer: JournalCallback
     results: Callable[[], Results]
+    summary: type[Summary]
     stopwatch: Stopwatch
     reuse: str | Sequence[str] | None = None
     what: str = "vectors"
     attempts: int = 1
     keeps_history: bool = True
-    summary: type[RunSummary] = RunSummary
     named: RunFolder | None = None
 
 
-def run_stage(stage: Stage, *, is_last: bool = True) -> RunSummary:
+def run_stage(stage: Stage[Summary], *, is_last: bool = True) -> Summary:
     """Runs a stage, or resumes it where an earlier attempt stopped.
 
     Args:
@@ -138,7 +138,7 @@ def run_stage(stage: Stage, *, is_last: bool = True) -> RunSummary:
         folder.release()
 
 
-def _claim(stage: Stage) -> RunState:
+def _claim(stage: Stage[Any]) -> RunState:
     """Takes the folder for this run and prepares the data, unless the run is complete; says which it was."""
     folder, rows = stage.folder, stage.rows
     fingerprint = {
@@ -169,7 +169,7 @@ def _claim(stage: Stage) -> RunState:
     return state
 
 
-def _compute(stage: Stage) -> None:
+def _compute(stage: Stage[Any]) -> None:
     """Computes what is left, and again what failed; every rank goes through every attempt."""
     computation, rows = stage.computation, stage.rows
     for attempt in range(stage.attempts):
@@ -186,7 +186,7 @@ def _compute(stage: Stage) -> None:
         computation.barrier("every rank's journal is complete")
 
 
-def _finish(stage: Stage, results: Results) -> RunSummary:
+def _finish(stage: Stage[Summary], results: Results) -> Summary:
     """Writes what the first rank alone writes, and gives the folder back."""
     folder, seconds = stage.folder, stage.stopwatch.seconds
     results.write_rejected()
@@ -194,6 +194,7 @@ def _finish(stage: Stage, results: Results) -> RunSummary:
         write_history(folder.journal, folder.history)
     summary = write_summary(
         folder,
+        stage.summary,
         counts=results.counts,
         config=masked_config(to_container(stage.cfg)),
         metrics={**combine_ranks(folder.journal), "seconds": seconds},
@@ -202,7 +203,6 @@ def _finish(stage: Stage, results: Results) -> RunSummary:
             "ids": read_json(folder.input_summary).get("ids"),
             **results.notes(),
         },
-        summary=stage.summary,
     )
     if stage.cfg.profile:
         make_folder(folder.profile)  # there is none yet where no batch was left to compute

@@ -6,7 +6,7 @@ import platform
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, Generic, TypeVar
 
 from memvec.fields import JsonObject
 from memvec.files import read_json, write_json
@@ -19,18 +19,20 @@ LIBRARIES = ("memvec", "torch", "lightning", "transformers", "tokenizers", "data
 # So many runs whose vectors were taken are named in one line.
 RUNS_SHOWN = 3
 
-Numbers = TypeVar("Numbers")
+Counted = TypeVar("Counted")
 
 
 @dataclass(frozen=True)
-class RunSummary:
-    """A finished run.
+class FinishedRun(Generic[Counted]):
+    """A finished run, whatever its rows are.
 
     Args:
         folder: Where it lies.
         manifest: Content of `manifest.json`.
         metrics: Content of `metrics.json`.
     """
+
+    kind: ClassVar[type[Any]]  # of `counts`, a dataclass of integers
 
     folder: RunFolder
     manifest: dict[str, Any] = field(repr=False)
@@ -51,14 +53,11 @@ class RunSummary:
         return JsonObject(self.folder.metrics, self.metrics)
 
     @property
-    def counts(self) -> Counts:
+    def counts(self) -> Counted:
         """What became of the rows."""
-        return self.counts_as(Counts)
-
-    def counts_as(self, kind: type[Numbers]) -> Numbers:
-        """Returns the manifest's counts as a dataclass of integers."""
         counts = self._content.within("counts")
-        return kind(**{one.name: counts.take(one.name, int) for one in fields(cast(Any, kind))})
+        found: Counted = self.kind(**{one.name: counts.take(one.name, int) for one in fields(self.kind)})
+        return found
 
     @property
     def computed(self) -> str:
@@ -79,6 +78,12 @@ class RunSummary:
         """Returns the line that says where ids come from; none of a run that did not record it."""
         ids = self.manifest["notes"].get("ids")
         return [] if ids is None else [f"ids        {ids}"]
+
+
+class RunSummary(FinishedRun[Counts]):
+    """A finished run of vectors."""
+
+    kind = Counts
 
     def lines(self) -> list[str]:
         """Returns the closing summary."""
@@ -110,24 +115,27 @@ def reused_lines(reused: dict[str, int]) -> list[str]:
     return [f"reused     {', '.join(f'{rows:,} from {name}' for name, rows in reused.items())}"] if reused else []
 
 
+Summary = TypeVar("Summary", bound=FinishedRun[Any])
+
+
 def write_summary(
     folder: RunFolder,
+    summary: type[Summary],
     *,
     counts: Any,
     config: dict[str, Any],
     metrics: dict[str, Any],
     notes: dict[str, Any],
-    summary: type[RunSummary] = RunSummary,
-) -> RunSummary:
+) -> Summary:
     """Writes `metrics.json`, then `manifest.json`, with which the run is complete.
 
     Args:
         folder: The run's folder; its results are written.
+        summary: The class of what is returned.
         counts: What became of the rows, as a dataclass.
         config: The configuration, resolved.
         metrics: For `metrics.json`.
         notes: What the run found out about itself (the prefix shared, the path taken), for the manifest.
-        summary: The class of what is returned.
     """
     manifest = {
         "fingerprint": read_json(folder.fingerprint),
@@ -143,7 +151,7 @@ def write_summary(
     return summary(folder, manifest, metrics)
 
 
-def read_summary(folder: RunFolder, summary: type[RunSummary] = RunSummary) -> RunSummary:
+def read_summary(folder: RunFolder, summary: type[Summary]) -> Summary:
     """Reads what a finished run left, as the given class.
 
     Raises:

@@ -147,7 +147,7 @@ def run_memvec(cfg: DictConfig) -> Written:
     summary = memvec.generate(cfg)
     folder = Path(cfg.output_dir)
     raw = read_lines(folder / "raw.jsonl")
-    counts, metrics = summary.generation, read_json(folder / "metrics.json")
+    counts, metrics = summary.counts, read_json(folder / "metrics.json")
     texts = [line["text"] for line in raw]
     return Written(texts, metrics["output_tokens"], metrics["predict_seconds"], 1 - counts.failed / counts.windows)
 

@@ -159,7 +159,7 @@ def test_a_batch_that_does_not_fit_is_halved_down_to_a_window(
     failed = [json.loads(line) for line in (Path(cfg.output_dir) / "failed.jsonl").read_text().splitlines()]
     of_memory = [line["id"] for line in failed if "out of memory: " in line["reason"]]
     assert of_memory == ["ann/1-0"]
-    assert summary.generation.windows == 3
+    assert summary.counts.windows == 3
     assert memory.is_out_of_memory(torch.OutOfMemoryError())
 
 

@@ -49,7 +49,7 @@ def test_both_stages_run_on_the_device(scripted: Path, on_device: str, tmp_path:
     path = write_lines(tmp_path / "conversations.jsonl", marked(12))
     overrides = generation_overrides(path, tmp_path / "run", scripted, on_device)
     summary = memvec.extract(memvec.compose(overrides, config_name="extract"))
-    assert summary.memories.generation.memories == summary.vectors.counts.entries > 0
+    assert summary.memories.counts.memories == summary.vectors.counts.entries > 0
 
 
 def test_a_run_that_was_killed_on_the_device_resumes(llama: Path, on_device: str, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from memvec.config.compose import to_container
 from memvec.features import vector_features
 from memvec.files import write_json
 from memvec.run.folder import RunFolder
-from memvec.run.summary import write_summary
+from memvec.run.summary import RunSummary, write_summary
 from memvec.schema import ID, NUM_TOKENS, PROMPT_DIGEST, TEXT, vector_columns
 from memvec.writer.finalize import Counts
 
@@ -86,7 +86,9 @@ def write_run(
         **{"computed_entries": row, "seconds": {"build": 1.0}, "peak_memory_bytes": 2**30, "max_tokens": 1024},
     }
     counts = Counts(entries=row, rejected=len(rejected), truncated=0, unique=row, dimension=dimension)
-    write_summary(folder, counts=counts, config=to_container(cfg), metrics=metrics, notes={"path": "batched"})
+    write_summary(
+        folder, RunSummary, counts=counts, config=to_container(cfg), metrics=metrics, notes={"path": "batched"}
+    )
     folder.release(remove_journal=True)
     return folder
 

@@ -35,7 +35,7 @@ def write(root: Path, counts: Counts = COUNTS) -> RunSummary:
     folder = RunFolder(root)
     folder.journal.mkdir(parents=True)
     write_json(folder.fingerprint, {"layer": -1})
-    return write_summary(folder, counts=counts, config=CONFIG, metrics=METRICS, notes=NOTES)
+    return write_summary(folder, RunSummary, counts=counts, config=CONFIG, metrics=METRICS, notes=NOTES)
 
 
 def replaced(summary: RunSummary, reused: dict[str, int], *, computed: int) -> RunSummary:
@@ -78,7 +78,7 @@ def test_rejected_rows_point_to_the_file_that_names_them(tmp_path: Path) -> None
 
 def test_a_summary_reads_back_as_it_was_written(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", random_vectors(20))
-    read = read_summary(folder)
+    read = read_summary(folder, RunSummary)
     assert (read.manifest, read.metrics) == (read_json(folder.manifest), read_json(folder.metrics))
     assert read.counts == Counts(entries=20, rejected=0, truncated=0, unique=20, dimension=16)
     assert read.lines()[0] == "entries    20 (20 different) of 16 numbers each"
@@ -104,5 +104,5 @@ def test_without_metrics_there_is_no_manifest(tmp_path: Path) -> None:
     folder.journal.mkdir(parents=True)
     write_json(folder.fingerprint, {"layer": -1})
     with pytest.raises(TypeError):
-        write_summary(folder, counts=COUNTS, config={}, metrics={"seconds": object()}, notes={})
+        write_summary(folder, RunSummary, counts=COUNTS, config={}, metrics={"seconds": object()}, notes={})
     assert not folder.is_finished
