@@ -79,4 +79,4 @@ def test_a_generation_on_a_full_disk_names_the_file(at: str, ended: dict[tuple[s
     assert run["said"].startswith(f"WriterError: {cfg.output_dir}/{GENERATE[at]}".rstrip("/")), run
     assert ": cannot be written: [Errno 27]" in run["said"]
     assert "\n" not in run["said"]
-    assert memvec.generate(cfg).generation.conversations > 0
+    assert memvec.generate(cfg).counts.conversations > 0

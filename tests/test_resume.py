@@ -78,7 +78,7 @@ def test_other_settings_of_a_generation_are_refused(
         leave_unfinished(tiny_generation(path), memvec.generate)
     with pytest.raises(RunFolderError, match="on_error was 'reject', is 'fail'"):
         memvec.generate(tiny_generation(path, "data.on_error=fail"))
-    assert memvec.generate(tiny_generation(path)).generation.conversations > 0
+    assert memvec.generate(tiny_generation(path)).counts.conversations > 0
 
 
 @pytest.mark.parametrize("override", ["writer.flush_every=7", "data.batch_size=3", "writer.fsync=flush"])

@@ -67,7 +67,7 @@ def test_a_long_conversation_is_cut_into_windows_that_fit(
     said = ["This is a sentence of the conversation. " * count for count in (1, 2, 40, 1)]
     path = write_conversations([{"id": 7, "messages": [{"role": "user", "content": text} for text in said]}])
     cfg = tiny_generation(path, "data.window_tokens=null")
-    counts = memvec.generate(cfg).generation
+    counts = memvec.generate(cfg).counts
     raw = [line for line in read_lines(Path(cfg.output_dir) / "raw.jsonl") if line["attempt"] == 1]
     assert counts.windows == len(raw) > 4
     assert counts.truncated == 0
