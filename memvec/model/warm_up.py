@@ -42,7 +42,7 @@ def warm_up(engine: Engine, table: PromptTable, rules: BatchRules, *, ranks: Ran
     """
     start = time.perf_counter()
     prefix_length = engine.share_prefix(table.common_tokens())
-    batches = table.batches(prefix_length, rules, boundaries=engine.boundaries)
+    batches = table.batches(prefix_length, rules, boundaries=engine.boundaries, windows=engine.windows)
     max_tokens = token_budget(engine, batches, rules, ranks)
     plan = plan_batches(
         batches, rules, lengths=table.lengths, prefix_length=prefix_length, max_tokens=max_tokens, ranks=ranks

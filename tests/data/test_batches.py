@@ -23,13 +23,45 @@ def table_of(lengths: list[int], *, shared: int = 2) -> PromptTable:
     )
 
 
-def probed(lengths: list[int], *, prefix_length: int = 0, boundaries: tuple[int, ...] = ()) -> list[list[int]]:
-    batches = table_of(lengths).batches(prefix_length, BatchRules(), boundaries=boundaries)
+def probed(
+    lengths: list[int], *, prefix_length: int = 0, boundaries: tuple[int, ...] = (), windows: tuple[int, ...] = ()
+) -> list[list[int]]:
+    batches = table_of(lengths).batches(prefix_length, BatchRules(), boundaries=boundaries, windows=windows)
     return [batch["length"].tolist() for batch in batches.to_probe()]
 
 
 def test_the_shortest_row_is_padded_to_the_longest() -> None:
     assert probed([9, 4, 30, 8, 5, 7])[0] == [30, 4]
+
+
+def test_a_row_that_is_much_of_the_work_is_not_padded_to() -> None:
+    assert probed([5, 100, 2_000])[0] == [100, 5]
+    assert probed([5, 5, 2_000])[0] == [2_000, 5]  # where else nothing would be padded
+
+
+def test_a_long_row_is_probed_among_many() -> None:
+    assert probed([5, 2_000, *[100] * 700])[0] == [2_000, 5]
+
+
+@pytest.mark.parametrize(
+    ("window", "expected"),
+    [
+        (8, [130, 5]),
+        (200, [300, 5]),
+        (1_000, [1_100, 5]),  # the window has slid by a hundred tokens
+        (1_500, [2_000, 5]),
+        (2_000, [130, 5]),  # no row is behind it
+        (4, [130, 5]),  # every row is
+    ],
+)
+def test_a_row_behind_a_window_is_probed(window: int, expected: list[int]) -> None:
+    assert probed([5, 130, 300, 1_001, 1_100, 2_000], windows=(window,))[0] == expected
+
+
+def test_a_window_counts_the_tokens_of_the_prefix() -> None:
+    found = probed([22, 100, 302, 304, 380], prefix_length=20, windows=(303,))
+    assert found[0] == [380, 22]
+    assert probed([22, 100, 302, 303], prefix_length=20, windows=(303,))[0] == [100, 22]
 
 
 def test_two_rows_of_one_length_run_side_by_side() -> None:
