@@ -121,17 +121,23 @@ class PromptBatches:
     def to_probe(self) -> list[Batch]:
         """Returns a few rows of each group, in batches as the run may have them.
 
-        The shortest row is padded to a long one, more than most batches of the run pad it; and two rows of a middle
-        length run side by side, of one length where there are such, for what runs without padding.
+        The shortest row is padded to a long one, more than most batches of the run pad it; and two rows of one middle
+        length, where there are such, run side by side, for what runs without padding.
         """
         batches: list[RowIndices] = []
         padding = max(TOKENS_TO_PROBE, int(sum(int(costs.sum()) for _, costs in self.groups) * SHARE_TO_PROBE))
         for (rows, costs), windows in zip(self.groups, self.windows, strict=True):
+            if len(rows) < 2:
+                batches.append(rows)
+                continue
             order = np.argsort(costs, kind="stable")
-            if len(rows) > 1:
-                batches.append(rows[order[[_long_row(costs[order], windows, padding), 0]]])
-            if len(rows) != 2:  # one row, or what is between the shortest and the longest
-                batches.append(rows[order[_middle_pair(costs[order])]])
+            rising = costs[order]
+            last = _long_row(rising, windows, padding)
+            batches.append(rows[order[[last, 0]]])
+            equal = np.flatnonzero(rising[1:] == rising[:-1])
+            if len(equal) and len(rows) > 2:
+                first = int(equal[np.abs(equal - last // 2).argmin()])
+                batches.append(rows[order[first : first + 2]])
         return [self.of(rows) for rows in batches if len(rows)]
 
 
@@ -153,11 +159,3 @@ def _long_row(costs: NDArray[np.integer], windows: NDArray[np.integer], padding:
     if costs[last] > start:
         return last
     return min(int(np.searchsorted(costs, start, side="right")), len(costs) - 1)
-
-
-def _middle_pair(costs: NDArray[np.integer]) -> slice:
-    """Returns two neighbours near the middle of rising costs, where possible of one cost."""
-    equal = np.flatnonzero(costs[1:] == costs[:-1])
-    middle = len(costs) // 2
-    first = int(equal[np.abs(equal - middle).argmin()]) if len(equal) else middle
-    return slice(first, first + 2)
