@@ -22,7 +22,7 @@ from tests.helpers.processes import (
     write_texts,
 )
 
-ROWS = 1_500
+ROWS = 800
 # A run of many seconds, of which a part is flushed soon; what is left of it is computed in larger batches.
 SLOW = ("data.batch_size=1", "writer.flush_every=20")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 MOST_CHARACTERS = 60
@@ -26,10 +27,15 @@ def calls(tree: ast.AST) -> Iterator[tuple[str, str, ast.Call]]:
                 yield "", function.id, node
 
 
+@cache
+def trees() -> dict[Path, ast.Module]:
+    """Returns the tests' files as they parse."""
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in TESTS.rglob("test_*.py")}
+
+
 def found_in_tests(offends: Callable[[ast.Module], Iterator[int]]) -> list[str]:
     """Returns the lines of the tests that something objects to, as `folder/test_file.py:7`."""
-    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in TESTS.rglob("test_*.py")}
-    return [f"{path.relative_to(TESTS)}:{line}" for path, tree in trees.items() for line in offends(tree)]
+    return [f"{path.relative_to(TESTS)}:{line}" for path, tree in trees().items() for line in offends(tree)]
 
 
 def test_names_are_at_most_sixty_characters() -> None:

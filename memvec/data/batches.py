@@ -23,6 +23,9 @@ from memvec.data.rules import BatchRules
 
 # A sample of the rows is typical enough, and sorting ten million takes a second.
 ROWS_TO_CHOOSE_FROM = 65_536
+# The probe pads a row by at least so many tokens where there are such, and by more where that is a small part of all
+# there is to compute: each of these tokens is computed three times.
+TOKENS_TO_PROBE, SHARE_TO_PROBE = 128, 1 / 32
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,21 @@ class PromptTable:
         """Returns the leading tokens that are worth computing once for all rows left, `[P]` int64; P may be 0."""
         return torch.from_numpy(self.head_ids[: best_prefix_length(self.shared[self.rows])].astype(np.int64))
 
-    def batches(self, prefix_length: int, rules: BatchRules, *, boundaries: Sequence[int] = ()) -> PromptBatches:
+    def batches(
+        self,
+        prefix_length: int,
+        rules: BatchRules,
+        *,
+        boundaries: Sequence[int] = (),
+        windows: Sequence[int] = (),
+    ) -> PromptBatches:
         """Returns the rows left in the groups that may share a batch, and the tokens each costs.
 
         Args:
             prefix_length: Leading tokens that are computed once.
             rules: How rows become batches.
             boundaries: Lengths behind which the model computes in another way.
+            windows: Lengths behind which layers no longer see all tokens.
         """
         groups = group_rows(self.rows, self.lengths, self.shared, prefix_length=prefix_length, boundaries=boundaries)
         collate = PaddingCollator(
@@ -62,8 +73,10 @@ class PromptTable:
             padding_side=rules.padding_side,
         )
         # The first group begins with the prefix.
-        costs = [rules.row_tokens(self.lengths[rows], 0 if at else prefix_length) for at, rows in enumerate(groups)]
-        return PromptBatches(self.tokens, list(zip(groups, costs, strict=True)), collate=collate)
+        spared = [prefix_length] + [0] * (len(groups) - 1)
+        costs = [rules.row_tokens(self.lengths[rows], less) for rows, less in zip(groups, spared, strict=True)]
+        of_windows = [rules.row_tokens(np.asarray(windows, dtype=np.int32), less) for less in spared]
+        return PromptBatches(self.tokens, list(zip(groups, costs, strict=True)), collate=collate, windows=of_windows)
 
 
 class PromptBatches:
@@ -73,6 +86,7 @@ class PromptBatches:
         tokens: Where the prompts lie.
         groups: `(rows, costs)` pairs, both `[N]`: rows that may share a batch, and the tokens each costs.
         collate: Pads rows.
+        windows: What a row costs, in each group, behind which layers no longer see all of its tokens.
     """
 
     def __init__(
@@ -81,10 +95,12 @@ class PromptBatches:
         groups: Sequence[tuple[RowIndices, NDArray[np.integer]]],
         *,
         collate: PaddingCollator,
+        windows: Sequence[NDArray[np.integer]],
     ) -> None:
         self.tokens = tokens
         self.groups = groups
         self.collate = collate
+        self.windows = windows
 
     def of(self, rows: RowIndices) -> Batch:
         """Returns the batch of these rows."""
@@ -105,22 +121,41 @@ class PromptBatches:
     def to_probe(self) -> list[Batch]:
         """Returns a few rows of each group, in batches as the run may have them.
 
-        The shortest row is padded to the longest, more than any batch of the run pads it; and two rows of a middle
-        length run side by side, of one length where there are such, for what runs without padding.
+        The shortest row is padded to a long one, more than most batches of the run pad it; and two rows of one middle
+        length, where there are such, run side by side, for what runs without padding.
         """
         batches: list[RowIndices] = []
-        for rows, costs in self.groups:
+        padding = max(TOKENS_TO_PROBE, int(sum(int(costs.sum()) for _, costs in self.groups) * SHARE_TO_PROBE))
+        for (rows, costs), windows in zip(self.groups, self.windows, strict=True):
+            if len(rows) < 2:
+                batches.append(rows)
+                continue
             order = np.argsort(costs, kind="stable")
-            if len(rows) > 1:
-                batches.append(rows[order[[-1, 0]]])
-            if len(rows) != 2:  # one row, or what is between the shortest and the longest
-                batches.append(rows[order[_middle_pair(costs[order])]])
+            rising = costs[order]
+            last = _long_row(rising, windows, padding)
+            batches.append(rows[order[[last, 0]]])
+            equal = np.flatnonzero(rising[1:] == rising[:-1])
+            if len(equal) and len(rows) > 2:
+                first = int(equal[np.abs(equal - last // 2).argmin()])
+                batches.append(rows[order[first : first + 2]])
         return [self.of(rows) for rows in batches if len(rows)]
 
 
-def _middle_pair(costs: NDArray[np.integer]) -> slice:
-    """Returns two neighbours near the middle of rising costs, where possible of one cost."""
-    equal = np.flatnonzero(costs[1:] == costs[:-1])
-    middle = len(costs) // 2
-    first = int(equal[np.abs(equal - middle).argmin()]) if len(equal) else middle
-    return slice(first, first + 2)
+def _long_row(costs: NDArray[np.integer], windows: NDArray[np.integer], padding: int) -> int:
+    """Returns the position, in rising costs, of the row that the shortest one is padded to.
+
+    What is wrong with padding, positions or a shared prefix shows behind a few tokens as behind thousands, and a few
+    texts of which one is long would be computed sooner than probed. So the longest row is taken only where it is a
+    small part of the work, which catches even a length behind which a model changes and of which it says nothing. But
+    a window that slides has not slid over a short row: a row well behind the last window that any is behind is taken.
+
+    Args:
+        costs: Tokens each row costs, `[N]`, N at least 2.
+        windows: Rows that cost more are seen by some layers in part.
+        padding: Tokens it is longer, at most, where there is such a row.
+    """
+    start = max([costs[0], *(window for window in windows if costs[0] < window < costs[-1])])
+    last = int(np.searchsorted(costs, start + padding, side="right")) - 1
+    if costs[last] > start:
+        return last
+    return min(int(np.searchsorted(costs, start, side="right")), len(costs) - 1)

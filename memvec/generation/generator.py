@@ -22,7 +22,7 @@ from memvec.data.collator import Batch, real_tokens
 from memvec.generation.cache import preallocated_cache
 from memvec.generation.decoding import Prompts, write_answers
 from memvec.generation.sampling import Sampling, row_seed
-from memvec.model.checkpoint import length_boundaries
+from memvec.model.checkpoint import attention_windows, length_boundaries
 from memvec.model.compilation import compile_regions
 from memvec.model.copies import to_device
 from memvec.model.lockstep import WeightGroup
@@ -105,6 +105,11 @@ class Generator:
     def boundaries(self) -> tuple[int, ...]:
         """Lengths behind which the model computes in another way."""
         return length_boundaries(self.model.config)
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Lengths behind which layers no longer see all tokens: some rows that are longer are probed."""
+        return attention_windows(self.model.config)
 
     @property
     def default_tokens(self) -> int:

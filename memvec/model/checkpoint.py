@@ -242,3 +242,15 @@ def length_boundaries(config: PreTrainedConfig) -> tuple[int, ...]:
         if rope.get("rope_type", rope.get("type")) in ("longrope", "su")
     }
     return tuple(sorted(length for length in lengths if isinstance(length, int)))
+
+
+def attention_windows(config: PreTrainedConfig) -> tuple[int, ...]:
+    """Returns the lengths behind which layers no longer see all tokens (sliding windows, chunks); rising.
+
+    Each family has a name of its own for them. A number that only sounds like one costs a longer probe, no more.
+    """
+    fields = config.get_text_config().to_dict().items()
+    sizes = {
+        value for name, value in fields if type(value) is int and value > 0 and ("window" in name or "chunk" in name)
+    }
+    return tuple(sorted(sizes))

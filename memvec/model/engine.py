@@ -45,6 +45,10 @@ class Engine(Protocol):
     def boundaries(self) -> tuple[int, ...]:
         """Lengths behind which the model computes in another way."""
 
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Lengths behind which layers no longer see all tokens."""
+
     def share_prefix(self, input_ids: torch.Tensor) -> int:
         """Computes the tokens that prompts share, `[P]`, where that is wanted and valid; returns P or 0."""
 

@@ -23,7 +23,7 @@ from memvec.data.collator import Batch, real_tokens
 from memvec.data.trie import TokenTrie, build_trie
 from memvec.errors import ModelError, one_line
 from memvec.model.backbone import Backbone, decoder_layers
-from memvec.model.checkpoint import length_boundaries
+from memvec.model.checkpoint import attention_windows, length_boundaries
 from memvec.model.compilation import compile_regions
 from memvec.model.copies import move_trie, to_device
 from memvec.model.lockstep import WeightGroup
@@ -102,6 +102,11 @@ class Extractor:
     def boundaries(self) -> tuple[int, ...]:
         """Lengths behind which the model computes in another way: rows on either side share no batch and no prefix."""
         return length_boundaries(self.decoder.config)
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Lengths behind which layers no longer see all tokens: some rows that are longer are probed."""
+        return attention_windows(self.decoder.config)
 
     @property
     def default_tokens(self) -> int:

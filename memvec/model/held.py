@@ -144,7 +144,7 @@ class HeldModel:
             prefix_length = len(table.common_tokens())  # which a batch computes once
         elif extractor.mode is not ExecutionMode.SHARED_PREFIX:
             prefix_length = 0
-        batches = table.batches(prefix_length, self.rules, boundaries=extractor.boundaries)
+        batches = table.batches(prefix_length, self.rules, boundaries=extractor.boundaries, windows=extractor.windows)
         self._max_tokens = self._max_tokens or token_budget(extractor, batches, self.rules, ranks)
         planned = partial(
             plan_batches,

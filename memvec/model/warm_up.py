@@ -43,7 +43,7 @@ def warm_up(engine: Engine, table: PromptTable, rules: BatchRules, *, ranks: Ran
     """
     start = time.perf_counter()
     prefix_length = engine.share_prefix(table.common_tokens())
-    batches = table.batches(prefix_length, rules, boundaries=engine.boundaries)
+    batches = table.batches(prefix_length, rules, boundaries=engine.boundaries, windows=engine.windows)
     planned = partial(
         plan_batches,
         batches,

@@ -23,8 +23,10 @@ def table_of(lengths: list[int], *, shared: int = 2) -> PromptTable:
     )
 
 
-def probed(lengths: list[int], *, prefix_length: int = 0, boundaries: tuple[int, ...] = ()) -> list[list[int]]:
-    batches = table_of(lengths).batches(prefix_length, BatchRules(), boundaries=boundaries)
+def probed(
+    lengths: list[int], *, prefix_length: int = 0, boundaries: tuple[int, ...] = (), windows: tuple[int, ...] = ()
+) -> list[list[int]]:
+    batches = table_of(lengths).batches(prefix_length, BatchRules(), boundaries=boundaries, windows=windows)
     return [batch["length"].tolist() for batch in batches.to_probe()]
 
 
@@ -32,14 +34,46 @@ def test_the_shortest_row_is_padded_to_the_longest() -> None:
     assert probed([9, 4, 30, 8, 5, 7])[0] == [30, 4]
 
 
-def test_two_rows_of_one_length_run_side_by_side() -> None:
-    """What runs without padding is compared on them."""
-    assert probed([9, 4, 30, 9, 5, 7])[1] == [9, 9]
-    assert len(set(probed([9, 4, 30, 8, 5, 7])[1])) == 2  # where there are none of one length
+def test_a_row_that_is_much_of_the_work_is_not_padded_to() -> None:
+    assert probed([5, 100, 2_000])[0] == [100, 5]
+    assert probed([5, 5, 2_000])[0] == [2_000, 5]  # where else nothing would be padded
+
+
+def test_a_long_row_is_probed_among_many() -> None:
+    assert probed([5, 2_000, *[100] * 700])[0] == [2_000, 5]
 
 
 @pytest.mark.parametrize(
-    ("lengths", "expected"), [([], []), ([5], [[5]]), ([5, 7], [[7, 5]]), ([5, 7, 6], [[7, 5], [6, 7]])]
+    ("window", "expected"),
+    [
+        (8, [130, 5]),
+        (200, [300, 5]),
+        (1_000, [1_100, 5]),  # the window has slid by a hundred tokens
+        (1_500, [2_000, 5]),
+        (2_000, [130, 5]),  # no row is behind it
+        (4, [130, 5]),  # every row is
+    ],
+)
+def test_a_row_behind_a_window_is_probed(window: int, expected: list[int]) -> None:
+    assert probed([5, 130, 300, 1_001, 1_100, 2_000], windows=(window,))[0] == expected
+
+
+def test_a_window_counts_the_tokens_of_the_prefix() -> None:
+    found = probed([22, 100, 302, 304, 380], prefix_length=20, windows=(303,))
+    assert found[0] == [380, 22]
+    assert probed([22, 100, 302, 303], prefix_length=20, windows=(303,))[0] == [100, 22]
+
+
+def test_two_rows_of_one_length_run_side_by_side() -> None:
+    """What runs without padding is compared on them."""
+    assert probed([9, 4, 30, 9, 5, 7])[1:] == [[9, 9]]
+    assert probed([9, 4, 30, 8, 5, 7])[1:] == []  # there are none of one length
+    assert probed([6, 6, 9, 900, 5, 7, 8, 900])[1:] == [[6, 6]]  # as cheap as what else is probed
+    assert probed([5, 900, 900])[1:] == [[900, 900]]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"), [([], []), ([5], [[5]]), ([5, 7], [[7, 5]]), ([7, 5, 7], [[7, 5], [7, 7]])]
 )
 def test_few_rows_are_probed_all(lengths: list[int], expected: list[list[int]]) -> None:
     assert (probed(lengths) if lengths else []) == expected
@@ -48,4 +82,4 @@ def test_few_rows_are_probed_all(lengths: list[int], expected: list[list[int]]) 
 def test_each_group_is_probed_by_itself() -> None:
     """A row is never padded over a boundary, in the run and in the probe."""
     found = probed([50, 4, 40, 9, 20, 17, 16, 60], prefix_length=2, boundaries=(16,))
-    assert found == [[16, 4], [9, 16], [60, 17], [40, 50]]
+    assert found == [[16, 4], [60, 17]]

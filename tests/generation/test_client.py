@@ -15,6 +15,7 @@ import pytest
 
 from memvec.config.compose import compose
 from memvec.errors import ConfigError, ServerError
+from memvec.generation import client as client_module
 from memvec.generation.build import build_generator
 from memvec.generation.client import ChatClient, RequestCounts
 from memvec.generation.replies import Answer, refusal
@@ -38,6 +39,12 @@ from tests.helpers.processes import SLOWNESS
 TEXT = "Ann: This is number 7.\nBo: So it is"
 PATIENCE = round(2 * SLOWNESS, 1)  # seconds in which this machine answers for certain
 ANSWER = '{"memories": ["Ann has the number 7.", "Bo agrees with everything."]}'
+
+
+@pytest.fixture(autouse=True)
+def _asks_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here is about how long it waits for a server that says nothing of it."""
+    monkeypatch.setattr(client_module, "FIRST_WAIT", 0.02)
 
 
 def configured(base_url: str, *overrides: str) -> ChatServer:

@@ -14,20 +14,27 @@ from omegaconf import DictConfig
 
 import memvec
 from memvec.errors import ConfigError, InputError
-from tests.helpers.conversations import CHAT, read_lines, write_lines
+from tests.helpers.conversations import CHAT, generation_overrides, read_lines, write_lines
 from tests.test_generate import DRAWN, texts
 
 Configure = Callable[..., DictConfig]
 Write = Callable[..., Path]
 
 
+@pytest.fixture(scope="module")
+def texts_of_chat(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What is written about `CHAT` as JSON lines."""
+    root = tmp_path_factory.mktemp("chat")
+    overrides = generation_overrides(write_lines(root / "conversations.jsonl", CHAT), root / "run", llama)
+    memvec.generate(memvec.compose(overrides, config_name="generate"))
+    return texts(root / "run")
+
+
 @pytest.mark.parametrize("kind", ["parquet", "json", "openai.jsonl"])
 def test_every_form_of_the_input_gives_the_same(
-    kind: str, write_conversations: Write, tiny_generation: Configure
+    kind: str, texts_of_chat: dict[str, str], tiny_generation: Configure, tmp_path: Path
 ) -> None:
-    expected = tiny_generation(write_conversations(), output="expected")
-    memvec.generate(expected)
-    path = Path(expected.data.path).with_suffix(f".{kind}")
+    path = tmp_path / f"conversations.{kind}"
     if kind == "parquet":
         pq.write_table(pa.Table.from_pylist(CHAT), path)
     elif kind == "json":
@@ -38,7 +45,7 @@ def test_every_form_of_the_input_gives_the_same(
         write_lines(path, [{**row, "messages": messages} for row, messages in zip(CHAT, swapped, strict=True)])
     cfg = tiny_generation(path)
     memvec.generate(cfg)
-    assert texts(cfg.output_dir) == texts(expected.output_dir)
+    assert texts(cfg.output_dir) == texts_of_chat
 
 
 def test_a_document_gives_what_its_text_gives_in_a_row(

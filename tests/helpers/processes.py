@@ -34,6 +34,7 @@ LOADED = time.time() - psutil.Process().create_time()
 SLOWNESS = max(1.0, LOADED / SECONDS_TO_IMPORT)
 SECONDS_TO_START = 120 * SLOWNESS
 SECONDS_TO_END = 240
+FORKED = ("memvec.", "tests.helpers.")  # modules that the fork server becomes
 ONE_REQUEST = threading.Lock()  # some tests start processes in threads
 MANY = 8_000
 WORDS = "she likes tea coffee moved to Lisbon works at the bank bakery cat dog 喜欢 喝茶 上海 周末 in 2021".split()  # noqa: SIM905
@@ -137,12 +138,13 @@ def start(
 
     Args:
         command: A command line.
-        environment: What its environment has besides this process's.
+        environment: What its environment has besides this process's; what libraries read as they are imported wants
+            `fresh`.
         folder: Where it runs.
         fresh: Whether a command of memvec is started as a user does, and not by the fork server, which is quicker.
     """
     all_variables = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **(environment or {})}
-    if fresh or environment or command[:2] != [sys.executable, "-m"] or not command[2].startswith("memvec."):
+    if fresh or command[:2] != [sys.executable, "-m"] or not command[2].startswith(FORKED):
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen(command, **pipes, text=True, env=all_variables, start_new_session=True, cwd=folder)
     with ONE_REQUEST:

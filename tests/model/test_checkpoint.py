@@ -25,7 +25,7 @@ from transformers import (
 
 from memvec.errors import ModelError
 from memvec.model.backbone import Backbone
-from memvec.model.checkpoint import Checkpoint, length_boundaries, locate_model, prompt_limit
+from memvec.model.checkpoint import Checkpoint, attention_windows, length_boundaries, locate_model, prompt_limit
 from tests.helpers.models import ARCHITECTURES, MODEL_SIZE, build_model, build_tokenizer, load_backbone
 
 IDS = torch.tensor([[5, 17, 250, 33, 8, 91]])
@@ -326,6 +326,22 @@ def test_lengths_behind_which_a_model_changes(fields: dict[str, Any], expected: 
     for name, value in fields.items():
         setattr(config, name, value)
     assert length_boundaries(config) == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"sliding_window": 4096}, (4096,)),
+        ({"sliding_window": 512, "attention_chunk_size": 64}, (64, 512)),
+        ({"sliding_window": None, "use_sliding_window": True, "chunk_size": 0}, ()),
+        ({}, ()),
+    ],
+)
+def test_lengths_behind_which_layers_see_not_all(fields: dict[str, Any], expected: tuple[int, ...]) -> None:
+    config = PreTrainedConfig()
+    for name, value in fields.items():
+        setattr(config, name, value)
+    assert attention_windows(config) == expected
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

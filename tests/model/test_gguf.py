@@ -68,7 +68,7 @@ def test_a_file_that_is_no_gguf_is_one_line(content: bytes, tmp_path: Path, monk
 
 
 @needs_model
-@pytest.mark.parametrize("size", [100_000, 5_000_000])
+@pytest.mark.parametrize("size", [100_000, pytest.param(5_000_000, marks=pytest.mark.slow)])
 def test_a_torn_gguf_file_is_one_line_and_leaves_nothing(
     size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +99,7 @@ def short_sample_texts(count: int) -> list[str]:
 
 
 @needs_model
+@pytest.mark.slow
 def test_the_embedded_models_vectors_are_those_of_the_plain_loop() -> None:
     texts = short_sample_texts(20)
     folder = convert_gguf(find_gguf(EMBEDDED))

@@ -175,6 +175,7 @@ def test_rows_of_a_selection_come_in_its_order() -> None:
     assert list(found) == [(0, 3, "c"), (1, 1, "a")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_a_text_that_many_rows_share_fills_no_memory(name: str, tmp_path: Path) -> None:
     positions = pa.array([0] * 20_000, pa.int32())

@@ -185,6 +185,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.slow
 def test_what_small_files_unpack_to_is_read_within_bounds(tmp_path: Path) -> None:
     """2 GB in 2 MB each."""
     blocks: dict[bytes, bytes] = {}
