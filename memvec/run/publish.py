@@ -41,14 +41,15 @@ PLACES_OF_INPUT = ("path", "output_dir", "publish", "reuse", "queries")
 log = logging.getLogger(__name__)
 
 
-def open_place(publish: Any) -> Place | HubDataset:
+def open_place(publish: Any, folder: RunLayout) -> Place | HubDataset:
     """Returns where a run is to be copied, having asked it what it holds, so that what is wrong is said early.
 
     Args:
         publish: The option: a folder, an address, or `hf://datasets/NAME`.
+        folder: The run's folder, which need not exist yet.
 
     Raises:
-        ConfigError: It is none of these.
+        ConfigError: It is none of these, or lies in the run's folder, or the run's folder in it.
         ExtraError: The package of its protocol is not installed.
         RunFolderError: The place cannot be reached, or lets nobody in.
     """
@@ -62,7 +63,13 @@ def open_place(publish: Any) -> Place | HubDataset:
     if url.lower().startswith(WEB):
         raise ConfigError(f"publish={masked(url)}: the web is only read; allowed: a folder, s3://, gs://, {HUB}NAME, …")
     place: Place
-    place = FolderThere(*open_remote(url, option=OPTION), url) if is_url(url) else FolderHere(RunLayout(url).root)
+    if is_url(url):
+        place = FolderThere(*open_remote(url, option=OPTION), url)
+    else:
+        place = FolderHere(RunLayout(url).root)
+        for inner, outer in ((place.root, folder.root), (folder.root, place.root)):
+            if inner.is_relative_to(outer):
+                raise ConfigError(f"publish={url}: {inner} lies in {outer}; name a place beside the run's folder")
     refuse_other_files(place, place.sizes())
     return place
 
@@ -153,8 +160,6 @@ def _without_places(config: Any, name: str = "") -> Any:
 
 def _copy(folder: RunLayout, files: dict[str, Path], checksums: dict[str, str], content: bytes, place: Place) -> bool:
     """Copies what is not there; returns whether there was anything."""
-    if isinstance(place, FolderHere) and place.root.is_relative_to(folder.root):
-        raise ConfigError(f"publish={place.root}: lies in the run's own folder; name another")
     there = place.sizes()
     sizes = {name: path.stat().st_size for name, path in files.items()}
     refuse_other_files(place, there)
