@@ -18,7 +18,7 @@ import shutil
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
@@ -95,6 +95,14 @@ def _layer(argument: str) -> int:
     return int(value)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong as every other command does."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises it."""
+        raise ConfigError(f"{message} (--help says what is typed)")
+
+
 class SweepTable(Callback):
     """Prints the table when a sweep ends; Hydra calls it (conf/predict.yaml, `hydra.callbacks`)."""
 
@@ -116,11 +124,11 @@ class SweepTable(Callback):
 
 def main() -> None:
     """Makes the report of the folder that the command line names."""
-    parser = argparse.ArgumentParser(prog="python -m memvec.report", description="A finished run or sweep as a page.")
+    parser = _Parser(prog="python -m memvec.report", description="A finished run or sweep as a page.")
     parser.add_argument("folder", help="the folder of a run or of a sweep, or a published run's address")
     parser.add_argument("layer", type=_layer, nargs="?", metavar="layer=N", help="of a run of several, the one to show")
-    arguments = parser.parse_args()
     try:
+        arguments = parser.parse_args()
         _say(write_report(arguments.folder, layer=arguments.layer))
     except MemvecError as error:
         sys.stderr.write(f"memvec: error: {error}\n")

@@ -183,6 +183,14 @@ def test_the_command_writes_the_page_or_says_in_one_line_why_not(
     monkeypatch.setattr(sys, "argv", ["memvec.report", str(folder)])
     main()
     assert capsys.readouterr().out == f"report     {folder / 'report.html'}\n"
+    for wrong, named in (([str(folder), "layer=x"], "found 'layer=x'"), ([], "required: folder")):
+        monkeypatch.setattr(sys, "argv", ["memvec.report", *wrong])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr().err
+        assert (ended.value.code, said.count("\n")) == (2, 1)
+        assert said.startswith("memvec: error: ")
+        assert named in said
     monkeypatch.setattr(sys, "argv", ["memvec.report", str(tmp_path / "nothing")])
     with pytest.raises(SystemExit) as ended:
         main()

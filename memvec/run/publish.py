@@ -33,6 +33,7 @@ from memvec.run.remote import FILES, sha256_of
 from memvec.urls import WEB, is_url, masked
 
 OPTION = "publish"
+HUB_PROTOCOL = "hf://"
 # What has been copied while not all is: the run, and the checksums of files that are whole.
 UNFINISHED = ".publishing.json"
 # Options of the configuration that say where something was: they keep its name.
@@ -51,17 +52,21 @@ def open_place(publish: Any, folder: RunLayout) -> Place | HubDataset:
     Raises:
         ConfigError: It is none of these, or lies in the run's folder, or the run's folder in it.
         ExtraError: The package of its protocol is not installed.
-        RunFolderError: The place cannot be reached, or lets nobody in.
+        RunFolderError: The place cannot be reached, or lets nobody in, or holds something else.
     """
     if not isinstance(publish, str) or not publish:
         raise ConfigError(f"publish={publish}: allowed: a folder, an address such as s3://bucket/run, or {HUB}NAME")
     if publish.startswith(HUB):
         dataset = HubDataset(publish)
         dataset.check()
+        if dataset.read_manifest() is not None:
+            _refuse_other_run(dataset, folder)
         return dataset
     url = local_path(publish)
     if url.lower().startswith(WEB):
         raise ConfigError(f"publish={masked(url)}: the web is only read; allowed: a folder, s3://, gs://, {HUB}NAME, …")
+    if url.lower().startswith(HUB_PROTOCOL):
+        raise ConfigError(f"publish={masked(url)}: allowed on the Hub: {HUB}NAME")
     place: Place
     if is_url(url):
         place = FolderThere(*open_remote(url, option=OPTION), url)
@@ -70,8 +75,21 @@ def open_place(publish: Any, folder: RunLayout) -> Place | HubDataset:
         for inner, outer in ((place.root, folder.root), (folder.root, place.root)):
             if inner.is_relative_to(outer):
                 raise ConfigError(f"publish={url}: {inner} lies in {outer}; name a place beside the run's folder")
-    refuse_other_files(place, place.sizes())
+    there = place.sizes()
+    refuse_other_files(place, there)
+    if MANIFEST in there:
+        _refuse_other_run(place, folder)
     return place
+
+
+def _refuse_other_run(place: Place | HubDataset, folder: RunLayout) -> None:
+    """Refuses a place that holds a finished run, unless that may be a copy of the one in the run's folder.
+
+    Raises:
+        RunFolderError: There is none in that folder yet.
+    """
+    if not folder.manifest.is_file():
+        raise RunFolderError(f"{place.name}: holds another run; name another place")
 
 
 def refuse_other_files(place: Place, there: dict[str, int]) -> None:

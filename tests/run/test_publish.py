@@ -146,12 +146,15 @@ def test_a_place_that_holds_something_else_is_refused(run: RunLayout, s3: S3Serv
     ):
         open_place(place, run)
     copy(run, place)
+    with pytest.raises(RunFolderError, match=f"^{place}: holds another run; name another place$"):
+        open_place(place, RunLayout(tmp_path / "new"))  # before anything is computed
     other = write_run(tmp_path / "other", VECTORS + 1)
     with pytest.raises(RunFolderError, match=f"^{place}: holds another run; .*; the run in {other.root} is complete"):
         copy(other, place)
     for wrong, said in {
         "https://host/a": "publish=https://host/a: the web is only read",
         "hf://datasets/me/set/vectors": "publish=hf://datasets/me/set/vectors: allowed: hf://datasets/NAME",
+        "hf://me/model": "publish=hf://me/model: allowed on the Hub: hf://datasets/NAME",
         "": "publish=: allowed: a folder",
     }.items():
         with pytest.raises(ConfigError, match=f"^{said}"):
@@ -198,6 +201,7 @@ def test_the_command_computes_from_there_and_publishes_there(
     memvec.predict(tiny_config(path, f"publish={place}"))  # the run is complete already
     again = memvec.predict(tiny_config(path, f"reuse={place}", output="again"))
     assert again.metrics["computed_entries"] == 0
+    assert again.reused == {place: len(set(TEXTS))}
     hits = memvec.search(place, [TEXTS[2]], k=1, accelerator="cpu")[0]
     assert hits[0].id == "m/2"
     with pytest.raises(ConfigError, match=f"^output_dir={place}: allowed: a folder of this machine"):
@@ -242,6 +246,8 @@ def test_a_card_that_is_there_stays_and_another_run_is_refused(run: RunLayout, h
     hub.datasets["me/vectors"] = {"README.md": b"mine"}
     copy(run, "hf://datasets/me/vectors")
     assert hub.datasets["me/vectors"]["README.md"] == b"mine"
+    with pytest.raises(RunFolderError, match=r"^hf://datasets/me/vectors: holds another run; name another place$"):
+        open_place("hf://datasets/me/vectors", RunLayout(tmp_path / "new"))  # before anything is computed
     with pytest.raises(RunFolderError, match=r"^hf://datasets/me/vectors: holds another run; name another dataset"):
         copy(write_run(tmp_path / "other", VECTORS + 1), "hf://datasets/me/vectors")
 
