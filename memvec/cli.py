@@ -30,6 +30,7 @@ from memvec.errors import ConfigError, Interrupted, MemvecError, RunFolderError,
 from memvec.sweep.jobs import is_sweep, run_job
 from memvec.trainer.interrupt import end_with_parent
 from memvec.trainer.ranks import started_rank
+from memvec.urls import masked
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 PRIVATE = 0o077
@@ -58,6 +59,8 @@ def main(task: Callable[[DictConfig], Outcome], *, config_name: str, sweeps: boo
     if sweeps:
         try:
             _check_output_dir(sys.argv[1:])  # Hydra would make a folder of that name
+            if not SWEEP.isdisjoint(sys.argv):
+                _check_publish(sys.argv[1:])
         except ConfigError as error:
             sys.exit(_report(error))
     if flag := _override_as_flag(sys.argv[1:], config_name):
@@ -108,6 +111,16 @@ def _check_output_dir(arguments: Sequence[str]) -> None:
     for name, _, value in (argument.partition("=") for argument in arguments):
         if name.lstrip("+") == "output_dir":
             folder_here(name, value.strip("\"'"))
+
+
+def _check_publish(arguments: Sequence[str]) -> None:
+    """Refuses to publish a sweep: a place holds one run, and each of its jobs is another."""
+    for name, _, value in (argument.partition("=") for argument in arguments):
+        if name.lstrip("+") == "publish" and value not in ("", "null"):
+            raise ConfigError(
+                f"publish={masked(value)}: every job of a sweep is a run of its own, and this is one place; allowed: "
+                "none with -m; afterwards a job's own command, with output_dir=SWEEP/JOB, publishes it"
+            )
 
 
 def _override_as_flag(arguments: Sequence[str], config_name: str) -> str | None:

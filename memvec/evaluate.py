@@ -19,7 +19,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from memvec.cli import main
-from memvec.config.values import one_of
+from memvec.config.values import one_of, one_text
 from memvec.files import write_json
 from memvec.retrieval.comparison import evaluation_rows, write_comparison
 from memvec.retrieval.encoder import QueryOptions, query_encoder, query_options, query_vectors
@@ -53,7 +53,7 @@ def evaluate(cfg: DictConfig) -> Evaluated:
         MemvecError: The folder, the queries or the model cannot be used; the message says why.
     """
     one_of("center", cfg.center, (True, False))
-    folder = RunFolder(local_run(str(cfg.output_dir)))
+    folder = RunFolder(local_run(one_text("output_dir", cfg.output_dir)))
     queries = read_judged_queries(str(cfg.queries))
     jobs = [folder] if folder.manifest.exists() or folder.journal.is_dir() else finished_jobs(folder.root)
     for job in jobs:

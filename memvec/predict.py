@@ -50,7 +50,7 @@ def predict(cfg: DictConfig, *, data: Any = None) -> RunSummary:
         raise ConfigError("dry_run=true: a plan is asked for, which memvec.run.dry_run.plan_run(cfg) makes")
     stage = vector_stage(cfg) if data is None else vector_stage(without_path(cfg), data=data)
     publishes = cfg.publish is not None and stage.computation.leads
-    place = open_place(cfg.publish) if publishes else None
+    place = open_place(cfg.publish, stage.folder) if publishes else None
     summary = run_stage(stage)
     if place is not None:
         publish_run(stage.folder, place)

@@ -36,6 +36,16 @@ WRONG: dict[str, tuple[list[str], list[str], int]] = {
     ),
     "a folder that cannot be made": (["output_dir=/proc/x"], ["output_dir", "cannot be made", "/proc/x"], 1),
     "an address as the run's folder": (["output_dir=s3://bucket/run"], ["s3://bucket/run", "publish="], 2),
+    "a place to publish in the run's own folder": (
+        ["output_dir=out/own", "publish=out/own/b"],
+        ["publish=out/own/b"],
+        2,
+    ),
+    "a sweep that is to be published": (
+        ["hydra.mode=MULTIRUN", "data.batch_size=1,2", "publish=s3://bucket/a,s3://bucket/b"],
+        ["publish=s3://bucket/a,s3://bucket/b", "every job of a sweep"],
+        2,
+    ),
     "a password in an address": (["data.path=s3://ann:word@bucket/a.jsonl"], ["data.path=s3://…@bucket/a.jsonl"], 2),
     "devices that are no number": (["trainer.devices=abc"], ["trainer.devices=abc"], 2),
     "a batch size of zero": (["data.batch_size=0"], ["data.batch_size=0", "at least 1"], 2),

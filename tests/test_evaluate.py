@@ -104,5 +104,7 @@ def test_what_cannot_be_evaluated_is_said(
     run = memvec.predict(tiny_config(write_jsonl(DIFFERENT[:3]))).folder
     with pytest.raises(InputError, match=r"questions\.jsonl, row 4: the relevant id 'm/3' is not among the run's 3"):
         evaluate(configured(run.root, questions))
+    with pytest.raises(ConfigError, match=r"output_dir=\['a', 'b'\]: allowed: one name"):
+        evaluate(compose(["output_dir=[a,b]", f"queries={questions}"], config_name="evaluate"))
     with pytest.raises(ConfigError, match="center=maybe: allowed: True, False"):
         evaluate(configured(run.root, questions, "center=maybe"))

@@ -21,6 +21,7 @@ import memvec
 from memvec.errors import InputError, RunFolderError
 from memvec.extract import ExtractSummary
 from memvec.files import read_json
+from tests.helpers.adapters import save_adapter
 from tests.helpers.conversations import generation_overrides, marked, read_lines, write_lines
 from tests.helpers.processes import assert_same, finish, flow, journal_bytes, start, start_disturbed, wait_until
 from tests.helpers.scripted import FAILS, NOTHING, save_scripted_model
@@ -132,9 +133,17 @@ def test_an_option_of_both_stages_or_the_second_holds_there(
 
 
 def test_the_texts_can_be_another_models(root: Path, scripted: Path, llama: Path, tmp_path: Path) -> None:
-    extracted(root, tmp_path / "run", llama, f"generation.name_or_path={scripted}")
+    other = f"generation.name_or_path={scripted}"
+    extracted(root, tmp_path / "run", llama, other)
     assert texts(tmp_path / "run" / "memories") == texts(root / "expected" / "memories")
     assert memvec.load(tmp_path / "run")["vector"][:].shape[1] == 32
+    adapter = f"model.adapter={save_adapter(tmp_path / 'adapter', llama)}"  # made for the model of the vectors alone
+    extracted(root, tmp_path / "adapted", llama, other, adapter)
+    assert texts(tmp_path / "adapted" / "memories") == texts(root / "expected" / "memories")
+    fingerprints = [
+        read_json(tmp_path / "adapted" / name)["fingerprint"] for name in ("memories/manifest.json", "manifest.json")
+    ]
+    assert ["adapter" in one for one in fingerprints] == [False, True]
 
 
 def test_the_summary_tells_of_both_stages(root: Path, scripted: Path) -> None:

@@ -70,8 +70,9 @@ def test_a_layer_is_searched_as_a_run_of_it_alone(layer: int, center: bool, runs
 def test_a_search_has_to_name_one_of_the_layers(runs: dict[str, RunFolder]) -> None:
     with pytest.raises(ConfigError, match=r"layer is not set, and .*both holds several; allowed: layer=N, N of 2, -1"):
         memvec.search(runs["both"].root, ["tea"])
-    with pytest.raises(ConfigError, match="layer=7: not one of the run's; allowed: 2, -1"):
-        memvec.search(runs["both"].root, ["tea"], layer=7)
+    for wrong in (7, 2.0, True):
+        with pytest.raises(ConfigError, match=f"layer={wrong}: not one of the run's; allowed: 2, -1"):
+            memvec.search(runs["both"].root, ["tea"], layer=wrong)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="layer=2: not one of the run's; allowed: -1"):
         memvec.search(runs["-1"].root, ["tea"], layer=2)
 

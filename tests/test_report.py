@@ -11,15 +11,18 @@ import pytest
 from omegaconf import DictConfig
 
 import memvec
-from memvec.errors import ExtraError, RunFolderError
+from memvec.errors import ConfigError, ExtraError, RunFolderError
 from memvec.files import read_json, write_json
 from memvec.page.sweep import sweep_page
 from memvec.report import main, write_report
 from memvec.retrieval.comparison import evaluation_rows, shown_evaluation
 from memvec.retrieval.measures import MEASURES
+from memvec.run.publish import open_place, publish_run
+from memvec.run.remote import local_run
 from memvec.sweep.jobs import FAILED, failed_jobs
 from memvec.sweep.table import MEASURED, SETTINGS, finished_jobs, job_labels, shown_table, sweep_rows
 from tests.helpers.runs import random_vectors, write_run
+from tests.helpers.s3_server import S3Server
 
 
 @pytest.fixture
@@ -180,9 +183,46 @@ def test_the_command_writes_the_page_or_says_in_one_line_why_not(
     monkeypatch.setattr(sys, "argv", ["memvec.report", str(folder)])
     main()
     assert capsys.readouterr().out == f"report     {folder / 'report.html'}\n"
+    for wrong, named in (([str(folder), "layer=x"], "found 'layer=x'"), ([], "required: folder")):
+        monkeypatch.setattr(sys, "argv", ["memvec.report", *wrong])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr().err
+        assert (ended.value.code, said.count("\n")) == (2, 1)
+        assert said.startswith("memvec: error: ")
+        assert named in said
     monkeypatch.setattr(sys, "argv", ["memvec.report", str(tmp_path / "nothing")])
     with pytest.raises(SystemExit) as ended:
         main()
     said = capsys.readouterr().err
     assert ended.value.code == 1
     assert said == f"memvec: error: {tmp_path / 'nothing'}: holds no finished run of a sweep\n"
+
+
+def test_a_published_runs_page_is_a_result_here(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    s3.fill("pages", {})
+    rejected = ['{"file": "a.jsonl", "row": 3, "id": null, "reason": "blank"}']  # which are not published
+    run = write_run(tmp_path / "run", random_vectors(20), rejected=rejected)
+    publish_run(run, open_place("s3://pages/runs/a", run))
+    monkeypatch.setattr(sys, "argv", ["memvec.report", "s3://pages/runs/a/"])
+    main()
+    page = Path(capsys.readouterr().out.removeprefix("report     ").strip())
+    assert [part.name for part in page.parents[2].iterdir()] == [page.parent.parent.name]
+    assert (page.parents[2], page.name) == (tmp_path / "outputs", "report.html")
+    assert page.parent.stat().st_mode & 0o777 == 0o700
+    assert '"title": "a", "subtitle"' in page.read_text(encoding="utf-8")
+    assert not (local_run("s3://pages/runs/a") / "report.html").exists()
+    assert write_report(f"file://{run.root}") == [f"report     {run.page}"]
+    for wrong, said in {
+        "s3://pages/runs": "s3://pages/runs: holds no finished run",
+        "s3://pages/none": "s3://pages/none: cannot be read: there is no such file or folder",
+        "s5://pages/none": "output_dir=s5://pages/none: cannot be used: ",
+    }.items():
+        with pytest.raises((RunFolderError, ConfigError), match=f"^{said}"):
+            write_report(wrong)
+    with pytest.raises(ConfigError, match="layer=3"):
+        write_report("s3://pages/runs/a", layer=3)

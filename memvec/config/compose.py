@@ -55,8 +55,24 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver(
         "memvec.either", lambda value, other: other if value is None else value, replace=True
     )
+    OmegaConf.register_new_resolver("memvec.of_same_model", of_same_model, replace=True)
     OmegaConf.register_new_resolver("memvec.processes", count_processes, replace=True)
     OmegaConf.register_new_resolver("memvec.options", options_help, replace=True)
+
+
+def of_same_model(value: Any, *, _parent_: DictConfig, _root_: DictConfig) -> Any:
+    """Returns an option of the `model` group for another group that names its model, where it is that one; else None.
+
+    Args:
+        value: What belongs to the one model, such as its revision.
+        _parent_: The other group; OmegaConf passes it.
+        _root_: The whole configuration.
+    """
+    groups = (_parent_, OmegaConf.select(_root_, "model"))
+    # None where it is not set, which is an error of its own
+    names = [OmegaConf.select(group, "name_or_path", throw_on_resolution_failure=False) for group in groups]
+    own, models = (name and Path(str(name)).expanduser().resolve() for name in names)
+    return value if own == models else None
 
 
 def count_processes(accelerator: str, devices: Any, num_nodes: int) -> int:

@@ -186,7 +186,7 @@ def _outliers(nearest: Neighbourhood, ids: list[str], texts: Texts, sampled: str
 
 def _rejected(folder: RunFolder, summary: RunSummary) -> list[Json]:
     """Returns a table of the first rejected rows; none where no row was."""
-    if not summary.counts.rejected:
+    if not summary.counts.rejected or not folder.rejected.exists():  # publish= leaves them out
         return []
     found = [
         JsonObject(folder.rejected, {}).as_object(line) for line in read_json_lines(folder.rejected, most=MOST_ROWS)

@@ -16,6 +16,8 @@ from memvec.data.formats.files import SUFFIXES, file_format
 from memvec.data.reader import read_file
 from memvec.data.validation import reject_reason
 from memvec.errors import InputError
+from memvec.remote import local_path
+from memvec.urls import is_url, masked
 
 QUERY = "query"
 RELEVANT = "relevant"
@@ -67,6 +69,8 @@ def read_judged_queries(path: str | Path) -> list[Query]:
 
 
 def _checked(path: str | Path) -> Path:
+    if is_url(path := local_path(str(path))):
+        raise InputError(f"queries={masked(path)}: allowed: a file of this machine")
     path = Path(path).expanduser()
     if file_format(path) is None:
         raise InputError(f"{path}: not a file of queries; allowed: {' '.join(SUFFIXES)}")

@@ -71,7 +71,7 @@ class SearchedRun:
         columns = manifest.columns(layer)
         if len(columns) > 1:
             shown = ", ".join(map(str, columns))
-            raise ConfigError(f"layer is not set, and {folder.root} holds several; allowed: layer=N, N of {shown}")
+            raise ConfigError(f"layer is not set, and {name} holds several; allowed: layer=N, N of {shown}")
         [(one, column)] = columns.items()
         return cls(name, folder, manifest, one, column, load(folder.root))
 
@@ -152,4 +152,4 @@ def _refuse_other_vectors(first: SearchedRun, other: SearchedRun) -> None:
     differing = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
     if differing:
         changes = "; ".join(f"{name} is {theirs.get(name)!r}, there {mine.get(name)!r}" for name in differing)
-        raise RunFolderError(f"{other.folder.root}: cannot be searched as one with {first.folder.root}: {changes}")
+        raise RunFolderError(f"{other.name}: cannot be searched as one with {first.name}: {changes}")

@@ -23,6 +23,7 @@ from memvec.data.prepared import is_prepared_for
 from memvec.errors import RunFolderError, one_line
 from memvec.files import create_file, make_folder, make_root, read_json, write_json
 from memvec.layout import MEMORIES, RunLayout
+from memvec.schema import VECTOR_DTYPES
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ JOURNAL_FORMAT = 2
 # What of the fingerprint decides the vector of given tokens. All else (input, columns, template, tokenizer, limits)
 # decides which tokens there are, and may differ where the digests of the tokens themselves are compared.
 DECIDES_VECTORS = ("model", "adapter", "layer", "dtype", "precision", "vector_dtype", "normalize")
+# What a fingerprint that does not name them stands for.
+UNSAID = {"vector_dtype": VECTOR_DTYPES[0], "normalize": False}
 # How the fingerprint names the content of files.
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -48,6 +51,7 @@ class RunState(Enum):
 
 def differences(names: Iterable[str], found: dict[str, Any], fingerprint: dict[str, Any]) -> str:
     """Returns in words how the named parts of a fingerprint that was found differ from those of another."""
+    found, fingerprint = UNSAID | found, UNSAID | fingerprint
     return "; ".join(_change(name, found.get(name), fingerprint.get(name)) for name in names)
 
 

@@ -57,6 +57,14 @@ class HubDataset:
         if "/" not in self.repo_id:
             self.repo_id = f"{owner}/{self.repo_id}"
 
+    def read_manifest(self) -> bytes | None:
+        """Returns the manifest of the run that is there; None where there is none.
+
+        Raises:
+            RunFolderError: It cannot be asked.
+        """
+        return read_manifest_at(*open_remote(self.name, option="publish"), self.name)
+
     def commit(self, files: dict[str, Path], content: bytes, manifest: Manifest) -> bool:
         """Commits a run; returns whether it was not there yet.
 
@@ -69,7 +77,7 @@ class HubDataset:
             RunFolderError: Another run is there, or the Hub refuses.
         """
         file_system, root = open_remote(self.name, option="publish")
-        found = read_manifest_at(file_system, root, self.name)
+        found = self.read_manifest()
         if found == content:
             return False
         if found is not None:

@@ -86,7 +86,7 @@ class Manifest:
         columns = vector_columns(self.layer)
         if layer is None:
             return columns
-        if layer not in list(columns):  # whatever type it has
+        if type(layer) is not int or layer not in columns:  # true and 1.0 are no layer
             raise ConfigError(f"layer={layer}: not one of the run's; allowed: {', '.join(map(str, columns))}")
         return {layer: columns[layer]}
 

@@ -33,6 +33,7 @@ from memvec.run.remote import FILES, sha256_of
 from memvec.urls import WEB, is_url, masked
 
 OPTION = "publish"
+HUB_PROTOCOL = "hf://"
 # What has been copied while not all is: the run, and the checksums of files that are whole.
 UNFINISHED = ".publishing.json"
 # Options of the configuration that say where something was: they keep its name.
@@ -41,30 +42,54 @@ PLACES_OF_INPUT = ("path", "output_dir", "publish", "reuse", "queries")
 log = logging.getLogger(__name__)
 
 
-def open_place(publish: Any) -> Place | HubDataset:
+def open_place(publish: Any, folder: RunLayout) -> Place | HubDataset:
     """Returns where a run is to be copied, having asked it what it holds, so that what is wrong is said early.
 
     Args:
         publish: The option: a folder, an address, or `hf://datasets/NAME`.
+        folder: The run's folder, which need not exist yet.
 
     Raises:
-        ConfigError: It is none of these.
+        ConfigError: It is none of these, or lies in the run's folder, or the run's folder in it.
         ExtraError: The package of its protocol is not installed.
-        RunFolderError: The place cannot be reached, or lets nobody in.
+        RunFolderError: The place cannot be reached, or lets nobody in, or holds something else.
     """
     if not isinstance(publish, str) or not publish:
         raise ConfigError(f"publish={publish}: allowed: a folder, an address such as s3://bucket/run, or {HUB}NAME")
     if publish.startswith(HUB):
         dataset = HubDataset(publish)
         dataset.check()
+        if dataset.read_manifest() is not None:
+            _refuse_other_run(dataset, folder)
         return dataset
     url = local_path(publish)
     if url.lower().startswith(WEB):
         raise ConfigError(f"publish={masked(url)}: the web is only read; allowed: a folder, s3://, gs://, {HUB}NAME, …")
+    if url.lower().startswith(HUB_PROTOCOL):
+        raise ConfigError(f"publish={masked(url)}: allowed on the Hub: {HUB}NAME")
     place: Place
-    place = FolderThere(*open_remote(url, option=OPTION), url) if is_url(url) else FolderHere(RunLayout(url).root)
-    refuse_other_files(place, place.sizes())
+    if is_url(url):
+        place = FolderThere(*open_remote(url, option=OPTION), url)
+    else:
+        place = FolderHere(RunLayout(url).root)
+        for inner, outer in ((place.root, folder.root), (folder.root, place.root)):
+            if inner.is_relative_to(outer):
+                raise ConfigError(f"publish={url}: {inner} lies in {outer}; name a place beside the run's folder")
+    there = place.sizes()
+    refuse_other_files(place, there)
+    if MANIFEST in there:
+        _refuse_other_run(place, folder)
     return place
+
+
+def _refuse_other_run(place: Place | HubDataset, folder: RunLayout) -> None:
+    """Refuses a place that holds a finished run, unless that may be a copy of the one in the run's folder.
+
+    Raises:
+        RunFolderError: There is none in that folder yet.
+    """
+    if not folder.manifest.is_file():
+        raise RunFolderError(f"{place.name}: holds another run; name another place")
 
 
 def refuse_other_files(place: Place, there: dict[str, int]) -> None:
@@ -153,8 +178,6 @@ def _without_places(config: Any, name: str = "") -> Any:
 
 def _copy(folder: RunLayout, files: dict[str, Path], checksums: dict[str, str], content: bytes, place: Place) -> bool:
     """Copies what is not there; returns whether there was anything."""
-    if isinstance(place, FolderHere) and place.root.is_relative_to(folder.root):
-        raise ConfigError(f"publish={place.root}: lies in the run's own folder; name another")
     there = place.sizes()
     sizes = {name: path.stat().st_size for name, path in files.items()}
     refuse_other_files(place, there)

@@ -3,9 +3,10 @@
 In: `s3://bucket/runs/a`, or the path of a folder. Out: the folder of a run, complete and verified.
 
 How: the manifest is read first. It says which Parquet files the run has, and of a run that `publish=` has copied also
-their checksums. They go to the user's cache, into a folder that is named by the address and the manifest's content, and
-the manifest last: so a mirror is whole or is resumed, another run at the same address is another mirror, and one
-that is there costs one request. The manifest and its names may be anybody's, and lead nowhere else.
+their checksums. They go to the user's cache, into a folder that bears the run's name within one that is named by the
+address and the manifest's content; the manifest last. So a mirror is whole or is resumed, another run at the same
+address is another mirror, and one that is there costs one request. The manifest and its names may be anybody's, and
+lead nowhere else.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from memvec.urls import is_url, masked
 SHELF = "runs"
 # In a published run's manifest: bytes and SHA-256 of its files, by their names.
 FILES = "files"
+NAME = re.compile(r"\w[\w.@-]{0,99}")
 PART = re.compile(r"(vectors/)?[\w-][\w.-]*\.parquet")
 # What a run leaves beside its results, and whose absence does not keep it from being read.
 BESIDE = ("metrics.json", "history.json")
@@ -58,12 +60,15 @@ def local_run(output_dir: str | Path) -> Path:
         raise RunFolderError(f"{masked(url)}: holds no finished run")
     try:
         shelf = private_shelf(SHELF)
-        folder = RunLayout(shelf / digest(b"\0".join([url.encode("utf-8", "surrogateescape"), content])).hex())
+        entry = shelf / digest(b"\0".join([url.encode("utf-8", "surrogateescape"), content])).hex()
+        name = url.rpartition("/")[2]
+        folder = RunLayout(entry / (name if NAME.fullmatch(name) else "run"))
         if not folder.manifest.is_file():
             drop_unused(shelf)
+            make_folder(entry)
             make_folder(folder.root)
             _mirror(file_system, root.rstrip("/"), url, content, folder)
-        mark_used(folder.root)
+        mark_used(entry)
     except OSError as error:
         raise RunFolderError(f"{masked(url)}: there is no place to keep it: {one_line(error)}") from error
     return folder.root

@@ -38,7 +38,7 @@ from memvec.run.manifest import read_manifest
 from memvec.run.parts import check_parts, digests_of, has_column, read_batches
 from memvec.run.remote import local_run
 from memvec.schema import PROMPT_DIGEST, VECTOR_DTYPES, vector_columns
-from memvec.urls import is_url
+from memvec.urls import is_url, masked
 from memvec.writer.journal import JournalWriter, copied_rows, vector_rows
 
 DIGESTS = pa.schema([(PROMPT_DIGEST, pa.string())])
@@ -49,8 +49,8 @@ class FinishedRun:
     """A finished run with vectors, and the digests of their prompts.
 
     Args:
-        name: Its folder, as the user has named it.
-        folder: The same.
+        name: Its folder or address, as the user has named it.
+        folder: Where it lies on this machine.
         fingerprint: What decided its vectors, as its manifest says.
         parts: Its Parquet files.
         dimension: D, of each layer.
@@ -83,7 +83,7 @@ def find_runs(named: str | Sequence[str] | None, *, own: RunLayout) -> list[Fini
     """
     names = [] if named is None else one_or_more_texts("reuse", named)
     try:
-        found = {Path(folder).resolve(): folder for name in names for folder in _folders(name, own)}
+        found = {Path(folder).resolve(): shown for name in names for shown, folder in _folders(name, own)}
     except OSError as error:  # a name that is too long, a folder that may not be entered
         raise RunFolderError(f"reuse={named}: cannot be read: {one_line(error)}") from error
     return [_finished_run(name, RunLayout(root)) for root, name in found.items()]
@@ -103,7 +103,7 @@ def check_runs(runs: Sequence[FinishedRun], fingerprint: dict[str, Any]) -> None
         found = run.fingerprint
         if differing := [name for name in DECIDES_VECTORS if found.get(name) != fingerprint.get(name)]:
             changes = differences(differing, found, fingerprint)
-            raise RunFolderError(f"{run.folder.root}: its vectors cannot be reused in this run: {changes}")
+            raise RunFolderError(f"{run.name}: its vectors cannot be reused in this run: {changes}")
 
 
 def known_rows(runs: Sequence[FinishedRun], folder: RunLayout) -> dict[str, NDArray[np.int64]]:
@@ -150,13 +150,13 @@ def seed_journal(runs: Sequence[FinishedRun], folder: RunLayout) -> None:
                     is_left[positions] = False
 
 
-def _folders(name: str, own: RunLayout) -> list[str]:
-    """Returns the folders that a name, an address or a glob stands for."""
+def _folders(name: str, own: RunLayout) -> list[tuple[str, str]]:
+    """Returns the folders that a name, an address or a glob stands for, each behind what messages call it."""
     if is_url(local_path(name)):
-        return [str(local_run(name))]
+        return [(masked(name), str(local_run(name)))]
     path = Path(name).expanduser() if name.startswith("~/") else Path(name)
     if path.is_dir():
-        return [str(path)]
+        return [(str(path), str(path))]
     if not glob.has_magic(name):
         raise RunFolderError(f"reuse={name}: no such folder")
     # Not `Path.glob`, which takes no absolute pattern and does not pass over hidden folders.
@@ -164,7 +164,7 @@ def _folders(name: str, own: RunLayout) -> list[str]:
     folders = [str(match) for match in matches if match.is_dir() and match.resolve() != own.root]
     if not folders:
         raise RunFolderError(f"reuse={name}: the glob matches no folder of another run")
-    return folders
+    return [(folder, folder) for folder in folders]
 
 
 def _finished_run(name: str, folder: RunLayout) -> FinishedRun:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,6 +51,24 @@ def test_help_of_extract_names_the_options_of_both_stages() -> None:
     assert {name for name in named if OmegaConf.select(cfg, name, default="missing") == "missing"} == set()
     groups = {name.split(".")[0] for name in named}
     assert groups == set(to_container(cfg)) - {"launch", "hydra"}
+
+
+@pytest.mark.parametrize("command", ["generate", "extract"])
+@pytest.mark.parametrize("option", ["adapter", "revision"])
+def test_what_belongs_to_one_model_is_not_anothers(option: str, command: str, tmp_path: Path) -> None:
+    def of_generation(*overrides: str) -> str | None:
+        cfg = compose([*MODEL, f"model.{option}=x", *overrides], config_name=command)
+        found: str | None = to_container(cfg)["generation"][option]
+        return found
+
+    assert of_generation() == "x"
+    assert of_generation("generation.name_or_path=./b/../a") == "x"
+    assert of_generation("generation.name_or_path=b") is None
+    assert of_generation("generation.name_or_path=b", f"generation.{option}=y") == "y"
+    assert of_generation("model.name_or_path=???", "generation.name_or_path=b") is None
+    link = tmp_path / "current"
+    link.symlink_to(tmp_path / "a")
+    assert of_generation(f"model.name_or_path={tmp_path / 'a'}", f"generation.name_or_path={link}") == "x"
 
 
 @pytest.mark.parametrize("option", ["name_or_path", "revision", "attn_implementation", "trust_remote_code", "compile"])

@@ -27,4 +27,5 @@ def look(event: str, arguments: tuple[Any, ...]) -> None:
 
 if __name__ == "__main__":
     sys.addaudithook(look)
-    publish_run(RunLayout(sys.argv[1]), open_place(sys.argv[2]))
+    run = RunLayout(sys.argv[1])
+    publish_run(run, open_place(sys.argv[2], run))

@@ -65,3 +65,10 @@ def test_a_file_that_cannot_be_used_is_named(name: str, content: str, message: s
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"missing\.jsonl: cannot be read"):
         read_queries(tmp_path / "missing.jsonl")
+
+
+def test_a_file_at_an_address_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^queries=s3://bucket/q\.txt: allowed: a file of this machine$"):
+        read_queries("s3://bucket/q.txt")
+    (tmp_path / "q.txt").write_text("tea")
+    assert [query.text for query in read_queries(f"file://{tmp_path / 'q.txt'}")] == ["tea"]

@@ -53,7 +53,7 @@ def names(s3: S3Server, place: str) -> list[str]:
 
 
 def copy(run: RunLayout, place: str) -> None:
-    publish_run(run, open_place(place))
+    publish_run(run, open_place(place, run))
 
 
 def test_a_run_is_published_whole_and_only_once(
@@ -76,6 +76,7 @@ def test_a_run_that_is_read_again_is_fetched_once(
     copy(run, place)
     caplog.set_level(logging.INFO, logger="memvec")
     assert local_run(place) == local_run(f"{place}/")
+    assert local_run(place).name == "a"  # as tables and pages call it
     assert [record.message for record in caplog.records] == [f"fetching {place}: 1 of 1 files"]
     assert local_run(run.root) == local_run(str(run.root)) == local_run(f"file://{run.root}") == run.root
     assert (cache_folder() / "runs").stat().st_mode & 0o777 == 0o700
@@ -116,7 +117,7 @@ def test_a_publish_that_is_killed_goes_on_and_is_no_run_before(
 
 def test_a_publish_that_fails_leaves_the_run(run: RunLayout, s3: S3Server, place: str) -> None:
     bucket = place.removeprefix("s3://").partition("/")[0]
-    opened = open_place(place)
+    opened = open_place(place, run)
     s3.client.delete_object(Bucket=bucket, Key="other/a.txt")
     s3.client.delete_bucket(Bucket=bucket)
     said = f"^{place}: cannot be published to: there is no such bucket; the run in {run.root} is complete, and the same"
@@ -136,27 +137,33 @@ def test_a_file_that_was_lost_there_is_published_again(run: RunLayout, s3: S3Ser
 def test_a_place_that_holds_something_else_is_refused(run: RunLayout, s3: S3Server, place: str, tmp_path: Path) -> None:
     bucket = place.removeprefix("s3://").partition("/")[0]
     with pytest.raises(RunFolderError, match=rf"^s3://{bucket}/other: holds other files \(a.txt\)"):
-        open_place(f"s3://{bucket}/other")
+        open_place(f"s3://{bucket}/other", run)
     with pytest.raises(RunFolderError, match=f"^s3://{bucket}-2/a: cannot be published to: there is no such bucket"):
-        open_place(f"s3://{bucket}-2/a")
+        open_place(f"s3://{bucket}-2/a", run)
     with (
         s3.asks_who_it_is(),
         pytest.raises(RunFolderError, match=f"^{place}: cannot be published to: access is denied"),
     ):
-        open_place(place)
+        open_place(place, run)
     copy(run, place)
+    with pytest.raises(RunFolderError, match=f"^{place}: holds another run; name another place$"):
+        open_place(place, RunLayout(tmp_path / "new"))  # before anything is computed
     other = write_run(tmp_path / "other", VECTORS + 1)
     with pytest.raises(RunFolderError, match=f"^{place}: holds another run; .*; the run in {other.root} is complete"):
         copy(other, place)
     for wrong, said in {
         "https://host/a": "publish=https://host/a: the web is only read",
         "hf://datasets/me/set/vectors": "publish=hf://datasets/me/set/vectors: allowed: hf://datasets/NAME",
+        "hf://me/model": "publish=hf://me/model: allowed on the Hub: hf://datasets/NAME",
         "": "publish=: allowed: a folder",
     }.items():
         with pytest.raises(ConfigError, match=f"^{said}"):
-            open_place(wrong)
-    with pytest.raises(ConfigError, match="lies in the run's own folder"):
-        copy(run, str(run.root / "copy"))
+            open_place(wrong, run)
+    for within in (run.root, run.root / "copy", run.root.parent):
+        with pytest.raises(
+            ConfigError, match=f"^publish={within}: .* lies in .*; name a place beside the run's folder"
+        ):
+            open_place(f"file://{within}", run)
 
 
 def test_a_run_at_an_address_is_read_warily(run: RunLayout, s3: S3Server, place: str) -> None:
@@ -194,6 +201,7 @@ def test_the_command_computes_from_there_and_publishes_there(
     memvec.predict(tiny_config(path, f"publish={place}"))  # the run is complete already
     again = memvec.predict(tiny_config(path, f"reuse={place}", output="again"))
     assert again.metrics["computed_entries"] == 0
+    assert again.reused == {place: len(set(TEXTS))}
     hits = memvec.search(place, [TEXTS[2]], k=1, accelerator="cpu")[0]
     assert hits[0].id == "m/2"
     with pytest.raises(ConfigError, match=f"^output_dir={place}: allowed: a folder of this machine"):
@@ -238,6 +246,8 @@ def test_a_card_that_is_there_stays_and_another_run_is_refused(run: RunLayout, h
     hub.datasets["me/vectors"] = {"README.md": b"mine"}
     copy(run, "hf://datasets/me/vectors")
     assert hub.datasets["me/vectors"]["README.md"] == b"mine"
+    with pytest.raises(RunFolderError, match=r"^hf://datasets/me/vectors: holds another run; name another place$"):
+        open_place("hf://datasets/me/vectors", RunLayout(tmp_path / "new"))  # before anything is computed
     with pytest.raises(RunFolderError, match=r"^hf://datasets/me/vectors: holds another run; name another dataset"):
         copy(write_run(tmp_path / "other", VECTORS + 1), "hf://datasets/me/vectors")
 
@@ -245,4 +255,4 @@ def test_a_card_that_is_there_stays_and_another_run_is_refused(run: RunLayout, h
 def test_the_hub_that_does_not_know_the_token_says_so(hub: HubDouble, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(RunFolderError, match=r"^hf://datasets/me/vectors: cannot be published to: .*(denied|[Tt]oken)"):
-        open_place("hf://datasets/me/vectors")
+        open_place("hf://datasets/me/vectors", run)

@@ -360,7 +360,7 @@ UNUSABLE: dict[str, tuple[Callable[[RunFolder], None], str]] = {
     "a part is missing": (without_a_part, r"part-0000\d-of-00002\.parquet: missing, though the run is complete"),
     "a stranger's fingerprint": (
         with_other_fingerprint,
-        r"normalize was \{'a': \['\\x1b\[31m'\]\}, is None",
+        r"normalize was \{'a': \['\\x1b\[31m'\]\}, is False",
     ),
 }
 
@@ -384,8 +384,8 @@ def test_a_run_that_cannot_be_used_is_one_line(
     [
         ("model.layer=1", "layer was -1, is 1"),
         ("model.layer=[-1]", "layer was -1, is [-1]"),
-        ("writer.dtype=float16", "vector_dtype was None, is 'float16'"),
-        ("writer.normalize=true", "normalize was None, is True"),
+        ("writer.dtype=float16", "vector_dtype was 'float32', is 'float16'"),
+        ("writer.normalize=true", "normalize was False, is True"),
         ("trainer.precision=bf16-true", "dtype was 'float32', is 'bfloat16'; precision was '32-true', is 'bf16-true'"),
     ],
 )
