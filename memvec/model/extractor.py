@@ -28,7 +28,7 @@ from memvec.model.compilation import compile_regions
 from memvec.model.copies import move_trie, to_device
 from memvec.model.lockstep import WeightGroup
 from memvec.model.memory import compute_in_parts, is_out_of_memory
-from memvec.model.packing import unpack
+from memvec.model.packing import is_packed, unpack
 from memvec.model.parity import ExecutionMode, choose_mode, parts_of_batch, relative_error, tolerance_of
 from memvec.model.pooling import last_token
 from memvec.model.prefix import SharedPrefix, share_prefix
@@ -232,7 +232,8 @@ class Extractor:
         if not (self.speedups.compile is True or (self.speedups.compile == "auto" and pays)):
             return
         self.backbone.trace()  # whose hooks are not for a compiler
-        layers = decoder_layers(self.decoder) if is_unpadded else None
+        # No compiler takes packed weights.
+        layers = decoder_layers(self.decoder) if is_unpadded and not is_packed(self.decoder) else None
         if layers is not None and self.backbone.takes_states_within(list(layers)):
             layers = None
         batch = to_device(batch, self.device)

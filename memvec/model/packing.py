@@ -114,6 +114,11 @@ def unpack(decoder: nn.Module) -> None:
             setattr(parent, name, child.unpacked())
 
 
+def is_packed(decoder: nn.Module) -> bool:
+    """Whether a layer of the decoder is packed."""
+    return any(isinstance(module, PackedLinear) for module in decoder.modules())
+
+
 def _children(decoder: nn.Module) -> list[tuple[nn.Module, str, Any]]:
     """Returns every module below the decoder with its parent and its name there; a list, since both change."""
     return [(parent, name, child) for parent in decoder.modules() for name, child in parent.named_children()]

@@ -26,8 +26,8 @@ from memvec.model.parity import ExecutionMode
 from memvec.model.tuning import DEFAULT
 
 # With fewer full batches to compute than this, measuring whether padding pays takes longer than what leaving it out
-# saves. A processor gains a few percent by it, and takes long for a batch.
-BATCHES_TO_PAY, BATCHES_TO_PAY_ON_CPU = 4, 64
+# saves. A processor gains an eighth by it, and takes long for a batch.
+BATCHES_TO_PAY, BATCHES_TO_PAY_ON_CPU = 4, 32
 
 log = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 import memvec.data.plan
 import memvec.data.prepared
+import memvec.model.extractor
 from memvec.data.cutting import RowIndices
 from memvec.data.sampler import LengthGroupedBatchSampler
 
@@ -66,6 +67,10 @@ def _without_length_grouping() -> None:
     memvec.data.plan.LengthGroupedBatchSampler = GivenOrder  # type: ignore[misc]
 
 
+def _with_padding() -> None:
+    memvec.model.extractor.can_leave_padding_out = lambda *arguments, **options: False  # type: ignore[attr-defined]
+
+
 def _without_deduplication() -> None:
     memvec.data.prepared.first_occurrence = lambda pairs: np.arange(len(pairs))
 
@@ -73,6 +78,7 @@ def _without_deduplication() -> None:
 ABLATIONS = {
     "shared prefix": Ablation("the shared prefix", ("model.prefix_cache=off",)),
     "tuning": Ablation("any tuning", ("model.tune=off",)),
+    "unpadded batches": Ablation("batches without padding", replace=_with_padding),
     "length grouping": Ablation("length grouping", replace=_without_length_grouping),
     "deduplication": Ablation("deduplication", replace=_without_deduplication),
     "probe": Ablation("the probe", ("model.probe=off",)),

@@ -142,8 +142,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--threads", type=positive, default=len(os.sched_getaffinity(0)), metavar="N", help="(default: all)")
     add("--repeats", type=positive, default=5, metavar="N", help="(default: %(default)s)")
     add(
-        "--contestants", type=each_of(CONTESTANTS), default=list(CONTESTANTS), metavar="A,B",
-        help=f"of {', '.join(CONTESTANTS)}",
+        "--contestants", type=each_of(ALL), default=list(CONTESTANTS), metavar="A,B",
+        help=f"of {', '.join(CONTESTANTS)}; and of memvec {', '.join(WITHOUT)}",
     )  # fmt: skip
     add(
         "--reference-entries", type=positive, default=256, metavar="N",
