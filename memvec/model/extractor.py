@@ -34,7 +34,7 @@ from memvec.model.pooling import last_token
 from memvec.model.prefix import SharedPrefix, share_prefix
 from memvec.model.speedups import Speedups
 from memvec.model.torch_internals import forget_compiled
-from memvec.model.tuning import CALLS, SMALLEST_GAIN, UNUSABLE, Choice, choose_matmuls, measure
+from memvec.model.tuning import SMALLEST_GAIN, UNUSABLE, Choice, choose_matmuls, measure
 from memvec.model.unpadded import attention_rows, can_leave_padding_out, unpadded_attention
 
 # With fewer seconds left to compute, compiling takes longer than compiled layers save.
@@ -194,7 +194,7 @@ class Extractor:
             return 0.0
         batch = to_device(batch, self.device)
         batch["trie"] = trie_of(batch)
-        calls = CALLS if if_faster else 1
+        calls = 2 if if_faster else 1
         self.mode = ExecutionMode.BATCHED if self.prefix is None else ExecutionMode.SHARED_PREFIX
         seconds, reference = measure(lambda: self._compute(self.mode, batch)[0].cpu(), calls=calls)
         try:

@@ -169,11 +169,11 @@ class HeldModel:
         of_batches = is_large(extractor, plan) and not self._has_batches
         if not (of_matmuls or of_batches):
             return
-        seconds_left = leave_padding_out(extractor, plan) if of_batches else 0.0
         if of_matmuls and (typical := plan.typical()) is not None:
             extractor.choose_matmuls(typical)
             self._has_matmuls = True
         if of_batches:
+            seconds_left = leave_padding_out(extractor, plan)
             extractor.speedups = self.speedups
             extractor.compile(plan.full_batch(), seconds_left=seconds_left)
             self._has_batches = True

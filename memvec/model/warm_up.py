@@ -1,6 +1,6 @@
 """The warm-up: what happens once between loading a model and its first batch, in order.
 
-    shared prefix -> token budget -> plan -> padding -> matmuls -> compile -> probe
+    shared prefix -> token budget -> plan -> matmuls -> padding -> compile -> probe
 
 In: an engine (`memvec.model.extractor.Extractor` computes vectors, `memvec.generation.generator.Generator` texts), the
 prompts that are left, how rows become batches. Out: the plan of this rank's batches, and the engine ready to run them
@@ -27,7 +27,7 @@ from memvec.model.tuning import DEFAULT
 
 # With fewer full batches to compute than this, measuring whether padding pays takes longer than what leaving it out
 # saves. A processor gains an eighth by it, and takes long for a batch.
-BATCHES_TO_PAY, BATCHES_TO_PAY_ON_CPU = 4, 32
+BATCHES_TO_PAY, BATCHES_TO_PAY_ON_CPU = 4, 64
 
 log = logging.getLogger(__name__)
 
@@ -54,13 +54,13 @@ def warm_up(engine: Engine, table: PromptTable, rules: BatchRules, *, ranks: Ran
         ranks=ranks,
     )
     plan = planned()
-    seconds_left = leave_padding_out(engine, plan)
-    if engine.mode is ExecutionMode.UNPADDED:
-        plan = planned(is_padded=False)
     # Processes with other batches would each measure something else, and wait for each other: no tuning there.
     if not engine.group.is_sharded and (typical := plan.typical()) is not None:
         if plan.pays_measuring:
             engine.choose_matmuls(typical)
+        seconds_left = leave_padding_out(engine, plan)
+        if engine.mode is ExecutionMode.UNPADDED:
+            plan = planned(is_padded=False)
         engine.compile(plan.full_batch() if seconds_left else typical, seconds_left=seconds_left)
     engine.choose_mode(plan.to_probe())
     batches.collate.builds_tries = engine.mode is ExecutionMode.UNPADDED
