@@ -90,6 +90,22 @@ class BatchPlan:
         assert batch is not None
         return batch
 
+    def without_padding(self, ranks: Ranks) -> BatchPlan:
+        """Returns the plan of the same rows where none is padded.
+
+        Args:
+            ranks: The processes that share the rows.
+        """
+        return plan_batches(
+            self.batches,
+            self.rules,
+            lengths=self.lengths,
+            prefix_length=self.prefix_length,
+            max_tokens=self.max_tokens,
+            ranks=ranks,
+            is_padded=False,
+        )
+
     def typical(self) -> Batch | None:
         """Returns a few rows of typical length to measure on; None where this rank has none."""
         if not self.sampler.batches:
@@ -152,6 +168,7 @@ def plan_batches(
         is_padded=is_padded,
         batches_in_step=in_step,
     )
+    batches.collate.builds_tries = not is_padded
     return BatchPlan(batches, sampler, rules, lengths, prefix_length, max_tokens, is_padded)
 
 

@@ -35,7 +35,7 @@ from memvec.model.prefix import SharedPrefix, share_prefix
 from memvec.model.speedups import Speedups
 from memvec.model.torch_internals import forget_compiled
 from memvec.model.tuning import SMALLEST_GAIN, UNUSABLE, Choice, choose_matmuls, measure
-from memvec.model.unpadded import attention_rows, can_leave_padding_out, unpadded_attention
+from memvec.model.unpadded import can_leave_padding_out, last_states
 
 # With fewer seconds left to compute, compiling takes longer than compiled layers save.
 SECONDS_TO_PAY = 60.0
@@ -156,7 +156,7 @@ class Extractor:
         if self.speedups.prefix_cache == "auto":
             with self.context():
                 self.prefix = share_prefix(self.decoder, input_ids.to(self.device))
-        self.mode = ExecutionMode.BATCHED if self.prefix is None else ExecutionMode.SHARED_PREFIX
+        self.mode = self._padded_mode
         return 0 if self.prefix is None else len(self.prefix)
 
     def seconds_per_token(self, batch: Batch) -> float | None:
@@ -189,13 +189,13 @@ class Extractor:
         Returns:
             The seconds that the batch takes from now on; 0 where nothing was measured.
         """
-        is_wanted = self.speedups.prefix_cache == "auto" and not self.group.is_sharded
+        is_wanted = self.speedups.prefix_cache == "auto"
         if not (is_wanted and can_leave_padding_out(self.decoder, computed_in=self.computed_in, device=self.device)):
             return 0.0
         batch = to_device(batch, self.device)
         batch["trie"] = trie_of(batch)
         calls = 2 if if_faster else 1
-        self.mode = ExecutionMode.BATCHED if self.prefix is None else ExecutionMode.SHARED_PREFIX
+        self.mode = self._padded_mode
         seconds, reference = measure(lambda: self._compute(self.mode, batch)[0].cpu(), calls=calls)
         try:
             without, vectors = measure(lambda: self._compute(ExecutionMode.UNPADDED, batch)[0].cpu(), calls=calls)
@@ -261,14 +261,13 @@ class Extractor:
         self.mode, self.probe_errors = choose_mode(
             lambda mode: torch.cat([self._compute(mode, batch)[0] for batch in batches]),
             first=first,
+            without=(ExecutionMode.SHARED_PREFIX,) if self.prefix is None else (),
             dtype=self.computed_in,
             agree=self.group.maximum,
         )
         if first is ExecutionMode.UNPADDED and self.mode is not first:
             forget_compiled(self.decoder)  # layers that were to hold no cache
             self.compile_seconds = None
-        if self.mode is ExecutionMode.SHARED_PREFIX and self.prefix is None:
-            self.mode = ExecutionMode.BATCHED
         if self.mode in (ExecutionMode.EQUAL_LENGTHS, ExecutionMode.ONE_BY_ONE) and self.group.has_own_batches:
             raise ModelError(
                 f"parity probe: batches differ from one by one ({self.probe_errors}), and processes with batches of "
@@ -277,6 +276,11 @@ class Extractor:
             )
 
     # --- one batch ---
+
+    @property
+    def _padded_mode(self) -> ExecutionMode:
+        """The fastest mode with padding."""
+        return ExecutionMode.BATCHED if self.prefix is None else ExecutionMode.SHARED_PREFIX
 
     def _compute(self, mode: ExecutionMode, batch: Batch) -> tuple[torch.Tensor, list[int]]:
         """Computes a batch in a mode: `[B, D]`, and the positions of rows that do not fit into memory."""
@@ -305,21 +309,12 @@ class Extractor:
         """Computes a batch in one pass: `[B, D]` float32."""
         input_ids, length, prefix_length = batch["input_ids"], batch["length"], batch["prefix_length"]
         if mode is ExecutionMode.UNPADDED:
-            return self._pass_unpadded(trie_of(batch)).float()
+            return _stacked(last_states(self.backbone, trie_of(batch))).float()
         if mode is ExecutionMode.SHARED_PREFIX and prefix_length and self.prefix is not None:
             cache = self.prefix.expand(len(input_ids))
             states = self.backbone(input_ids[:, prefix_length:], cache=cache)  # of each layer [B, T - P, D]
             return self._pool(states, length - prefix_length).float()
         return self._pool(self.backbone(input_ids), length).float()
-
-    def _pass_unpadded(self, trie: TokenTrie) -> torch.Tensor:
-        """Computes the tokens of a trie, each once: `[B, D]` or `[B, L, D]`, of the states' dtype."""
-        self.backbone.trace()  # in the model's own way
-        with unpadded_attention(self.decoder):
-            states = self.backbone(
-                trie.input_ids[None], others={"position_ids": trie.position_ids[None], "rows": attention_rows(trie)}
-            )  # of each layer [1, U, D]
-        return _stacked([state[0, trie.last] for state in states])
 
     def _pool(self, states: tuple[torch.Tensor, ...], length: torch.Tensor) -> torch.Tensor:
         """Returns the last real token's state, `[B, D]`, or of several layers `[B, L, D]`, of their dtype."""

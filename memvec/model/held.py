@@ -14,7 +14,6 @@ import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -146,8 +145,7 @@ class HeldModel:
             prefix_length = 0
         batches = table.batches(prefix_length, self.rules, boundaries=extractor.boundaries, windows=extractor.windows)
         self._max_tokens = self._max_tokens or token_budget(extractor, batches, self.rules, ranks)
-        planned = partial(
-            plan_batches,
+        plan = plan_batches(
             batches,
             self.rules,
             lengths=table.lengths,
@@ -155,12 +153,8 @@ class HeldModel:
             max_tokens=self._max_tokens,
             ranks=ranks,
         )
-        plan = planned()
         self._measure(plan)
-        if extractor.mode is ExecutionMode.UNPADDED:
-            batches.collate.builds_tries = True
-            plan = planned(is_padded=False)
-        return plan
+        return plan.without_padding(ranks) if extractor.mode is ExecutionMode.UNPADDED else plan
 
     def _measure(self, plan: BatchPlan) -> None:
         """Chooses matmuls, padding and compiled layers, each at the first call with enough batches for it to pay."""

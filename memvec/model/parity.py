@@ -12,7 +12,7 @@ on the first rows and falls back instead of filling a store with wrong vectors.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from enum import Enum
 from itertools import accumulate, groupby, pairwise
 
@@ -57,6 +57,7 @@ def choose_mode(
     *,
     first: ExecutionMode,
     dtype: torch.dtype,
+    without: Collection[ExecutionMode] = (),
     agree: Callable[[float], float] = float,
 ) -> tuple[ExecutionMode, dict[str, float]]:
     """Returns the fastest mode that agrees with the plain one.
@@ -65,6 +66,7 @@ def choose_mode(
         compute: Returns the probe rows' vectors in a mode, `[B, D]`.
         first: The fastest mode there is.
         dtype: Of the computation; decides the tolerance.
+        without: Modes that there are not.
         agree: Makes this process's error the one that all processes which must take the same mode decide by.
 
     Returns:
@@ -73,7 +75,7 @@ def choose_mode(
     errors: dict[str, float] = {}
     tolerance = tolerance_of(dtype)
     reference = compute(ExecutionMode.ONE_BY_ONE)
-    modes = list(ExecutionMode)
+    modes = [mode for mode in ExecutionMode if mode not in without]
     for mode, next_mode in pairwise(modes[modes.index(first) :]):
         error = errors[mode.value] = agree(relative_error(compute(mode), reference))
         if error <= tolerance:

@@ -23,6 +23,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 from memvec.data.trie import TokenTrie
+from memvec.model.backbone import Backbone
 from memvec.model.prefix import SHAREABLE_KINDS
 
 NAME = "memvec_unpadded"
@@ -78,6 +79,19 @@ def can_leave_padding_out(decoder: PreTrainedModel, *, computed_in: torch.dtype,
     kinds = set(getattr(config, "layer_types", None) or ())
     # Where an implementation was asked for, it is not for memvec to take another.
     return decoder._supports_attention_backend and config._attn_implementation == "sdpa" and not kinds - SHAREABLE_KINDS
+
+
+def last_states(backbone: Backbone, trie: TokenTrie) -> list[torch.Tensor]:
+    """Computes the tokens of a trie, each once.
+
+    Returns:
+        The last token's state of each row, `[B, D]` for each of the backbone's layers, in the order of the batch.
+    """
+    backbone.trace()  # in the model's own way
+    with unpadded_attention(backbone.decoder):
+        others = {"position_ids": trie.position_ids[None], "rows": attention_rows(trie)}
+        states = backbone(trie.input_ids[None], others=others)  # of each layer [1, U, D]
+    return [state[0, trie.last] for state in states]
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from memvec.data.batches import PromptBatches, PromptTable
@@ -44,26 +43,19 @@ def warm_up(engine: Engine, table: PromptTable, rules: BatchRules, *, ranks: Ran
     start = time.perf_counter()
     prefix_length = engine.share_prefix(table.common_tokens())
     batches = table.batches(prefix_length, rules, boundaries=engine.boundaries, windows=engine.windows)
-    planned = partial(
-        plan_batches,
-        batches,
-        rules,
-        lengths=table.lengths,
-        prefix_length=prefix_length,
-        max_tokens=token_budget(engine, batches, rules, ranks),
-        ranks=ranks,
+    max_tokens = token_budget(engine, batches, rules, ranks)
+    plan = plan_batches(
+        batches, rules, lengths=table.lengths, prefix_length=prefix_length, max_tokens=max_tokens, ranks=ranks
     )
-    plan = planned()
     # Processes with other batches would each measure something else, and wait for each other: no tuning there.
     if not engine.group.is_sharded and (typical := plan.typical()) is not None:
         if plan.pays_measuring:
             engine.choose_matmuls(typical)
         seconds_left = leave_padding_out(engine, plan)
-        if engine.mode is ExecutionMode.UNPADDED:
-            plan = planned(is_padded=False)
         engine.compile(plan.full_batch() if seconds_left else typical, seconds_left=seconds_left)
     engine.choose_mode(plan.to_probe())
-    batches.collate.builds_tries = engine.mode is ExecutionMode.UNPADDED
+    if engine.mode is ExecutionMode.UNPADDED:
+        plan = plan.without_padding(ranks)
     return replace(plan, warm_up_seconds=time.perf_counter() - start)
 
 

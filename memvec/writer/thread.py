@@ -85,8 +85,7 @@ class FlushThread:
             self._error = self._error or error
 
     def _take(self, batch: CopiedBatch) -> None:
-        if batch.done is not None:
-            batch.done.synchronize()
+        batch.wait()
         rows = self.to_rows(batch.rows.numpy(), batch.predictions.numpy())
         self._waiting = rows if self._waiting is None else pa.concat_batches([self._waiting, rows])
         self._flush(self.flush_every)

@@ -14,9 +14,10 @@ from transformers import PreTrainedModel
 from memvec.data.trie import build_trie
 from memvec.model.backbone import Backbone
 from memvec.model.checkpoint import length_boundaries
+from memvec.model.copies import move_trie
 from memvec.model.pooling import last_token
 from memvec.model.prefix import SharedPrefix, compute_prefix
-from memvec.model.unpadded import attention_rows, can_leave_padding_out, unpadded_attention
+from memvec.model.unpadded import can_leave_padding_out, last_states
 from tests.helpers.families import FAMILIES, ORIGINAL_LENGTH, build_family
 
 CPU = torch.device("cpu")
@@ -74,13 +75,8 @@ def without_padding(backbone: Backbone, rows: list[torch.Tensor]) -> list[torch.
     """Returns `[B, D]` of each layer, of prompts whose tokens are computed as one sequence, each once."""
     tokens = torch.cat(rows, dim=1)[0].cpu().numpy()
     trie = build_trie(tokens, np.asarray([row.shape[1] for row in rows]))
-    trie = type(trie)(*(part.to(rows[0].device) if isinstance(part, torch.Tensor) else part for part in trie))
     assert len(trie.input_ids) <= len(tokens) - PREFIX * (len(rows) - 1)
-    backbone.trace()
-    with unpadded_attention(backbone.decoder):
-        others = {"position_ids": trie.position_ids[None], "rows": attention_rows(trie)}
-        states = backbone(trie.input_ids[None], others=others)
-    return [state[0, trie.last] for state in states]
+    return last_states(backbone, move_trie(trie, lambda part: part.to(rows[0].device)))
 
 
 def state_of(model: nn.Module) -> list[Any]:

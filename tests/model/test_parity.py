@@ -38,6 +38,15 @@ def test_the_fastest_mode_that_agrees_is_taken(wrong: list[ExecutionMode], expec
     assert [name for name, error in errors.items() if error] == [mode.value for mode in wrong if mode.value in errors]
 
 
+def test_a_mode_that_there_is_not_is_never_taken() -> None:
+    exact = torch.ones(3, 4)
+    mode, errors = choose_mode(
+        lambda mode: exact * (1.5 if mode is UNPADDED else 1), first=UNPADDED, without=(SHARED,), dtype=torch.float32
+    )
+    assert mode is BATCHED
+    assert list(errors) == [UNPADDED.value, BATCHED.value]
+
+
 def test_an_error_that_another_process_has_found_decides_too() -> None:
     mode, errors = choose_mode(
         lambda mode: torch.ones(3, 4), first=BATCHED, dtype=torch.float32, agree=lambda error: max(error, 0.5)
