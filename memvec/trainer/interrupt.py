@@ -152,7 +152,11 @@ class StopOnSignal(pl.Callback):
         self._stop_if_received(pl_module, batches=batch_idx + 1)
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Puts the handlers back that were there before."""
+        """Puts the handlers back that were there before; ends the run where a signal came behind the last batch.
+
+        Else this rank would wait for others that have ended, or a run that was told to stop would go on.
+        """
+        self._stop_if_received(pl_module, batches=int(sum(trainer.num_predict_batches)))
         self._restore()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:

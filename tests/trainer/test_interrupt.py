@@ -6,13 +6,17 @@ import os
 import re
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from omegaconf import DictConfig
 
 import memvec
+from memvec.errors import Interrupted
+from memvec.model.module import HiddenStateModule
+from tests.conftest import TEXTS
 from tests.helpers.processes import (
     SLOWNESS,
     Process,
@@ -187,3 +191,18 @@ def test_a_signal_that_comes_twice_loses_nothing(
     assert_all_is_flushed(output_dir, ranks=2)
     resume(command)
     assert_same(memvec.load(output_dir), undisturbed)
+
+
+def test_a_signal_behind_the_last_batch_ends_the_run_too(
+    write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = tiny_config(write_jsonl(TEXTS))
+
+    def interrupt(module: HiddenStateModule) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HiddenStateModule, "on_predict_epoch_end", interrupt)
+        with pytest.raises(Interrupted, match=r"the same command with output_dir=.* resumes the run"):
+            memvec.predict(cfg)
+    assert memvec.predict(cfg).metrics["computed_entries"] == 0  # all was flushed
