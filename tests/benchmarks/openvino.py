@@ -29,7 +29,8 @@ def openvino(task: Task) -> Run:
     from openvino import Core
 
     path = task.scratch / "openvino.xml"
-    call_once("openvino's conversion", _convert_to_openvino, (task,), (str(path),))  # its memory is not counted
+    if not path.exists():
+        call_once("openvino's conversion", _convert_to_openvino, (task,), (str(path),))  # its memory is not counted
     hints = {
         "INFERENCE_PRECISION_HINT": "bf16" if task.dtype == torch.bfloat16 else "f32",
         "INFERENCE_NUM_THREADS": task.threads,

@@ -32,6 +32,7 @@ def summarise(
     limits: Sequence[dict[str, Any]],
     skipped: dict[str, str],
     memory: str,
+    from_start: Mapping[str, float] | None = None,
 ) -> Results:
     """Returns what was measured.
 
@@ -44,11 +45,15 @@ def summarise(
         limits: The machine's limit, one a repeat.
         skipped: Contestants that did not run, and why.
         memory: Whose memory the peak is of.
+        from_start: Seconds from the start of a contestant's process on that it needed beside its first turn; None where
+            all share a process.
     """
     rate = median(limit["flop_per_second"] for limit in limits)
     measured = {name: _measured(contestants[name], task, work, turns[name], truth, rate) for name in turns}
     memvec = measured.get("memvec")
-    for numbers in measured.values():
+    for name, numbers in measured.items():
+        computing = len(task.texts) / numbers["entries_per_second"]
+        numbers["seconds_from_start"] = None if from_start is None else from_start[name] + computing
         numbers["memvec_is_faster_by"] = (
             memvec["entries_per_second"] / numbers["entries_per_second"] if memvec is not None else None
         )
@@ -84,6 +89,7 @@ def _measured(
     rows = contestant.rows(task)
     seconds = median(turn.seconds for turn in turns)
     entries_per_second = len(rows) / seconds
+    steady = len(rows) / median(turn.seconds - turn.warm_up_seconds for turn in turns)
     vectors = turns[-1].vectors
     lengths = np.linalg.norm(vectors, axis=1), np.linalg.norm(truth, axis=1)
     return {
@@ -91,9 +97,10 @@ def _measured(
         "entries": len(rows),
         "seconds": [turn.seconds for turn in turns],
         "entries_per_second": entries_per_second,
+        "steady_entries_per_second": steady,
         "tokens_per_second": sum(work.lengths[row] for row in rows) / seconds,
         # A contestant that ran a subset is taken to go on at its pace.
-        "share_of_limit": work.flop / (len(task.texts) / entries_per_second) / rate,
+        "share_of_limit": work.flop / (len(task.texts) / steady) / rate,
         "padding_share": turns[-1].padding_share,
         "peak_memory_bytes": max(turn.peak_memory_bytes for turn in turns),
         "max_relative_error": float((np.linalg.norm(vectors - truth, axis=1) / lengths[1]).max()),
@@ -106,8 +113,8 @@ def table(results: Results) -> str:
     """Returns the results as lines of text."""
     settings, work, limit = results["settings"], results["work"], results["limit"]
     columns = [
-        "", "entries", "entries/s", "(slowest-fastest)", "tokens/s", "memvec is", "of limit", "padding", "peak memory",
-        "max error", "min cosine",
+        "", "entries", "entries/s", "(slowest-fastest)", "steady", "from start", "tokens/s", "memvec is", "of limit",
+        "padding", "peak memory", "max error", "min cosine",
     ]  # fmt: skip
     rows = [columns]
     for numbers in results["contestants"].values():
@@ -119,6 +126,8 @@ def table(results: Results) -> str:
                 f"{numbers['entries']:,}",
                 f"{numbers['entries_per_second']:,.1f}",
                 f"({slowest:,.1f}-{fastest:,.1f})",
+                f"{numbers['steady_entries_per_second']:,.1f}",
+                _seconds(numbers["seconds_from_start"]),
                 f"{numbers['tokens_per_second']:,.0f}",
                 "-" if ratio is None else f"{ratio:.2f} x",
                 f"{numbers['share_of_limit']:.1%}",
@@ -128,9 +137,7 @@ def table(results: Results) -> str:
                 f"{numbers['min_cosine']:.6f}",
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    pad = [str.ljust, *[str.rjust] * (len(columns) - 1)]
-    lines = ["  ".join(p(cell, w) for p, cell, w in zip(pad, row, widths, strict=True)) for row in rows]
+    lines = _aligned(rows)
     head = [
         f"{settings['model']}, {settings['precision']}, {settings['device']}, {settings['threads']} threads",
         f"{work['entries']:,} entries ({work['unique']:,} different), {work['tokens']:,} prompt tokens; at least "
@@ -151,15 +158,48 @@ def table(results: Results) -> str:
     return "\n".join([*head, "", *lines, *whole, *skipped])
 
 
-def write(results: Results, folder: Path, *, name: str | None = None) -> list[Path]:
+def side_by_side(results: Mapping[str, Results]) -> str:
+    """Returns several sets of texts as lines: a row a contestant, four columns a set.
+
+    Args:
+        results: Of each set, by its name.
+    """
+    memvec = {name: found["contestants"].get("memvec") for name, found in results.items()}
+    rows = [["", *(cell for name in results for cell in (f"{name}: entries/s", "of limit", "from start", "memvec is"))]]
+    for contestant in dict.fromkeys(name for found in results.values() for name in found["contestants"]):
+        row = [contestant]
+        for name, found in results.items():
+            numbers, own = found["contestants"].get(contestant), memvec[name]
+            if numbers is None:
+                row += ["-"] * 4
+                continue
+            steady, whole = numbers["steady_entries_per_second"], numbers["seconds_from_start"]
+            ratios = own and (own["steady_entries_per_second"] / steady, whole / own["seconds_from_start"])
+            faster = f"{ratios[0]:.2f} x, {ratios[1]:.2f} x" if ratios else "-"
+            row += [f"{steady:,.1f}", f"{numbers['share_of_limit']:.0%}", _seconds(whole), faster]
+        rows.append(row)
+    return "\n".join(_aligned(rows))
+
+
+def _seconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds:,.1f} s"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Returns rows of cells as lines whose columns stand below each other, the first to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    pad = [str.ljust, *[str.rjust] * (len(widths) - 1)]
+    return ["  ".join(p(cell, w) for p, cell, w in zip(pad, row, widths, strict=True)) for row in rows]
+
+
+def write(results: Results, folder: Path, *, name: str) -> list[Path]:
     """Writes the JSON and, where matplotlib is installed, the chart; returns their paths.
 
     Args:
         results: What was measured.
         folder: Where to.
-        name: Of the files; None is that of the model and its precision.
+        name: Of the files.
     """
-    name = name or f"{Path(results['settings']['model']).name}-{results['settings']['precision']}"
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / f"{name}.json"]
     write_json(written[0], results)

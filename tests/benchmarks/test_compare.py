@@ -47,7 +47,7 @@ def test_a_run_measures_every_contestant_and_their_vectors_agree(
 
     assert compare.main([str(word) for pair in options.items() for word in pair]) == 0
 
-    results = json.loads((tmp_path / "benchmark" / "llama-32-true.json").read_text(encoding="utf-8"))
+    results = json.loads((tmp_path / "benchmark" / "llama-32-true-memories.json").read_text(encoding="utf-8"))
     contestants = results["contestants"]
     assert tuple(contestants) == NO_EXTRA
     assert results["work"]["entries"] == len(TEXTS)
@@ -65,7 +65,7 @@ def test_a_run_measures_every_contestant_and_their_vectors_agree(
     assert contestants["memvec"]["details"]["metrics"]["computed_entries"] == len(set(TEXTS))
     assert "memvec is" in capsys.readouterr().out
     if find_spec("matplotlib") is not None:
-        assert (tmp_path / "benchmark" / "llama-32-true.png").read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / "benchmark" / "llama-32-true-memories.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_fewest_tokens_count_what_prompts_share_once(llama: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ class Turn:
         padding_share: The share of the computed tokens that was padding.
         details: What else is worth a line in the JSON.
         peak_memory_bytes: Of the contestant's process, loading included.
+        warm_up_seconds: What of `seconds` was measuring and proving, which a longer run does not pay again.
     """
 
     vectors: NDArray[np.float32]
@@ -34,6 +35,7 @@ class Turn:
     padding_share: float
     details: dict[str, Any] = field(default_factory=dict)
     peak_memory_bytes: int = 0
+    warm_up_seconds: float = 0.0
 
 
 Run = Callable[[Sequence[str]], Turn]
