@@ -85,8 +85,8 @@ class BatchPlan:
         return self.sampler.padded_tokens / self.max_tokens
 
     def full_batch(self) -> Batch:
-        """Returns as many rows of typical length as a batch holds; there are some."""
-        batch = self.batches.typical(tokens=self.max_tokens)
+        """Returns as many rows of typical length as a batch holds, or is enough to measure on; there are some."""
+        batch = self.typical() if self.rules.output_tokens else self.batches.typical(tokens=self.max_tokens)
         assert batch is not None
         return batch
 
@@ -185,12 +185,14 @@ def plan_all_ranks(
     *,
     max_tokens: int | None,
     world_size: int,
+    is_padded: bool = True,
 ) -> list[RankPlan]:
-    """Returns what each of `world_size` ranks would compute, in numbers."""
+    """Returns what each of `world_size` ranks would compute, in numbers; arguments as `plan_ranks` takes them."""
     return plan_ranks(
         [costs for _, costs in groups],
         batch_size=rules.batch_size,
         max_tokens=max_tokens,
         world_size=world_size,
         shortest_in_batch=rules.shortest_in_batch,
+        is_padded=is_padded,
     )

@@ -111,6 +111,7 @@ def plan_ranks(
     max_tokens: int | None,
     world_size: int,
     shortest_in_batch: float = SHORTEST_IN_BATCH,
+    is_padded: bool = True,
 ) -> list[RankPlan]:
     """Returns what `LengthGroupedBatchSampler` gives every rank, in numbers, without holding anybody's rows.
 
@@ -120,15 +121,22 @@ def plan_ranks(
         max_tokens: Most tokens in a batch, padding included; None is no limit.
         world_size: How many ranks.
         shortest_in_batch: What the shortest row of a batch costs at least, as a share of its longest.
+        is_padded: Whether rows are padded to the longest of their batch.
     """
     totals = np.zeros((world_size, 4), dtype=np.int64)
     for values, dealt in (deal_rows(costs, world_size=world_size) for costs in groups):
         for rank in range(world_size):
             costs = np.repeat(values, dealt[:, rank])
             boundaries = cut_batches(
-                costs, batch_size=batch_size, max_tokens=max_tokens, shortest_in_batch=shortest_in_batch
+                costs,
+                batch_size=batch_size,
+                max_tokens=max_tokens,
+                shortest_in_batch=shortest_in_batch,
+                is_padded=is_padded,
             )
-            totals[rank] += (len(costs), len(boundaries) - 1, costs.sum(), padded_tokens(costs, boundaries))
+            tokens = int(costs.sum())
+            padded = padded_tokens(costs, boundaries) if is_padded else tokens
+            totals[rank] += (len(costs), len(boundaries) - 1, tokens, padded)
     return [RankPlan(*row) for row in totals.tolist()]
 
 

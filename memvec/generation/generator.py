@@ -163,10 +163,6 @@ class Generator:
         """Is not asked for: `data.max_tokens=auto` is refused for generation."""
         raise NotImplementedError
 
-    def leave_padding_out(self, batch: Batch, *, if_faster: bool) -> float:
-        """Keeps it, since rows that grow end at one place; measures nothing."""
-        return 0.0
-
     def choose_matmuls(self, batch: Batch) -> None:
         """Packs the weights where that is faster, measured on a batch."""
         if self.speedups.tune == "auto":
@@ -178,12 +174,6 @@ class Generator:
                 dtype=self.computed_in,
             )
 
-    def compile(self, batch: Batch, *, seconds_left: float) -> None:
-        """Compiles what packed weights have left to compile, where that was asked for."""
-        if self.speedups.compile is True:
-            batch = to_device(batch, self.device)
-            self.compile_seconds = compile_regions(self.decoder, lambda: self._scores(self.mode, batch, tokens=2))
-
     def choose_mode(self, probes: list[Batch]) -> None:
         """Takes the fastest execution mode whose scores agree with those of one row at a time."""
         if self.speedups.probe == "off" or not probes:
@@ -194,6 +184,13 @@ class Generator:
             first=self.mode,
             dtype=self.computed_in,
         )
+
+    def compile(self, full_batch: Callable[[], Batch], *, batches: float) -> bool:
+        """Compiles what packed weights have left to compile, where that was asked for; says whether it has."""
+        if self.speedups.compile is True:
+            batch = to_device(full_batch(), self.device)
+            self.compile_seconds = compile_regions(self.decoder, lambda: self._scores(self.mode, batch, tokens=2))
+        return self.compile_seconds is not None
 
     # --- one batch ---
 

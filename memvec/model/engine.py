@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
@@ -55,17 +56,14 @@ class Engine(Protocol):
     def seconds_per_token(self, batch: Batch) -> float | None:
         """Returns how long a token of a batch takes; None where the batch does not fit into memory."""
 
-    def leave_padding_out(self, batch: Batch, *, if_faster: bool) -> float:
-        """Computes batches without padding where that is wanted and valid; returns a batch's seconds, or 0."""
-
     def choose_matmuls(self, batch: Batch) -> None:
         """Packs the weights where that is wanted and, measured on a batch, faster."""
 
-    def compile(self, batch: Batch, *, seconds_left: float) -> None:
-        """Compiles what can be compiled, where that is wanted, or pays with so many seconds of work left."""
-
     def choose_mode(self, probes: list[Batch]) -> None:
-        """Compares the fast way with the plain one, where that is wanted, and takes what agrees."""
+        """Takes the fastest way that the model allows; where that is wanted, only if it agrees with the plain one."""
+
+    def compile(self, full_batch: Callable[[], Batch], *, batches: float) -> bool:
+        """Compiles what can be compiled, where that is wanted, or pays with so many batches; says whether it has."""
 
 
 class ComputingModule(Protocol):

@@ -29,12 +29,12 @@ from memvec.model.copies import move_trie, to_device
 from memvec.model.lockstep import WeightGroup
 from memvec.model.memory import compute_in_parts, is_out_of_memory
 from memvec.model.packing import is_packed, unpack
-from memvec.model.parity import ExecutionMode, choose_mode, parts_of_batch, relative_error, tolerance_of
+from memvec.model.parity import ExecutionMode, choose_mode, parts_of_batch
 from memvec.model.pooling import last_token
 from memvec.model.prefix import SharedPrefix, share_prefix
 from memvec.model.speedups import Speedups
 from memvec.model.torch_internals import forget_compiled
-from memvec.model.tuning import SMALLEST_GAIN, UNUSABLE, Choice, choose_matmuls, measure
+from memvec.model.tuning import UNUSABLE, Choice, choose_matmuls, measure
 from memvec.model.unpadded import can_leave_padding_out, last_states
 
 # With fewer seconds left to compute, compiling takes longer than compiled layers save.
@@ -177,41 +177,6 @@ class Extractor:
             return None
         return fewest / (rows * (width - prefix_length))
 
-    def leave_padding_out(self, batch: Batch, *, if_faster: bool) -> float:
-        """Computes batches without padding where the model allows it, tried on a batch.
-
-        Vectors that differ by more than the probe allows, or a model that asks for what is not computed, keep it.
-
-        Args:
-            batch: What it is tried on.
-            if_faster: Whether it has to be faster, by `SMALLEST_GAIN`, on this batch.
-
-        Returns:
-            The seconds that the batch takes from now on; 0 where nothing was measured.
-        """
-        is_wanted = self.speedups.prefix_cache == "auto"
-        if not (is_wanted and can_leave_padding_out(self.decoder, computed_in=self.computed_in, device=self.device)):
-            return 0.0
-        batch = to_device(batch, self.device)
-        batch["trie"] = trie_of(batch)
-        calls = 2 if if_faster else 1
-        self.mode = self._padded_mode
-        seconds, reference = measure(lambda: self._compute(self.mode, batch)[0].cpu(), calls=calls)
-        try:
-            without, vectors = measure(lambda: self._compute(ExecutionMode.UNPADDED, batch)[0].cpu(), calls=calls)
-        except UNUSABLE as error:
-            log.info("padding cannot be left out (%s)", one_line(error))
-            return seconds
-        if (difference := relative_error(vectors, reference)) > tolerance_of(self.computed_in):
-            log.info("padding is not left out, since vectors would differ by %.2g", difference)
-            return seconds
-        if if_faster:
-            log.info("a batch takes %.0f ms, without padding %.0f ms", 1000 * seconds, 1000 * without)
-            if seconds < SMALLEST_GAIN * without:
-                return seconds
-        self.mode = ExecutionMode.UNPADDED
-        return without
-
     def choose_matmuls(self, batch: Batch) -> None:
         """Packs the weights where that is faster, measured on a batch."""
         if self.speedups.tune == "auto":
@@ -220,52 +185,31 @@ class Extractor:
                 self.decoder, lambda: self._compute(self.mode, batch)[0], dtype=self.computed_in
             )
 
-    def compile(self, batch: Batch, *, seconds_left: float) -> None:
-        """Compiles the layers, or what packed weights and a cache leave to compile.
+    def choose_mode(self, probes: list[Batch]) -> None:
+        """Takes the fastest execution mode that the model allows and that agrees with one row at a time.
 
         Args:
-            batch: What it is tried on, and with `compile=auto` measured on.
-            seconds_left: What is left to compute takes so long, as far as it was measured.
-        """
-        is_unpadded = self.mode is ExecutionMode.UNPADDED
-        pays = is_unpadded and self.device.type == "cuda" and seconds_left >= SECONDS_TO_PAY
-        if not (self.speedups.compile is True or (self.speedups.compile == "auto" and pays)):
-            return
-        self.backbone.trace()  # whose hooks are not for a compiler
-        # No compiler takes packed weights.
-        layers = decoder_layers(self.decoder) if is_unpadded and not is_packed(self.decoder) else None
-        if layers is not None and self.backbone.takes_states_within(list(layers)):
-            layers = None
-        batch = to_device(batch, self.device)
-
-        def compute() -> torch.Tensor:
-            return self._compute(self.mode, batch)[0].cpu()
-
-        before, _ = measure(compute) if self.speedups.compile == "auto" else (torch.inf, None)
-        self.compile_seconds = compile_regions(self.decoder, compute, layers=list(layers or []))
-        if self.compile_seconds is not None and measure(compute, calls=2)[0] > before:
-            log.info("model.compile: compiled layers are not faster, and are not taken")
-            forget_compiled(self.decoder)
-            self.compile_seconds = None
-
-    def choose_mode(self, probes: list[Batch]) -> None:
-        """Takes the fastest execution mode that agrees with one row at a time.
+            probes: Rows to compare on; with none, everything stays as it is.
 
         Raises:
             ModelError: Padding is not right, without which processes with batches of their own cannot compute in step.
         """
-        if self.speedups.probe == "off" or not probes:
+        if not probes:
             return
         batches = [to_device(batch, self.device) for batch in probes]
-        first = self.mode
-        self.mode, self.probe_errors = choose_mode(
-            lambda mode: torch.cat([self._compute(mode, batch)[0] for batch in batches]),
-            first=first,
-            without=(ExecutionMode.SHARED_PREFIX,) if self.prefix is None else (),
-            dtype=self.computed_in,
-            agree=self.group.maximum,
-        )
-        if first is ExecutionMode.UNPADDED and self.mode is not first:
+        before, first = self.mode, self._fastest_mode
+        if self.speedups.probe == "off":
+            is_usable = first is not ExecutionMode.UNPADDED or self._tried(first, batches[:1]) is not None
+            self.mode = first if is_usable else self._padded_mode
+        else:
+            self.mode, self.probe_errors = choose_mode(
+                lambda mode: self._tried(mode, batches),
+                first=first,
+                without=(ExecutionMode.SHARED_PREFIX,) if self.prefix is None else (),
+                dtype=self.computed_in,
+                agree=self.group.maximum,
+            )
+        if before is ExecutionMode.UNPADDED and self.mode is not before:
             forget_compiled(self.decoder)  # layers that were to hold no cache
             self.compile_seconds = None
         if self.mode in (ExecutionMode.EQUAL_LENGTHS, ExecutionMode.ONE_BY_ONE) and self.group.has_own_batches:
@@ -275,7 +219,68 @@ class Extractor:
                 "data.batch_size=1 model.probe=off"
             )
 
+    def compile(self, full_batch: Callable[[], Batch], *, batches: float) -> bool:
+        """Compiles the layers, or what packed weights and a cache leave to compile.
+
+        Args:
+            full_batch: Returns a batch to try it on, and with `compile=auto` to measure it on.
+            batches: How many of them there are to compute.
+
+        Returns:
+            Whether something is compiled now.
+        """
+        is_unpadded = self.mode is ExecutionMode.UNPADDED
+        if not (self.speedups.compile is True or (self.speedups.compile == "auto" and is_unpadded and self._has_gpu)):
+            return False
+        batch = to_device(full_batch(), self.device)
+        if is_unpadded:
+            batch["trie"] = trie_of(batch)
+
+        def compute() -> torch.Tensor:
+            return self._compute(self.mode, batch)[0].cpu()
+
+        before, _ = measure(compute, calls=2) if self.speedups.compile == "auto" else (torch.inf, None)
+        if before * batches < SECONDS_TO_PAY:
+            return False
+        self.backbone.trace()  # whose hooks are not for a compiler
+        # No compiler takes packed weights.
+        layers = decoder_layers(self.decoder) if is_unpadded and not is_packed(self.decoder) else None
+        if layers is not None and self.backbone.takes_states_within(list(layers)):
+            layers = None
+        self.compile_seconds = compile_regions(self.decoder, compute, layers=list(layers or []))
+        if self.compile_seconds is not None and measure(compute, calls=2)[0] > before:
+            log.info("model.compile: compiled layers are not faster, and are not taken")
+            forget_compiled(self.decoder)
+            self.compile_seconds = None
+        return self.compile_seconds is not None
+
     # --- one batch ---
+
+    def _tried(self, mode: ExecutionMode, batches: list[Batch]) -> torch.Tensor | None:
+        """Returns the vectors of batches in a mode, `[B, D]`; None where the model asks for what has no padding."""
+        try:
+            return torch.cat([self._compute(mode, batch)[0] for batch in batches])
+        except UNUSABLE as error:
+            if mode is not ExecutionMode.UNPADDED:
+                raise
+            log.info("padding cannot be left out (%s)", one_line(error))
+            return None
+
+    @property
+    def _has_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
+    def _fastest_mode(self) -> ExecutionMode:
+        """The fastest mode that may be tried: padding is left out where that is wanted and the model may allow it.
+
+        It is not measured: on two processors and on an H100 it was as fast or faster with every model and length that
+        was tried (tests/benchmarks/README.md).
+        """
+        is_wanted = self.speedups.prefix_cache == "auto" and not self.group.is_sharded
+        if is_wanted and can_leave_padding_out(self.decoder, computed_in=self.computed_in, device=self.device):
+            return ExecutionMode.UNPADDED
+        return self._padded_mode
 
     @property
     def _padded_mode(self) -> ExecutionMode:

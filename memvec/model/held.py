@@ -32,7 +32,7 @@ from memvec.model.extractor import Extractor
 from memvec.model.lending import lent
 from memvec.model.parity import ExecutionMode
 from memvec.model.speedups import Speedups
-from memvec.model.warm_up import is_large, leave_padding_out, token_budget, warm_up
+from memvec.model.warm_up import token_budget, warm_up
 from memvec.prompt.encoder import EncodedPrompts, PromptEncoder
 
 # Short and long, of two scripts: what the fast way is compared with the plain one on.
@@ -85,8 +85,7 @@ class HeldModel:
         )
         self._mode: ExecutionMode | None = None  # what the probe allows; None before it has run
         self._max_tokens: int | None = None
-        # What has been measured: which matmuls are faster, and whether batches are without padding, and compiled.
-        self._has_matmuls = self._has_batches = False
+        self._has_measured = False  # which matmuls are faster, and compiled layers
 
     @torch.no_grad()
     def compute(
@@ -126,53 +125,52 @@ class HeldModel:
         )
 
     def _plan(self, table: PromptTable) -> BatchPlan:
-        """Plans a call's batches; warms the model up at the first, and measures matmuls at the first that is large."""
-        extractor, ranks = self.extractor, Ranks()
+        """Plans a call's batches; warms the model up at the first, and measures at the first that is large."""
+        extractor = self.extractor
         if self._mode is None:
             probes = self._table(self.prompts.encode(PROBE_TEXTS), rows=np.arange(len(PROBE_TEXTS)))
-            warm_up(extractor, probes, replace(self.rules, max_tokens=None), ranks=ranks)
+            warm_up(extractor, probes, replace(self.rules, max_tokens=None), ranks=Ranks())
             self._mode = extractor.mode
         extractor.rejections.clear()
-        if self.is_lent:  # its weights may be others now
-            shares = self._mode is ExecutionMode.SHARED_PREFIX and len(table.rows) >= ROWS_TO_SHARE_PREFIX
-            extractor.mode = self._mode
-            if self._mode is ExecutionMode.SHARED_PREFIX:
-                extractor.share_prefix(table.common_tokens()[: None if shares else 0])
+        extractor.mode = self._mode
+        if self.is_lent and self._mode is ExecutionMode.SHARED_PREFIX:  # its weights may be others now
+            shares = len(table.rows) >= ROWS_TO_SHARE_PREFIX
+            extractor.share_prefix(table.common_tokens()[: None if shares else 0])
+        plan = self._padded_plan(table)
+        if plan.pays_measuring and not self._has_measured:
+            self._measure(plan)
+            plan = self._padded_plan(table)
+        return plan.without_padding(Ranks()) if extractor.mode is ExecutionMode.UNPADDED else plan
+
+    def _padded_plan(self, table: PromptTable) -> BatchPlan:
+        extractor = self.extractor
         prefix_length = len(extractor.prefix) if extractor.prefix is not None else 0
         if extractor.mode is ExecutionMode.UNPADDED:
             prefix_length = len(table.common_tokens())  # which a batch computes once
         elif extractor.mode is not ExecutionMode.SHARED_PREFIX:
             prefix_length = 0
         batches = table.batches(prefix_length, self.rules, boundaries=extractor.boundaries, windows=extractor.windows)
-        self._max_tokens = self._max_tokens or token_budget(extractor, batches, self.rules, ranks)
-        plan = plan_batches(
+        self._max_tokens = self._max_tokens or token_budget(extractor, batches, self.rules, Ranks())
+        return plan_batches(
             batches,
             self.rules,
             lengths=table.lengths,
             prefix_length=prefix_length,
             max_tokens=self._max_tokens,
-            ranks=ranks,
+            ranks=Ranks(),
         )
-        self._measure(plan)
-        return plan.without_padding(ranks) if extractor.mode is ExecutionMode.UNPADDED else plan
 
     def _measure(self, plan: BatchPlan) -> None:
-        """Chooses matmuls, padding and compiled layers, each at the first call with enough batches for it to pay."""
+        """Chooses matmuls and compiles layers, on the rows of the first call with enough of them for it to pay."""
         extractor = self.extractor
-        of_matmuls = plan.pays_measuring and not self._has_matmuls
-        of_batches = is_large(extractor, plan) and not self._has_batches
-        if not (of_matmuls or of_batches):
-            return
-        if of_matmuls and (typical := plan.typical()) is not None:
+        if (typical := plan.typical()) is not None:
             extractor.choose_matmuls(typical)
-            self._has_matmuls = True
-        if of_batches:
-            seconds_left = leave_padding_out(extractor, plan)
-            extractor.speedups = self.speedups
-            extractor.compile(plan.full_batch(), seconds_left=seconds_left)
-            self._has_batches = True
         extractor.choose_mode(plan.to_probe())
+        extractor.speedups = self.speedups
+        if extractor.compile(plan.full_batch, batches=plan.full_batches):
+            extractor.choose_mode(plan.to_probe())
         self._mode = extractor.mode
+        self._has_measured = True
 
     def _run(self, plan: BatchPlan, vectors: torch.Tensor, *, progress: bool) -> list[int]:
         """Computes the batches of a plan into the rows of `vectors`; returns those whose vector is not finite."""

@@ -53,7 +53,7 @@ def relative_error(vectors: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def choose_mode(
-    compute: Callable[[ExecutionMode], torch.Tensor],
+    compute: Callable[[ExecutionMode], torch.Tensor | None],
     *,
     first: ExecutionMode,
     dtype: torch.dtype,
@@ -63,7 +63,7 @@ def choose_mode(
     """Returns the fastest mode that agrees with the plain one.
 
     Args:
-        compute: Returns the probe rows' vectors in a mode, `[B, D]`.
+        compute: Returns the probe rows' vectors in a mode, `[B, D]`; None where the model cannot compute so.
         first: The fastest mode there is.
         dtype: Of the computation; decides the tolerance.
         without: Modes that there are not.
@@ -77,10 +77,15 @@ def choose_mode(
     reference = compute(ExecutionMode.ONE_BY_ONE)
     modes = [mode for mode in ExecutionMode if mode not in without]
     for mode, next_mode in pairwise(modes[modes.index(first) :]):
-        error = errors[mode.value] = agree(relative_error(compute(mode), reference))
+        vectors = compute(mode)
+        if vectors is None or reference is None:
+            continue
+        error = errors[mode.value] = agree(relative_error(vectors, reference))
         if error <= tolerance:
             return mode, errors
-        log.warning(
+        log.log(
+            # What only some models allow is no reason to worry.
+            logging.INFO if mode is ExecutionMode.UNPADDED else logging.WARNING,
             "parity probe: computing %s differs from one by one by %.2g, more than %.2g allows; computing %s",
             mode.value, error, tolerance, next_mode.value,
         )  # fmt: skip

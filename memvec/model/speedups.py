@@ -14,7 +14,7 @@ class Speedups:
 
     Args:
         prefix_cache: `auto` computes the tokens that prompts begin with once, where the model allows, and leaves
-            padding out where that is faster; `off` computes every token of every row.
+            padding out; `off` computes every token of every row.
         tune: `auto` measures on a CPU whether packed weights are faster; `off` leaves them as they are.
         compile: Whether layers, or what of them holds no cache, are compiled, which costs 10 to 30 seconds; `auto` does
             on a GPU where that pays.

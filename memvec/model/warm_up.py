@@ -1,11 +1,11 @@
 """The warm-up: what happens once between loading a model and its first batch, in order.
 
-    shared prefix -> token budget -> plan -> matmuls -> padding -> compile -> probe
+    shared prefix -> token budget -> plan -> matmuls -> probe -> compile
 
 In: an engine (`memvec.model.extractor.Extractor` computes vectors, `memvec.generation.generator.Generator` texts), the
 prompts that are left, how rows become batches. Out: the plan of this rank's batches, and the engine ready to run them
 as fast as it may be trusted to. The prefix comes first since it decides what a row costs; matmuls are measured on rows
-of the plan, and the probe comes last since it judges all that was chosen before.
+of the plan; the probe judges all that was chosen before it, and what is compiled behind it is probed again.
 """
 
 from __future__ import annotations
@@ -23,10 +23,6 @@ from memvec.model.engine import Engine
 from memvec.model.lockstep import WeightGroup
 from memvec.model.parity import ExecutionMode
 from memvec.model.tuning import DEFAULT
-
-# With fewer full batches to compute than this, measuring whether padding pays takes longer than what leaving it out
-# saves. A processor gains an eighth by it, and takes long for a batch.
-BATCHES_TO_PAY, BATCHES_TO_PAY_ON_CPU = 4, 64
 
 log = logging.getLogger(__name__)
 
@@ -48,36 +44,15 @@ def warm_up(engine: Engine, table: PromptTable, rules: BatchRules, *, ranks: Ran
         batches, rules, lengths=table.lengths, prefix_length=prefix_length, max_tokens=max_tokens, ranks=ranks
     )
     # Processes with other batches would each measure something else, and wait for each other: no tuning there.
-    if not engine.group.is_sharded and (typical := plan.typical()) is not None:
-        if plan.pays_measuring:
-            engine.choose_matmuls(typical)
-        seconds_left = leave_padding_out(engine, plan)
-        engine.compile(plan.full_batch() if seconds_left else typical, seconds_left=seconds_left)
+    tunes = not engine.group.is_sharded
+    if tunes and plan.pays_measuring and (typical := plan.typical()) is not None:
+        engine.choose_matmuls(typical)
     engine.choose_mode(plan.to_probe())
+    if tunes and len(plan.sampler) and engine.compile(plan.full_batch, batches=plan.full_batches):
+        engine.choose_mode(plan.to_probe())
     if engine.mode is ExecutionMode.UNPADDED:
         plan = plan.without_padding(ranks)
     return replace(plan, warm_up_seconds=time.perf_counter() - start)
-
-
-def leave_padding_out(engine: Engine, plan: BatchPlan) -> float:
-    """Has an engine leave padding out of the batches of a plan.
-
-    Whether that is faster is measured where there are batches enough for it to pay. With fewer, a device that is not
-    the processor leaves it out unmeasured: on an H100 it was faster for every model and length that was tried.
-
-    Returns:
-        The seconds that the plan takes to compute, as far as that was measured; else 0.
-    """
-    if is_large(engine, plan):
-        return plan.full_batches * engine.leave_padding_out(plan.full_batch(), if_faster=True)
-    if engine.device.type != "cpu" and (few := plan.typical()) is not None:
-        engine.leave_padding_out(few, if_faster=False)
-    return 0.0
-
-
-def is_large(engine: Engine, plan: BatchPlan) -> bool:
-    """Whether a plan has batches enough to measure on full ones what makes them faster."""
-    return plan.full_batches >= (BATCHES_TO_PAY_ON_CPU if engine.device.type == "cpu" else BATCHES_TO_PAY)
 
 
 def warm_up_notes(engine: Engine | None) -> dict[str, Any]:
@@ -93,7 +68,7 @@ def warm_up_notes(engine: Engine | None) -> dict[str, Any]:
             "compile_seconds": None,
             "prefix_tokens": 0,
         }
-    has_prefix = engine.prefix is not None and engine.mode is ExecutionMode.SHARED_PREFIX
+    shares = engine.mode in (ExecutionMode.UNPADDED, ExecutionMode.SHARED_PREFIX)
     return {
         "weights": str(engine.group),
         "computed_in": str(engine.computed_in).removeprefix("torch."),
@@ -102,7 +77,7 @@ def warm_up_notes(engine: Engine | None) -> dict[str, Any]:
         "matmuls": engine.matmuls.matmuls if engine.matmuls is not None else DEFAULT,
         "matmul_milliseconds": engine.matmuls.milliseconds if engine.matmuls is not None else {},
         "compile_seconds": engine.compile_seconds,
-        "prefix_tokens": len(engine.prefix) if has_prefix and engine.prefix is not None else 0,
+        "prefix_tokens": len(engine.prefix) if shares and engine.prefix is not None else 0,
     }
 
 

@@ -143,6 +143,7 @@ def plan_run(cfg: DictConfig) -> DryRun:
             datamodule.prepare_data()
         reused = _leave_out_known(datamodule, runs) if runs else {}
         rules = datamodule.input.rules
+        is_padded = True
         if shards_weights(cfg):
             table = datamodule.table()
             prefix_length = len(table.common_tokens()) if module.speedups.prefix_cache == "auto" else 0
@@ -158,12 +159,15 @@ def plan_run(cfg: DictConfig) -> DryRun:
             stopwatch.seconds["load and probe the model"] -= speed.seconds
             plan = plan_of(trainer)
             prefix_length, groups, max_tokens = plan.prefix_length, plan.batches.groups, plan.sampler.max_tokens
+            is_padded = plan.is_padded
         found = read_json(folder.input_summary)
         return DryRun(
             entries=found["rows"] - found["rejected"],
             rejected=found["rejected"],
             prefix_length=prefix_length,
-            ranks=plan_all_ranks(groups, rules, max_tokens=max_tokens, world_size=_count_ranks(cfg)),
+            ranks=plan_all_ranks(
+                groups, rules, max_tokens=max_tokens, world_size=_count_ranks(cfg), is_padded=is_padded
+            ),
             seconds_to_start=stopwatch.seconds,
             tokens_per_second=speed.tokens_per_second,
             reused=reused,
@@ -218,8 +222,7 @@ class _Speed(pl.Callback):
             if self.seconds > SECONDS_TO_MEASURE:
                 break
             batch = to_device(plan.batches.of(batches[position]), extractor.device)
-            rows, width = batch["input_ids"].shape
             start = time.perf_counter()
             extractor(batch).cpu()  # waits for the device
             self.seconds += time.perf_counter() - start
-            self.tokens += rows * (width - batch["prefix_length"])
+            self.tokens += plan.batch_tokens(int(position), batch)

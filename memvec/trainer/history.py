@@ -70,7 +70,7 @@ class RankHistory(pl.Callback):
         plan = plan_of(trainer)
         if not plan.sampler.is_dummy(batch_idx):
             lengths = plan.lengths[plan.sampler.batches[batch_idx]]
-            self._timeline.add(time.perf_counter() - self._start, lengths)
+            self._timeline.add(time.perf_counter() - self._start, lengths, is_padded=plan.is_padded)
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes this rank's file; what a tensor-parallel group computes together is counted once."""
@@ -79,7 +79,7 @@ class RankHistory(pl.Callback):
         plan = plan_of(trainer)
         history = {
             "timeline": dict(zip(("seconds", *COUNTED), self._timeline.to_json(), strict=True)),
-            "lengths": padding_by_length(plan.lengths, plan.sampler.batches),
+            "lengths": padding_by_length(plan.lengths, plan.sampler.batches, is_padded=plan.is_padded),
         }
         history_files(self.journal).write(trainer.global_rank, history)
 
@@ -123,16 +123,17 @@ class Timeline:
         self._every = 1
         self._batches = 0
 
-    def add(self, seconds: float, lengths: NDArray[np.integer]) -> None:
+    def add(self, seconds: float, lengths: NDArray[np.integer], *, is_padded: bool) -> None:
         """Counts a batch.
 
         Args:
             seconds: When it was done, since predicting began.
             lengths: Tokens of its rows' prompts, `[B]`.
+            is_padded: Whether they were padded to the longest of them.
         """
         _, entries, tokens, padding = self._total
         own = int(lengths.sum())
-        padded = len(lengths) * int(lengths.max())
+        padded = len(lengths) * int(lengths.max()) if is_padded else own
         self._total = (seconds, entries + len(lengths), tokens + own, padding + padded - own)
         self._batches += 1
         if self._batches % self._every == 0:
@@ -165,12 +166,15 @@ def combine_timelines(timelines: Sequence[Sequence[Sequence[float]]]) -> dict[st
     }
 
 
-def padding_by_length(lengths: NDArray[np.integer], batches: Iterable[NDArray[np.int64]]) -> dict[str, Any]:
+def padding_by_length(
+    lengths: NDArray[np.integer], batches: Iterable[NDArray[np.int64]], *, is_padded: bool
+) -> dict[str, Any]:
     """Returns how many rows of each length were computed, and how much padding they took.
 
     Args:
         lengths: Tokens of every row's prompt, `[N]`, the same on every rank.
         batches: This rank's batches, row numbers.
+        is_padded: Whether rows are padded to the longest of their batch.
     """
     step = max(1, -(-(int(lengths.max(initial=0)) + 1) // BINS))
     bins = int(lengths.max(initial=0)) // step + 1
@@ -178,7 +182,8 @@ def padding_by_length(lengths: NDArray[np.integer], batches: Iterable[NDArray[np
     for rows in batches:
         batch = lengths[rows]
         entries += np.bincount(batch // step, minlength=bins)
-        padding += np.bincount(batch // step, weights=batch.max() - batch, minlength=bins).astype(np.int64)
+        if is_padded:
+            padding += np.bincount(batch // step, weights=batch.max() - batch, minlength=bins).astype(np.int64)
     return {"tokens_per_bin": step, "entries": entries.tolist(), "padding": padding.tolist()}
 
 

@@ -19,8 +19,8 @@ from memvec.config.compose import sample_path
 MOST_TURNS = 6  # of a conversation in one text
 ENTRIES = 400  # of a set that is drawn
 
-WHO = "我 我妈妈 小林 我们组的王老师 隔壁的陈阿姨 弟弟 Anna 客户".split()
-WHEN = "昨天晚上 上个月底 二〇二三年春天 每个星期三下午 刚搬到成都的时候 周末 放假前 早上七点多".split()
+WHO = ("我", "我妈妈", "小林", "我们组的王老师", "隔壁的陈阿姨", "弟弟", "Anna", "客户")
+WHEN = ("昨天晚上", "上个月底", "二〇二三年春天", "每个星期三下午", "刚搬到成都的时候", "周末", "放假前", "早上七点多")
 DID = [
     "去医院复查，医生说膝盖恢复得不错，但还不能跑步",
     "把吉他卖了，换了一台二手相机",

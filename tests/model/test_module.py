@@ -17,6 +17,7 @@ from transformers import (
 import memvec
 from memvec.errors import ConfigError
 from memvec.model import extractor
+from memvec.model.parity import ExecutionMode
 from memvec.predict import predict_or_plan
 from tests.conftest import TEXTS
 from tests.helpers.families import LONG_ROPE, build_family
@@ -34,28 +35,35 @@ def smallest_cosine(vectors: torch.Tensor, reference: torch.Tensor) -> float:
     return float(torch.nn.functional.cosine_similarity(vectors, reference).min())
 
 
-@pytest.mark.parametrize(
-    ("architecture", "prefix_cache"), [*((name, "auto") for name in ARCHITECTURES), ("llama", "off"), ("gemma3", "off")]
-)
+WAYS = {  # overrides, and how a model is computed whose prompts may share what they begin with
+    "unpadded": ([], ExecutionMode.UNPADDED),
+    "prefix": (["model.attn_implementation=eager"], ExecutionMode.SHARED_PREFIX),
+    "plain": (["model.prefix_cache=off"], ExecutionMode.BATCHED),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_vectors_equal_the_one_by_one_reference(
     architecture: str,
-    prefix_cache: str,
+    way: str,
     model_folders: Callable[[str], Path],
     write_jsonl: Callable[..., Path],
     tiny_config: Callable[..., DictConfig],
 ) -> None:
     folder = model_folders(architecture)
     reference = reference_vectors(full_model(folder), AutoTokenizer.from_pretrained(folder), TEXTS, template=ZH)
-    cfg = tiny_config(write_jsonl(TEXTS), f"model.prefix_cache={prefix_cache}", model=folder)
+    overrides, expected = WAYS[way]
+    cfg = tiny_config(write_jsonl(TEXTS), *overrides, model=folder)
 
     summary = memvec.predict(cfg)
 
     vectors = memvec.load(cfg.output_dir)["vector"][:]
     assert relative_error(vectors, reference) < 1e-5
     assert smallest_cosine(vectors, reference) > 0.999999
-    assert (summary.manifest["notes"]["prefix_tokens"] > 0) == (
-        prefix_cache == "auto" and architecture in SHARES_PREFIX
-    )
+    notes = summary.manifest["notes"]
+    assert notes["path"] == (expected if architecture in SHARES_PREFIX else ExecutionMode.BATCHED).value
+    assert (notes["prefix_tokens"] > 0) == (notes["path"] != ExecutionMode.BATCHED.value)
 
 
 @pytest.mark.parametrize("max_tokens", [1, 64, 100_000])
@@ -204,8 +212,8 @@ def test_a_rope_that_changes_with_length_is_right_on_both_sides(
     reference = reference_vectors(full_model(folder), tokenizer, TEXTS, template=ZH)
     cfg = tiny_config(write_jsonl(TEXTS), model=folder)
     summary = memvec.predict(cfg)
-    expected = "batched, shared prefix computed once" if is_known else "batches of equal length"
-    assert summary.manifest["notes"]["path"] == expected
+    expected = ExecutionMode.UNPADDED if is_known else ExecutionMode.EQUAL_LENGTHS
+    assert summary.manifest["notes"]["path"] == expected.value
     assert relative_error(memvec.load(cfg.output_dir)["vector"][:], reference) < 1e-5
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -13,8 +14,6 @@ from transformers import AutoTokenizer
 
 import memvec
 from memvec import Encoder
-from memvec.model import extractor as extractors
-from memvec.model import warm_up as warm_ups
 from memvec.model.extractor import Extractor
 from memvec.model.parity import ExecutionMode
 from tests.helpers.families import build_family
@@ -23,13 +22,6 @@ from tests.helpers.reference import full_model, relative_errors
 
 TEXTS = random_texts(60)
 MAX_TOKENS = 512
-
-
-@pytest.fixture(autouse=True)
-def always_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether a processor gains by it, and with how many batches, is not what is tested."""
-    monkeypatch.setattr(extractors, "SMALLEST_GAIN", 0.0)
-    monkeypatch.setattr(warm_ups, "BATCHES_TO_PAY_ON_CPU", 2)
 
 
 def extractor_of(encoder: Encoder) -> Extractor:
@@ -57,10 +49,11 @@ def test_progress_counts_every_token_without_padding(llama: Path, capsys: pytest
     assert "100%" in capsys.readouterr().err
 
 
-def test_a_small_call_is_not_worth_trying_on_a_processor(llama: Path) -> None:
-    with Encoder(llama, max_tokens=2048) as encoder:
-        encoder.encode(TEXTS)
-        assert extractor_of(encoder).mode is ExecutionMode.SHARED_PREFIX
+@pytest.mark.parametrize("probe", ["auto", "off"])
+def test_the_first_small_call_leaves_padding_out(probe: Literal["auto", "off"], llama: Path) -> None:
+    with Encoder(llama, probe=probe) as encoder, Encoder(llama, prefix_cache="off") as plain:
+        assert relative_errors(encoder.encode(TEXTS[:2]), plain.encode(TEXTS[:2])).max() < 1e-5
+        assert extractor_of(encoder).mode is ExecutionMode.UNPADDED
 
 
 def test_padding_stays_where_every_token_is_to_be_computed(llama: Path) -> None:
@@ -75,9 +68,12 @@ def test_an_attention_that_was_asked_for_is_kept(llama: Path) -> None:
         assert extractor_of(encoder).mode is ExecutionMode.SHARED_PREFIX
 
 
-def test_a_model_that_passes_nothing_on_keeps_padding(llama: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("probe", ["auto", "off"])
+def test_a_model_that_passes_nothing_on_keeps_padding(
+    probe: Literal["auto", "off"], llama: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model, tokenizer = build_family("nemotron"), AutoTokenizer.from_pretrained(llama)
-    encoder = Encoder(model, tokenizer=tokenizer, max_tokens=MAX_TOKENS)
+    encoder = Encoder(model, tokenizer=tokenizer, max_tokens=MAX_TOKENS, probe=probe)
     with caplog.at_level("INFO", logger="memvec"):
         encoder.encode(TEXTS)
     assert extractor_of(encoder).mode is ExecutionMode.SHARED_PREFIX

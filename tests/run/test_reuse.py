@@ -159,7 +159,7 @@ def test_the_summary_says_what_was_taken_from_where(
     assert read_json(summary.folder.manifest)["notes"]["reused"] == {str(known.root): KNOWN}
     reused, speed = summary.lines()[4:6]
     assert reused == f"reused     {KNOWN} from {known.root}"
-    assert speed.endswith("entries/s; batched, shared prefix computed once), over the 4 computed")
+    assert speed.endswith("entries/s; batched, without padding, shared tokens computed once), over the 4 computed")
     tokens = memvec.load(summary.folder.root)["num_tokens"][KNOWN:].sum()
     assert summary.metrics["tokens_per_second"] == pytest.approx(tokens / summary.metrics["predict_seconds"])
 

@@ -15,10 +15,12 @@ from memvec.trainer.history import MOMENTS, SLICES, Timeline, combine_lengths, c
 from tests.conftest import TEXTS
 
 
+@pytest.mark.parametrize(("prefix_cache", "is_padded"), [("auto", False), ("off", True)])
 def test_a_runs_history_counts_what_was_computed(
-    write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
+    prefix_cache: str, is_padded: bool, write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
 ) -> None:
-    summary = memvec.predict(tiny_config(write_jsonl(TEXTS), "data.batch_size=4"))
+    cfg = tiny_config(write_jsonl(TEXTS), "data.batch_size=4", f"model.prefix_cache={prefix_cache}")
+    summary = memvec.predict(cfg)
     history = read_json(summary.folder.history)
     timeline, lengths = history["timeline"], history["lengths"]
     unique = len(set(TEXTS))
@@ -30,6 +32,7 @@ def test_a_runs_history_counts_what_was_computed(
     by_length = np.bincount([count // lengths["tokens_per_bin"] for count in different.values()])
     assert lengths["entries"] == by_length.tolist()
     padded = summary.metrics["computed_tokens"] / (1 - summary.metrics["padding_share"])
+    assert (sum(lengths["padding"]) > 0) == is_padded
     assert sum(lengths["padding"]) == pytest.approx(padded - summary.metrics["computed_tokens"])
     assert sum(timeline["padding"]) == pytest.approx(sum(lengths["padding"]), abs=0.1 * SLICES)
 
@@ -37,7 +40,7 @@ def test_a_runs_history_counts_what_was_computed(
 def test_a_timeline_of_any_length_stays_small() -> None:
     timeline = Timeline(2.0)
     for batch in range(10_000):
-        timeline.add(2.0 + 0.01 * (batch + 1), np.asarray([3, 5]))
+        timeline.add(2.0 + 0.01 * (batch + 1), np.asarray([3, 5]), is_padded=True)
     seconds, entries, tokens, padding = timeline.to_json()
     assert len(seconds) <= MOMENTS + 1
     assert (seconds[0], entries[0]) == (2.0, 0)
@@ -58,8 +61,8 @@ def test_ranks_add_up_slice_by_slice() -> None:
 
 def test_padding_is_counted_where_it_stands_and_ranks_add_up() -> None:
     lengths = np.asarray([4, 2, 4, 1, 3], dtype=np.int32)
-    first = padding_by_length(lengths, [np.asarray([0, 1])])
-    second = padding_by_length(lengths, [np.asarray([2]), np.asarray([4, 3])])
+    first = padding_by_length(lengths, [np.asarray([0, 1])], is_padded=True)
+    second = padding_by_length(lengths, [np.asarray([2]), np.asarray([4, 3])], is_padded=True)
     assert first == {"tokens_per_bin": 1, "entries": [0, 0, 1, 0, 1], "padding": [0, 0, 2, 0, 0]}
     assert combine_lengths([first, second]) == {
         "tokens_per_bin": 1,
