@@ -72,8 +72,8 @@ class Encoder:
         adapter: Folder or Hub name (`owner/name@revision`) of a LoRA adapter that is merged into the weights. A model
             that is held has its own.
         attn_implementation: transformers' name (`sdpa`, `eager`, `flash_attention_2`); None is the model's default.
-        prefix_cache: `auto` computes the tokens that prompts begin with once, where the model allows, and leaves
-            padding out where that is faster; `off` computes every token of every row.
+        prefix_cache: `auto` computes the tokens that prompts begin with once and leaves padding out, where the
+            model allows; `off` computes every token of every row.
         tune: `auto` packs weights where a measurement says that it pays; `off` leaves them as they are.
         compile: Whether layers, or what of them holds no cache, are compiled, at the first call that is large; `auto`
             does on a GPU where that pays. A model that is held is left as it is.

@@ -61,8 +61,8 @@ class HiddenStateModule(pl.LightningModule):
             with a column of its own in the result.
         revision: Of a Hub model; None is its main branch.
         adapter: Folder or Hub name (`owner/name@revision`) of a LoRA adapter that is merged into the weights.
-        prefix_cache: `auto` computes the tokens that prompts begin with once, where the model allows, and leaves
-            padding out where that is faster; `off` computes every token of every row.
+        prefix_cache: `auto` computes the tokens that prompts begin with once and leaves padding out, where the
+            model allows; `off` computes every token of every row.
         attn_implementation: transformers' name (`sdpa`, `eager`, `flash_attention_2`); None is the model's default.
         tune: `auto` measures on a CPU whether packed weights are faster, and computes in float32 what the CPU would
             emulate; `off` leaves weights as they are.

@@ -13,8 +13,8 @@ class Speedups:
     """Which ways to be fast are wanted.
 
     Args:
-        prefix_cache: `auto` computes the tokens that prompts begin with once, where the model allows, and leaves
-            padding out; `off` computes every token of every row.
+        prefix_cache: `auto` computes the tokens that prompts begin with once and leaves padding out, where the
+            model allows; `off` computes every token of every row.
         tune: `auto` measures on a CPU whether packed weights are faster; `off` leaves them as they are.
         compile: Whether layers, or what of them holds no cache, are compiled, which costs 10 to 30 seconds; `auto` does
             on a GPU where that pays.
