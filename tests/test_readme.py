@@ -1,8 +1,9 @@
-"""The READMEs are true: every option with its default, every file, every link, and the lines that replace a loop."""
+"""The READMEs are true: options with their defaults, files, links, commands, and the lines that replace a loop."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,16 +11,20 @@ import torch
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from memvec.config.compose import register_resolvers
+from memvec.config.compose import compose, register_resolvers
 from memvec.config.options import read_options
 from tests.conftest import TEXTS
 from tests.helpers.option_tables import TABLE, with_tables
 from tests.test_rooms import FLOOR
 
 ROOT = Path(__file__).parent.parent
-READMES = ["README.md", *(f"{folder}/README.md" for folder in ("conf", "memvec", "memvec/trainer", "tests"))]
-READMES.append("tests/benchmarks/README.md")
+FOLDERS = ("conf", "memvec", "tests")
+READMES = [
+    "README.md",
+    *sorted(str(path.relative_to(ROOT)) for name in FOLDERS for path in (ROOT / name).rglob("README.md")),
+]
 FILE = re.compile(r"^([\w/]+\.py) +\S", re.MULTILINE)
+COMMAND = re.compile(r"-m memvec\.(predict|generate|extract|search|evaluate)\b(.*)")
 # What a command's help shows, a file of conf/ each.
 HELP = {
     "predict": ("predict", "data/default", "prompt/one_token_zh", "model/hub", "trainer/default", "writer/default"),
@@ -76,14 +81,27 @@ def test_the_map_has_every_file_once_from_the_ground_up() -> None:
 @pytest.mark.parametrize("readme", READMES)
 def test_links_lead_somewhere(readme: str) -> None:
     path = ROOT / readme
-    text = path.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\((?!https?:)([^)]*)\)", text):
+    for target in re.findall(r"\]\((?!https?:)([^)]*)\)", path.read_text(encoding="utf-8")):
         name, _, anchor = target.partition("#")
         linked = (path.parent / name) if name else path
         assert linked.is_file(), target
-        headings = re.findall(r"^#+ (.*)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
-        anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-        assert anchor in {"", *anchors}, target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in anchors, target
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_every_command_composes(readme: str) -> None:
+    blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / readme).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    for command, typed in COMMAND.findall("".join(blocks).replace("\\\n", "")):
+        arguments = shlex.split(typed, comments=True)
+        if "--config-dir" in arguments:  # its options are the user's
+            continue
+        overrides = [argument for argument in arguments if "=" in argument]
+        if "-m" in arguments:  # of a sweep, its first job
+            overrides = [override.split(",")[0] for override in overrides]
+        compose(overrides, config_name=command)
 
 
 def test_ci_runs_the_second_command_of_the_readme() -> None:
