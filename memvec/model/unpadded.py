@@ -136,14 +136,20 @@ def _attend_padded(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: PaddedRows, scaling: float | None,
     sliding_window: int | None,
 ) -> torch.Tensor:  # fmt: skip
-    is_seen = rows.distance >= 0
-    if sliding_window is not None:
-        is_seen &= rows.distance < sliding_window
+    batch, width = rows.keys.shape
+    is_seen = None
+    if batch > 1 or (sliding_window is not None and sliding_window < width):
+        is_seen = rows.distance >= 0
+        if sliding_window is not None:
+            is_seen &= rows.distance < sliding_window
+        is_seen = is_seen[:, None]
+    # A row alone shares nothing, and needs no mask: SDPA then skips what lies behind the diagonal, half of a long row.
     attended = scaled_dot_product_attention(
         query[rows.queries].transpose(1, 2),
         key[rows.keys].transpose(1, 2),
         value[rows.keys].transpose(1, 2),
-        attn_mask=is_seen[:, None],
+        attn_mask=is_seen,
+        is_causal=is_seen is None,
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )  # [B, H, Q, K]
