@@ -38,7 +38,7 @@ class BatchRules:
                 allowed = (
                     "null, an integer of at least 1" if self.output_tokens else "auto, null, an integer of at least 1"
                 )
-                raise ConfigError(f"data.max_tokens={self.max_tokens}: allowed: {allowed}")
+                raise ConfigError("data.max_tokens", self.max_tokens, allowed=allowed)
         else:
             at_least_or_none("data.max_tokens", self.max_tokens, 1)
 
