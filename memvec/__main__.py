@@ -53,8 +53,8 @@ def main(arguments: Sequence[str]) -> None:
         return
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
-        advice = f"did you mean {near[0]}?" if near else "memvec --help says what each does"
-        error = ConfigError(name, found="no such command", allowed=COMMANDS, advice=advice)
+        advice = f"did you mean {near[0]}? (memvec --help lists them)" if near else "memvec --help lists them"
+        error = ConfigError(name, found="no such command", allowed=() if near else COMMANDS, advice=advice)
         sys.stderr.write(f"memvec: error: {error}\n")
         sys.exit(error.exit_code)
     sys.argv[1:] = others
