@@ -165,8 +165,7 @@ def _parse_error(override: str) -> ConfigError:
     """Says how to type an override that Hydra cannot read."""
     name, equals, value = override.partition("=")
     if not equals:
-        allowed = "NAME=VALUE (a value with spaces in the shell's quotes)"
-        return ConfigError(override, found="no override", allowed=allowed)
+        return ConfigError(override, found="no override", allowed="NAME=VALUE (with spaces in the shell's quotes)")
     advice = f'put the value in quotes, and both in the shell\'s: "{name}={quoted(value)}"'
     return ConfigError(override, found="cannot be read", advice=advice)
 

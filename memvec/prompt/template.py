@@ -53,8 +53,7 @@ class Prompt:
         if not self.chat:
             return self.template
         if not tokenizer.chat_template:
-            found = "the tokenizer has no chat template"
-            raise ModelError(tokenizer.name_or_path, found=found, advice="choose another prompt")
+            raise ModelError(tokenizer.name_or_path, found="has no chat template", advice="choose another prompt")
         messages = [*map(dict, self.turns), {"role": "user", "content": self.template}]
         return fill_chat_template(tokenizer, messages, keeps=FIELD, options=self.chat_template_kwargs)
 

@@ -179,8 +179,7 @@ class RunFolder(RunLayout):
             return  # whatever became of the file with the fingerprint
         found = self._read_fingerprint()
         if found is None:
-            damage = "is damaged, and nothing else says whose run it was"
-            raise RunFolderError(self.fingerprint, found=damage, advice=ANOTHER)
+            raise RunFolderError(self.fingerprint, found="is damaged; nothing else says whose it was", advice=ANOTHER)
         if found.get(FORMAT) != fingerprint.get(FORMAT):
             version = "holds an unfinished run of another version of memvec, which this one cannot resume"
             raise RunFolderError(self.root, found=version, advice=f"finish it with that version, or {ANOTHER}")

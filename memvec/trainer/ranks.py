@@ -75,8 +75,7 @@ def wait_for_started_ranks(trainer: pl.Trainer) -> None:
             code = process.wait(timeout=SECONDS_TO_END)
         except subprocess.TimeoutExpired as error:
             process.kill()
-            found = f"did not end within {SECONDS_TO_END} s and was killed"
-            raise RankError(f"rank {local_rank}", found=found) from error
+            raise RankError(f"rank {local_rank}", found=f"did not end in {SECONDS_TO_END} s and was killed") from error
         if code != 0:
             advice = "see its log in the run's folder"
             raise RankError(f"rank {local_rank}", found=f"ended with exit code {code}", advice=advice)
