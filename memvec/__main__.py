@@ -52,7 +52,9 @@ def main(arguments: Sequence[str]) -> None:
         sys.stdout.write(f"{said}\n")
         return
     if name not in COMMANDS:
-        error = ConfigError(f"{name}: no such command{_advice(name)} (memvec --help lists them)")
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        advice = f"did you mean {near[0]}? (memvec --help lists them)" if near else "memvec --help lists them"
+        error = ConfigError(name, found="no such command", allowed=() if near else COMMANDS, advice=advice)
         sys.stderr.write(f"memvec: error: {error}\n")
         sys.exit(error.exit_code)
     sys.argv[1:] = others
@@ -80,11 +82,6 @@ def script() -> None:
     """
     os.environ.setdefault("PYTHONSAFEPATH", "1")
     main(sys.argv[1:])
-
-
-def _advice(name: str) -> str:
-    near = difflib.get_close_matches(name, COMMANDS, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; allowed: {', '.join(COMMANDS)}"
 
 
 if __name__ == "__main__":

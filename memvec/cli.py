@@ -23,14 +23,13 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from memvec.config.compose import conf_folder, config_error_line, known_overrides, register_resolvers
+from memvec.config.compose import conf_folder, config_error, known_overrides, register_resolvers
 from memvec.config.overrides import SWEEP, as_overrides
 from memvec.config.values import folder_here
 from memvec.errors import ConfigError, Interrupted, MemvecError, RunFolderError, on_one_line, one_line
 from memvec.sweep.jobs import is_sweep, run_job
 from memvec.trainer.interrupt import end_with_parent
 from memvec.trainer.ranks import started_rank
-from memvec.urls import masked
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 PRIVATE = 0o077
@@ -55,7 +54,8 @@ def main(task: Callable[[DictConfig], Outcome], *, config_name: str, sweeps: boo
     if started_rank() > 0:
         end_with_parent()
     if not sweeps and not SWEEP.isdisjoint(sys.argv):
-        sys.exit(_report(ConfigError(f"memvec.{config_name} runs no sweeps; give it the folder of one that has run")))
+        advice = "give it the folder of one that has run"
+        sys.exit(_report(ConfigError(f"memvec.{config_name}", found="runs no sweeps", advice=advice)))
     if sweeps:
         try:
             _check_output_dir(sys.argv[1:])  # Hydra would make a folder of that name
@@ -64,7 +64,7 @@ def main(task: Callable[[DictConfig], Outcome], *, config_name: str, sweeps: boo
         except ConfigError as error:
             sys.exit(_report(error))
     if flag := _override_as_flag(sys.argv[1:], config_name):
-        sys.exit(_report(ConfigError(f"{flag}: overrides are typed without --: {flag.lstrip('-')}")))
+        sys.exit(_report(ConfigError(flag, found="overrides are typed without --", allowed=flag.lstrip("-"))))
     sys.argv[1:] = as_overrides(sys.argv[1:])  # Lightning gives them to the ranks that it starts
     register_resolvers()
     as_the_user_has_it = os.environ.get(FULL_ERROR)
@@ -97,7 +97,7 @@ def main(task: Callable[[DictConfig], Outcome], *, config_name: str, sweeps: boo
         if as_the_user_has_it == "1":
             raise
         if isinstance(error, OSError) and not isinstance(error, HydraException):  # Hydra makes the folder
-            error = RunFolderError(f"output_dir: the run's folder cannot be made: {one_line(error)}")
+            error = RunFolderError("output_dir", found=f"the run's folder cannot be made: {one_line(error)}")
         sys.exit(_report(error, config_name))
     except KeyboardInterrupt:
         sys.exit(_report(Interrupted(signal.SIGINT)))
@@ -117,10 +117,9 @@ def _check_publish(arguments: Sequence[str]) -> None:
     """Refuses to publish a sweep: a place holds one run, and each of its jobs is another."""
     for name, _, value in (argument.partition("=") for argument in arguments):
         if name.lstrip("+") == "publish" and value not in ("", "null"):
-            raise ConfigError(
-                f"publish={masked(value)}: every job of a sweep is a run of its own, and this is one place; allowed: "
-                "none with -m; afterwards a job's own command, with output_dir=SWEEP/JOB, publishes it"
-            )
+            found = "every job of a sweep is a run of its own, and this is one place"
+            advice = "afterwards a job's own command, with output_dir=SWEEP/JOB, publishes it"
+            raise ConfigError("publish", value, found=found, allowed="none with -m", advice=advice)
 
 
 def _override_as_flag(arguments: Sequence[str], config_name: str) -> str | None:
@@ -154,12 +153,9 @@ def _report(error: Exception, config_name: str = "predict") -> int:
     if isinstance(error, Interrupted) and started_rank() > 0:
         return error.exit_code
     rank = f"rank {started_rank()}: " if started_rank() else ""
-    if isinstance(error, MemvecError):
-        line, code = str(error), error.exit_code
-    elif isinstance(error, HydraException | OmegaConfBaseException):  # some of Hydra's are OSErrors too
-        line, code = config_error_line(error, config_name=config_name), 2
-    else:
-        line, code = one_line(error), 1
+    if isinstance(error, HydraException | OmegaConfBaseException):  # some of Hydra's are OSErrors too
+        error = config_error(error, config_name=config_name)
+    line, code = (str(error), error.exit_code) if isinstance(error, MemvecError) else (one_line(error), 1)
     kind = "" if isinstance(error, Interrupted) else "error: "
     sys.stderr.write(f"memvec: {kind}{rank}{on_one_line(line)}\n")
     return code

@@ -110,10 +110,11 @@ class Encoder:
     ) -> None:
         self.model = model if _is_module(model) else str(model)
         self.is_lent = _is_module(model)
+        held = "a model that the program holds"
         if self.is_lent and tokenizer is None:
-            raise ConfigError("tokenizer=None: a model that the program holds needs its tokenizer or processor")
+            raise ConfigError("tokenizer", None, found=f"{held} needs its tokenizer or processor")
         if self.is_lent and adapter is not None:
-            raise ConfigError(f"adapter={adapter}: a model that the program holds brings its own; lend a `PeftModel`")
+            raise ConfigError("adapter", adapter, found=f"{held} brings its own", advice="lend a `PeftModel`")
         self.tokenizer = tokenizer
         self.prompt = prompt if isinstance(prompt, Prompt) else Prompt(*named_prompt(prompt))
         checked = one_or_more_layers("layer", layer)
@@ -131,7 +132,7 @@ class Encoder:
         self.tune = one_of("tune", tune, ("auto", "off"))
         self.compile = one_of("compile", compile, ("auto", True, False))
         if self.is_lent and self.compile is True:
-            raise ConfigError("compile=True: a model that the program holds is left as it is; compile it yourself")
+            raise ConfigError("compile", True, found=f"{held} is left as it is", advice="compile it yourself")
         self.probe = one_of("probe", probe, ("auto", "off"))
         self.trust_remote_code = one_of("trust_remote_code", trust_remote_code, (True, False))
         self.use_safetensors = one_of("use_safetensors", use_safetensors, (True, False))
@@ -219,7 +220,7 @@ class Encoder:
         reasons = {row: reason for row, text in enumerate(values) if (reason := why_unusable(text))}
         if reasons and on_error == "raise":
             row, reason = next(iter(reasons.items()))
-            raise InputError(f"texts[{row}]: {reason}")
+            raise InputError(f"texts[{row}]", found=reason)
         usable = [row for row in range(len(values)) if row not in reasons]
         held = self._loaded()
         shape = (len(self.layers), held.extractor.dimension) if self.is_list else (held.extractor.dimension,)
@@ -230,7 +231,7 @@ class Encoder:
                 computed, failed = held.compute(prompts, progress=progress, to=torch.device(to))
             if failed and on_error == "raise":
                 row, reason = next(iter(failed.items()))
-                raise ModelError(f"texts[{usable[row]}]: {reason}")
+                raise ModelError(f"texts[{usable[row]}]", found=reason)
             vectors = computed.view(len(usable), *shape)
         if not reasons:
             return vectors
@@ -253,7 +254,7 @@ class Encoder:
         """
         names = batch.column_names if hasattr(batch, "column_names") else list(batch)
         if TEXT not in names:
-            raise InputError(f"batch: no column {TEXT!r}; columns found: {', '.join(map(str, names))}")
+            raise InputError("batch", found=f"no column {TEXT!r}; columns found: {', '.join(map(str, names))}")
         vectors = self.encode(batch[TEXT]).numpy()
         if isinstance(batch, Mapping):
             return {**batch, VECTOR: vectors}
@@ -377,7 +378,7 @@ def _device(name: str) -> torch.device:
         try:
             return torch.device(name)
         except RuntimeError as error:
-            raise ConfigError(f"device={name}: {one_line(error)}") from error
+            raise ConfigError("device", name, found=one_line(error)) from error
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return found or torch.device("cpu")
 
@@ -385,5 +386,5 @@ def _device(name: str) -> torch.device:
 def _dtype(name: str, value: str | torch.dtype) -> torch.dtype:
     found = DTYPES.get(str(value).removeprefix("torch."))
     if found is None:
-        raise ConfigError(f"{name}={value}: allowed: {', '.join(DTYPES)}")
+        raise ConfigError(name, value, allowed=DTYPES)
     return found

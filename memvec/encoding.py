@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 import torch
 
+from memvec.config.values import one_of
 from memvec.data.texts import as_values
 from memvec.encoder import EMBEDDED, Encoder
-from memvec.errors import ConfigError, InputError
+from memvec.errors import InputError
 
 # Lightning's words for dtypes: those of the weights, and of autocast.
 PRECISIONS: dict[str, tuple[str, str | None]] = {
@@ -68,7 +69,7 @@ def encode(
         ModelError: There is no such model.
     """
     if not as_values(texts, name="texts"):
-        raise InputError("texts: found none; allowed: a list of texts")
+        raise InputError("texts", found="found none", allowed="a list of texts")
     dtype, autocast = precision_dtypes(precision)
     layers = layer if isinstance(layer, int) else tuple(layer)
     settings = (str(model), str(adapter), prompt, layers, precision, accelerator, batch_size, max_tokens, max_length)
@@ -97,9 +98,7 @@ def precision_dtypes(precision: str) -> tuple[str, str | None]:
     Raises:
         ConfigError: It is none of Lightning's that an encoder computes in.
     """
-    if precision not in PRECISIONS:
-        raise ConfigError(f"precision={precision}: allowed: {', '.join(PRECISIONS)}")
-    return PRECISIONS[precision]
+    return PRECISIONS[one_of("precision", precision, tuple(PRECISIONS))]
 
 
 def device_of(accelerator: str) -> str:

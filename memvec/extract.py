@@ -79,7 +79,7 @@ def extract(cfg: DictConfig) -> ExtractSummary:
     if memories.counts.memories == 0:
         if not first.computation.leads:
             raise SystemExit(0)  # the first rank says it
-        raise InputError(f"{first.folder.root}: no memory was found in {memories.counts.windows} windows")
+        raise InputError(first.folder.root, found=f"no memory was found in {memories.counts.windows} windows")
     second = vector_stage(_vectors_config(cfg, first.folder.memories))
     before, computation = first.computation, second.computation
     if isinstance(before, TrainerComputation) and isinstance(computation, TrainerComputation):

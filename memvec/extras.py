@@ -23,4 +23,5 @@ def import_extra(module: str, *, extra: str, purpose: str) -> ModuleType:
         return import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        raise ExtraError(f"{purpose} needs {package}, which is missing: pip install 'memvec[{extra}]'") from error
+        advice = f"pip install 'memvec[{extra}]'"
+        raise ExtraError(purpose, found=f"needs {package}, which is missing", advice=advice) from error

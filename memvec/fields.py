@@ -95,7 +95,7 @@ class JsonObject:
         """Returns the lists of some names, as `take_list` does, all as long as each other."""
         columns = {name: self.take_list(name, kind) for name in names}
         if len({len(column) for column in columns.values()}) > 1:
-            raise RunFolderError(f"{self.path}: damaged, or not of memvec: the lists of {self.place} differ in length")
+            raise RunFolderError.damaged(self.path, f"the lists of {self.place} differ in length")
         return columns
 
     def take_all(self, kind: type[Kind]) -> dict[str, Kind]:
@@ -135,7 +135,7 @@ class JsonObject:
         for part in outer:
             found = found.within(part)
         if last not in found.content:
-            raise RunFolderError(f"{self.path}: damaged, or not of memvec: it has no {found._full(last)}")
+            raise RunFolderError.damaged(self.path, f"it has no {found._full(last)}")
         return found.content[last]
 
     def _as(self, kind: type[Kind], name: str, found: Any) -> Kind:
@@ -156,7 +156,7 @@ class JsonObject:
         kinds: dict[type, str] = {dict: "an object", list: "a list"}
         shown = kinds.get(type(found)) or repr(found)[:80]
         place = self._full(name) or "the content"
-        return RunFolderError(f"{self.path}: damaged, or not of memvec: {place} is {shown}; allowed: {allowed}")
+        return RunFolderError.damaged(self.path, f"{place} is {shown}", allowed=allowed)
 
     def _full(self, name: str) -> str:
         return f"{self.place}.{name}".strip(".")

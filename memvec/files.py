@@ -71,7 +71,8 @@ def create_file(path: Path, flags: int) -> int:
 
 def _refuse_link(path: Path) -> None:
     if path.is_symlink():
-        raise RunFolderError(f"{path}: a link to {path.readlink()}, which memvec does not follow; remove it")
+        found = f"a link to {path.readlink()}, which memvec does not follow"
+        raise RunFolderError(path, found=found, advice="remove it")
 
 
 @contextmanager
@@ -87,7 +88,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise WriterError(f"{path}: cannot be written: {one_line(error)}") from error
+        raise WriterError(path, found=f"cannot be written: {one_line(error)}") from error
 
 
 @contextmanager
@@ -172,9 +173,9 @@ def _reading(path: Path) -> Iterator[BinaryIO]:
                 raise ValueError("not a regular file")
             yield stream
     except OSError as error:
-        raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from error
+        raise RunFolderError(path, found=f"cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise RunFolderError(f"{path}: damaged, or not of memvec: {one_line(error)}") from error
+        raise RunFolderError.damaged(path, one_line(error)) from error
 
 
 def _parse(content: bytes) -> Any:

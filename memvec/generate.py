@@ -59,7 +59,7 @@ def memory_stage(cfg: DictConfig) -> Stage[GenerationSummary]:
             rows, computation = build_asking(cfg, generator, writer, folder)
         else:
             if shards_weights(cfg):
-                raise ConfigError("generation does not shard weights; allowed: trainer=default, trainer=ddp")
+                raise ConfigError("trainer", found="generation does not shard weights", allowed="default, ddp")
             rows = datamodule = build_conversations(cfg, generator, folder)
             trainer = build_trainer(cfg, writer, folder, batches_in_profile=1)  # one batch is hundreds of steps
             computation = TrainerComputation(trainer, generator, datamodule)

@@ -47,7 +47,7 @@ def predict(cfg: DictConfig, *, data: Any = None) -> RunSummary:
         MemvecError: Something in the configuration, input, model or folder is wrong; the message says what.
     """
     if cfg.dry_run:
-        raise ConfigError("dry_run=true: a plan is asked for, which memvec.run.dry_run.plan_run(cfg) makes")
+        raise ConfigError("dry_run", True, found="a plan is asked for, which memvec.run.dry_run.plan_run(cfg) makes")
     stage = vector_stage(cfg) if data is None else vector_stage(without_path(cfg), data=data)
     publishes = cfg.publish is not None and stage.computation.leads
     place = open_place(cfg.publish, stage.folder) if publishes else None

@@ -65,12 +65,11 @@ def open_remote(url: str, *, option: str) -> tuple[FileSystem, str]:
     """
     protocol = url.partition("://")[0].lower()
     if "::" in url:
-        raise ConfigError(f"{option}={masked(url)}: allowed: one address, without ::")
+        raise ConfigError(option, url, allowed="one address, without ::")
     if has_secret_user(url):
-        raise ConfigError(
-            f"{option}={masked(url)}: name and password do not belong in an address of {protocol}://; "
-            "set them where its package looks for them, such as in the environment"
-        )
+        found = f"name and password do not belong in an address of {protocol}://"
+        advice = "set them where its package looks for them, such as in the environment"
+        raise ConfigError(option, url, found=found, advice=advice)
     if protocol in EXTRAS:
         package, extra = EXTRAS[protocol]
         import_extra(package, extra=extra, purpose=f"{protocol}://")
@@ -78,9 +77,9 @@ def open_remote(url: str, *, option: str) -> tuple[FileSystem, str]:
         # Not one that an earlier call has made: it would keep the listings and credentials of then.
         file_system, path = fsspec.core.url_to_fs(url, skip_instance_cache=True, **_patience(protocol))
     except ImportError as error:
-        raise ExtraError(f"{option}={masked(url)}: {one_line(error)}") from error
+        raise ExtraError(option, url, found=one_line(error)) from error
     except Exception as error:  # what a package's constructor does not like, in errors of its own
-        raise ConfigError(f"{option}={masked(url)}: cannot be used: {one_line(error)}") from error
+        raise ConfigError(option, url, found=f"cannot be used: {one_line(error)}") from error
     return file_system, str(path)
 
 
@@ -153,7 +152,7 @@ def remote_errors(url: str, *, kind: type[MemvecError], cannot: str = "be read")
     except MemvecError:
         raise
     except Exception as error:  # of a dozen libraries, most with types of their own
-        raise kind(f"{masked(url)}: cannot {cannot}: {_said(error, url)}") from error
+        raise kind(masked(url), found=f"cannot {cannot}: {_said(error, url)}") from error
 
 
 def _said(error: Exception, url: str) -> str:

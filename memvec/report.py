@@ -58,7 +58,7 @@ def write_report(folder: str | Path, *, layer: int | None = None) -> list[str]:
         is_mirror = is_url(local_path(str(folder)))  # which goes when nobody has used it for a while
         return [f"report     {_write_page(_new_folder() if is_mirror else run, contents)}"]
     if layer is not None:
-        raise ConfigError(f"layer={layer}: {folder} holds no run; of a sweep, name the folder of one")
+        raise ConfigError("layer", layer, found=f"{folder} holds no run", advice="of a sweep, name the folder of one")
     lines = [*write_table(local), *failed_lines(local)]
     return [*lines, f"report     {_write_page(run, sweep_page(local))}"]
 
@@ -100,7 +100,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises it."""
-        raise ConfigError(f"{message} (--help says what is typed)")
+        raise ConfigError(found=message, advice="--help says what is typed")
 
 
 class SweepTable(Callback):

@@ -151,8 +151,8 @@ def search_for_config(cfg: DictConfig) -> SearchResult:
     """Runs the queries of a configuration (conf/search.yaml)."""
     as_json = one_of("format", cfg.format, ("table", "jsonl")) == "jsonl"
     if (cfg.query is None) == (cfg.queries is None):
-        found = "neither query nor queries is set" if cfg.query is None else "both query and queries are set"
-        raise ConfigError(f"{found}; allowed: one text as query=, or a file of them as queries=")
+        found = "neither is set" if cfg.query is None else "both are set"
+        raise ConfigError("query, queries", found=found, allowed="one text as query=, or a file of them as queries=")
     queries = [str(cfg.query)] if cfg.queries is None else [query.text for query in read_queries(str(cfg.queries))]
     options = query_options(cfg)
     searcher = Searcher(

@@ -20,6 +20,7 @@ import memvec
 from memvec.errors import ConfigError, InputError, ModelError, RunFolderError
 from tests.conftest import TEXTS
 from tests.helpers.reference import reference_vectors
+from tests.helpers.refusals import refused
 
 CPU: dict[str, Any] = {"accelerator": "cpu"}
 
@@ -87,12 +88,12 @@ def test_any_sequence_of_any_characters_is_taken(texts: Any, llama: Path) -> Non
     [("", "empty"), (" \n", "blank"), (None, "null"), (7, "type int"), ("\ud800", "surrogate"), (["a"], "type list")],
 )
 def test_a_text_that_cannot_be_used_is_an_error(bad: Any, reason: str, llama: Path) -> None:
-    with pytest.raises(InputError, match=reason):
+    with refused(InputError, found=reason):
         memvec.encode(["fine", bad], model=llama, **CPU)
 
 
 def test_a_text_that_is_no_json_value_is_an_input_error_too(llama: Path) -> None:
-    with pytest.raises(InputError, match="bytes"):
+    with refused(InputError, found="bytes"):
         memvec.encode(["fine", b"bytes"], model=llama, **CPU)  # type: ignore[list-item]
 
 
@@ -102,16 +103,16 @@ def test_one_string_is_not_taken_for_a_sequence_of_texts(llama: Path) -> None:
 
 
 def test_no_texts_are_an_error(llama: Path) -> None:
-    with pytest.raises(InputError, match="found none"):
+    with refused(InputError, "texts", found="found none"):
         memvec.encode([], model=llama, **CPU)
 
 
 def test_what_does_not_exist_is_named(tmp_path: Path, llama: Path) -> None:
-    with pytest.raises(ModelError, match="no such folder"):
+    with refused(ModelError, "model.name_or_path", found="no such folder"):
         memvec.encode(["tea"], model=tmp_path / "nothing", **CPU)
-    with pytest.raises(ConfigError, match="one_token_fr"):
+    with refused(ConfigError, "prompt", "one_token_fr"):
         memvec.encode(["tea"], model=llama, prompt="one_token_fr", **CPU)
-    with pytest.raises(ConfigError, match=r"data\.batch_size=0"):
+    with refused(ConfigError, "data.batch_size", 0):
         memvec.encode(["tea"], model=llama, batch_size=0, **CPU)
 
 
@@ -152,13 +153,13 @@ def test_loading_again_gives_the_vectors_of_a_replaced_run(
 
 def test_a_folder_without_a_run_cannot_be_loaded(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nothing"):
-        with pytest.raises(RunFolderError, match="holds no run"):
+        with refused(RunFolderError, folder, found="holds no run"):
             memvec.load(folder)
 
 
 def test_an_unfinished_run_says_how_to_resume_it(tmp_path: Path) -> None:
     (tmp_path / "journal").mkdir()
-    with pytest.raises(RunFolderError, match="an unfinished run; run the same command again to resume it"):
+    with refused(RunFolderError, tmp_path, found="an unfinished run", advice="run the same command again to resume it"):
         memvec.load(tmp_path)
 
 
@@ -233,14 +234,14 @@ def test_the_same_rows_resume_a_run_and_others_are_refused(
     caplog.set_level("INFO", "memvec")
     memvec.predict(cfg, data=tuple(TEXTS))
     assert "is complete already; nothing to do" in caplog.text
-    with pytest.raises(RunFolderError, match="a run of something else: input has other content than it had"):
+    with refused(RunFolderError, "run", found="a run of something else: input has other content than it had"):
         memvec.predict(cfg, data=TEXTS[:-1])
 
 
 def test_rows_and_a_path_are_one_too_many(tiny_config: Callable[..., DictConfig]) -> None:
-    with pytest.raises(
-        ConfigError, match=r"data\.path=memories\.jsonl: the rows are given as data; allowed: one of the two"
+    with refused(
+        ConfigError, "data.path", "memories.jsonl", found="the rows are given as data", allowed="one of the two"
     ):
         memvec.predict(tiny_config("memories.jsonl"), data=TEXTS)
-    with pytest.raises(InputError, match="data: found one string"):
+    with refused(InputError, "data", found="found one string"):
         memvec.predict(tiny_config("null"), data="tea")

@@ -20,6 +20,7 @@ from memvec.retrieval.comparison import by_layer
 from memvec.retrieval.measures import MEASURES
 from tests.conftest import TEXTS
 from tests.helpers.processes import finish, start
+from tests.helpers.refusals import refused
 
 DIFFERENT = list(dict.fromkeys(TEXTS))
 
@@ -96,15 +97,15 @@ def test_layers_counted_from_the_end_stand_behind_the_others() -> None:
 def test_what_cannot_be_evaluated_is_said(
     questions: Path, write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
-    with pytest.raises(RunFolderError, match="holds no finished run of a sweep"):
+    with refused(RunFolderError, "nothing", found="holds no finished run of a sweep"):
         evaluate(configured(tmp_path / "nothing", questions))
     (tmp_path / "half" / "journal").mkdir(parents=True)
-    with pytest.raises(RunFolderError, match="an unfinished run; run the same command again"):
+    with refused(RunFolderError, "half", found="an unfinished run", advice="run the same command again"):
         evaluate(configured(tmp_path / "half", questions))
     run = memvec.predict(tiny_config(write_jsonl(DIFFERENT[:3]))).folder
-    with pytest.raises(InputError, match=r"questions\.jsonl, row 4: the relevant id 'm/3' is not among the run's 3"):
+    with refused(InputError, "questions.jsonl, row 4", found="the relevant id 'm/3' is not among the run's 3"):
         evaluate(configured(run.root, questions))
-    with pytest.raises(ConfigError, match=r"output_dir=\['a', 'b'\]: allowed: one name"):
+    with refused(ConfigError, "output_dir", ["a", "b"], allowed="one name"):
         evaluate(compose(["output_dir=[a,b]", f"queries={questions}"], config_name="evaluate"))
-    with pytest.raises(ConfigError, match="center=maybe: allowed: True, False"):
+    with refused(ConfigError, "center", "maybe", allowed="True, False"):
         evaluate(configured(run.root, questions, "center=maybe"))

@@ -24,6 +24,7 @@ from memvec.files import read_json
 from tests.helpers.adapters import save_adapter
 from tests.helpers.conversations import generation_overrides, marked, read_lines, write_lines
 from tests.helpers.processes import assert_same, finish, flow, journal_bytes, start, start_disturbed, wait_until
+from tests.helpers.refusals import refused
 from tests.helpers.scripted import FAILS, NOTHING, save_scripted_model
 from tests.test_generate import DRAWN, MARKS, texts
 
@@ -166,13 +167,13 @@ def test_a_finished_run_says_so_and_does_nothing(root: Path, scripted: Path, cap
     ("override", "change"), [("generation.seed=1", "seed was 0, is 1"), ("prompt=raw", "template was ")]
 )
 def test_other_settings_of_either_stage_are_refused(override: str, change: str, root: Path, scripted: Path) -> None:
-    with pytest.raises(RunFolderError, match=re.escape(change)):
+    with refused(RunFolderError, found=change):
         extracted(root, root / "expected", scripted, override)
 
 
 def test_a_folder_with_other_files_is_refused_at_once(root: Path, scripted: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(RunFolderError, match=r"holds other files \(thesis.tex\)"):
+    with refused(RunFolderError, tmp_path, found="holds other files (thesis.tex)"):
         extracted(root, tmp_path, scripted)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -182,7 +183,7 @@ def test_a_folder_of_other_texts_vectors_is_refused_at_once(
 ) -> None:
     cfg = tiny_config(write_jsonl(["likes tea"]), model=scripted)
     memvec.predict(cfg)
-    with pytest.raises(RunFolderError, match="holds a run of something else, without memories/"):
+    with refused(RunFolderError, "run", found="holds a run of something else, without memories/"):
         extracted(root, Path(cfg.output_dir), scripted)
     assert not (Path(cfg.output_dir) / "memories").exists()
 
@@ -271,5 +272,5 @@ def test_without_any_memory_one_line_says_so(root: Path, scripted: Path, jobs: d
     assert "Traceback" not in said
     assert len(read_lines(folder / "memories" / "failed.jsonl")) == 2
     again = memvec.compose(generation_overrides(root / "silent.jsonl", folder, scripted), config_name="extract")
-    with pytest.raises(InputError, match=re.escape(line)):
+    with refused(InputError, folder / "memories", found="no memory was found in 4 windows"):
         memvec.extract(again)

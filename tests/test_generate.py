@@ -18,6 +18,7 @@ from memvec.files import read_json
 from memvec.generation.summary import GenerationSummary
 from memvec.sweep.table import shown_table, sweep_rows
 from tests.helpers.conversations import generation_overrides, marked, read_lines, write_lines
+from tests.helpers.refusals import refused
 from tests.helpers.scripted import FAILS, NOTHING, SILENT, UNDECIDED
 
 Configure = Callable[..., DictConfig]
@@ -58,7 +59,12 @@ def test_a_finished_folder_holds_the_result_and_nothing_else(run: Any) -> None:
 
 
 def test_asked_for_its_vectors_it_says_what_makes_them(run: Any) -> None:
-    with pytest.raises(RunFolderError, match=r"holds memory texts; memvec\.predict data\.path=.*memories\.parquet"):
+    with refused(
+        RunFolderError,
+        "run",
+        found="holds memory texts",
+        advice=re.compile(r"memvec\.predict data\.path=.*memories\.parquet"),
+    ):
         memvec.load(run[0].output_dir)
 
 
@@ -156,14 +162,14 @@ def test_a_run_of_something_else_is_refused_naming_what_differs(
         *generation_overrides(cfg.data.path, cfg.output_dir, scripted, "generation.retry_temperature=200"),
         override,
     ]
-    with pytest.raises(RunFolderError, match=re.escape(change)):
+    with refused(RunFolderError, "run", found=change):
         memvec.generate(memvec.compose(other, config_name="generate"))
 
 
 def test_resume_false_refuses_a_folder_that_holds_a_run(run: Any) -> None:
     cfg = run[0].copy()
     cfg.resume = False
-    with pytest.raises(RunFolderError, match="resume=false"):
+    with refused(RunFolderError, "run", found="resume=false"):
         memvec.generate(cfg)
 
 
@@ -178,7 +184,7 @@ def test_a_trainer_that_shards_weights_is_refused_at_once(
     trainer: str, write_conversations: Write, tiny_generation: Configure
 ) -> None:
     cfg = tiny_generation(write_conversations(), f"trainer={trainer}", "trainer.devices=2")
-    with pytest.raises(ConfigError, match="generation does not shard weights; allowed: trainer=default, "):
+    with refused(ConfigError, "trainer", found="generation does not shard weights", allowed="default, ddp"):
         memvec.generate(cfg)
     assert not Path(cfg.output_dir).exists()
 

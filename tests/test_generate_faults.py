@@ -20,6 +20,7 @@ from memvec.generation.summary import GenerationSummary
 from memvec.run.folder import RunFolder
 from tests.helpers.conversations import generation_overrides, marked, write_lines
 from tests.helpers.processes import finish, flow, journal_bytes, kill_group, start, wait_until
+from tests.helpers.refusals import refused
 from tests.test_generate import DRAWN, MARKS, texts
 
 pytestmark = pytest.mark.processes
@@ -137,7 +138,7 @@ def test_a_file_that_is_put_right_runs_in_the_same_folder(
     write_conversations: Callable[..., Path], tiny_generation: Callable[..., DictConfig]
 ) -> None:
     cfg = tiny_generation(write_conversations([{"id": "a", "messages": "  "}]))
-    with pytest.raises(InputError, match="none of 1 rows can be used"):
+    with refused(InputError, found="none of 1 rows can be used"):
         memvec.generate(cfg)
     write_conversations([{"id": "a", "messages": "Ann likes tea."}])
     assert memvec.generate(cfg).counts.conversations == 1

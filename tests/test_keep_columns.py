@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -24,6 +25,7 @@ from memvec.run.folder import RunFolder
 from memvec.search import search_for_config
 from tests.helpers.conversations import CHAT, generation_overrides, read_lines, write_lines
 from tests.helpers.processes import arguments, finish, resume, start
+from tests.helpers.refusals import refused
 from tests.test_resume import leave_unfinished
 
 Configure = Callable[..., DictConfig]
@@ -98,21 +100,21 @@ def test_rows_that_a_program_has_keep_them(tiny_config: Configure, tmp_path: Pat
         found = kept(cfg.output_dir)
         assert found == [{**row, "created_at": pd.Timestamp(row["created_at"])} for row in expected()]
     frame.loc[0, "created_at"] += pd.Timedelta(days=1)
-    with pytest.raises(RunFolderError, match="input has other content than it had"):
+    with refused(RunFolderError, "run-2", found="input has other content than it had"):
         memvec.predict(cfg, data=frame.to_dict("records"))
-    with pytest.raises(InputError, match="data: no row has the column 'usr'; columns found: id, text, user"):
+    with refused(InputError, "data", found="no row has the column 'usr'; columns found: id, text, user"):
         memvec.predict(tiny_config(tmp_path, "data.path=null", "data.keep_columns=[usr]", output="x"), data=frame)
 
 
 def test_a_resume_keeps_them_and_other_ones_are_refused(write_jsonl: Write, tiny_config: Configure) -> None:
     path = write_jsonl(ROWS)
     folder = leave_unfinished(tiny_config(path, KEEP))
-    with pytest.raises(RunFolderError, match=r"keep_columns was .*, is None"):
+    with refused(RunFolderError, "run", found=re.compile(r"keep_columns was .*, is None")):
         memvec.predict(tiny_config(path))
     folder.kept.write_bytes(b"damaged")
     memvec.predict(tiny_config(path, KEEP))
     assert kept(folder.root) == expected()
-    with pytest.raises(RunFolderError, match=r"keep_columns was .*, is \['user'\]"):
+    with refused(RunFolderError, "run", found=re.compile(r"keep_columns was .*, is \['user'\]")):
         memvec.predict(tiny_config(path, "data.keep_columns=[user]"))
 
 
@@ -132,13 +134,13 @@ def test_a_row_without_a_vector_takes_its_columns_along(write_jsonl: Write, tiny
 
 
 def test_a_missing_column_is_said_before_anything_is_computed(write_jsonl: Write, tiny_config: Configure) -> None:
-    with pytest.raises(InputError, match="no row has the column 'usr'; columns found: id, text, user"):
+    with refused(InputError, "memories.jsonl", found="no row has the column 'usr'; columns found: id, text, user"):
         memvec.predict(tiny_config(write_jsonl(ROWS), "data.keep_columns=[usr]"))
 
 
 def test_columns_that_a_manifest_does_not_tell_of_are_refused(run: RunFolder, tmp_path: Path) -> None:
     content = json.loads(run.manifest.read_text())
-    for names, said in (
+    for names, found in (
         (["usr"], "usr"),
         (["vector"], "keep_columns"),
         ("user", "keep_columns"),
@@ -150,8 +152,9 @@ def test_columns_that_a_manifest_does_not_tell_of_are_refused(run: RunFolder, tm
         for part in run.vectors.iterdir():
             (folder / "vectors" / part.name).write_bytes(part.read_bytes())
         (folder / "manifest.json").write_text(json.dumps(content))
-        with pytest.raises(RunFolderError, match=said):
+        with refused(RunFolderError, found=found) as caught:
             memvec.load(folder)
+        assert caught.value.subject.startswith(str(folder))
 
 
 def test_a_search_finds_only_where_a_condition_holds(run: RunFolder) -> None:
@@ -180,7 +183,7 @@ def test_a_condition_is_typed_as_it_stands(run: RunFolder) -> None:
     assert lines[1].split("  ")[1:3] == ["m/5", "bo"]
     [line] = search_for_config(compose([*common, condition, "format=jsonl"], config_name="search")).lines()
     assert json.loads(line)["columns"] == expected()[5]
-    with pytest.raises(ConfigError, match='column "usr" not found'):
+    with refused(ConfigError, "where", "usr = 'bo'", found='column "usr" not found'):
         search_for_config(compose([*common, "where=usr = 'bo'"], config_name="search"))
 
 
@@ -192,7 +195,11 @@ def test_measures_are_taken_where_a_condition_holds(run: RunFolder, tmp_path: Pa
     evaluate(compose([*common, "where=user = 'bo'"], config_name="evaluate"))
     result = read_json(run.evaluation)
     assert (result["where"], result["measures"]["hit@1"]) == ("user = 'bo'", 1.0)
-    with pytest.raises(InputError, match="the relevant id 'm/1' is not among the run's 10 ids where user = 'ana'"):
+    with refused(
+        InputError,
+        "queries.jsonl, row 1",
+        found="the relevant id 'm/1' is not among the run's 10 ids where user = 'ana'",
+    ):
         evaluate(compose([*common, "where=user = 'ana'"], config_name="evaluate"))
 
 
@@ -224,5 +231,7 @@ def test_columns_of_conversations_travel_to_their_vectors(scripted: Path, tmp_pa
 def test_columns_that_every_memory_has_are_not_kept_again(tmp_path: Path, scripted: Path) -> None:
     path = write_lines(tmp_path / "conversations.jsonl", CHAT)
     overrides = generation_overrides(path, tmp_path / "run", scripted, "data.keep_columns=[date]")
-    with pytest.raises(ConfigError, match="'date' cannot be kept: every memory has a column of that name"):
+    with refused(
+        ConfigError, "data.keep_columns", found="'date' cannot be kept: every memory has a column of that name"
+    ):
         memvec.generate(memvec.compose(overrides, config_name="generate"))

@@ -25,6 +25,7 @@ from memvec.config.compose import sample_path
 from memvec.errors import InputError, RunFolderError
 from memvec.files import read_json
 from tests.conftest import TEXTS
+from tests.helpers.refusals import refused
 
 Configure = Callable[..., DictConfig]
 Write = Callable[..., Path]
@@ -133,7 +134,7 @@ def test_rows_that_cannot_be_used_are_named_and_the_others_run(
 
 def test_on_error_fail_ends_the_run_at_the_first_bad_row(tiny_config: Configure, write_jsonl: Write) -> None:
     cfg = tiny_config(write_jsonl(["fine", "  "]), "data.on_error=fail")
-    with pytest.raises(InputError, match=r"memories\.jsonl, row 2: 'text' is blank"):
+    with refused(InputError, "memories.jsonl, row 2", found="'text' is blank"):
         memvec.predict(cfg)
 
 
@@ -270,7 +271,7 @@ def test_a_run_of_something_else_is_refused_naming_the_field(
     override: str, change: str, finished: DictConfig, tiny_config: Configure
 ) -> None:
     before = state_of(finished.output_dir)
-    with pytest.raises(RunFolderError, match=re.escape(change)):
+    with refused(RunFolderError, "run", found=change):
         memvec.predict(tiny_config(finished.data.path, override))
     assert state_of(finished.output_dir) == before
 
@@ -278,25 +279,24 @@ def test_a_run_of_something_else_is_refused_naming_the_field(
 def test_a_run_on_changed_input_or_with_another_model_is_refused(
     finished: DictConfig, tiny_config: Configure, write_jsonl: Write, model_folders: Callable[[str], Path]
 ) -> None:
-    with pytest.raises(RunFolderError, match="model has other content than it had"):
+    with refused(RunFolderError, "run", found="model has other content than it had"):
         memvec.predict(tiny_config(finished.data.path, model=model_folders("qwen2")))
-    with pytest.raises(RunFolderError, match="input has other content than it had"):
+    with refused(RunFolderError, "run", found="input has other content than it had"):
         memvec.predict(tiny_config(write_jsonl([*TEXTS, "one more"])))
 
 
 def test_resume_false_refuses_a_folder_that_holds_a_run(finished: DictConfig, tiny_config: Configure) -> None:
-    with pytest.raises(RunFolderError, match="resume=false"):
+    with refused(RunFolderError, "run", found="resume=false"):
         memvec.predict(tiny_config(finished.data.path, "resume=false"))
 
 
 def test_after_an_error_the_same_program_can_try_again(tiny_config: Configure, write_jsonl: Write) -> None:
     """In a notebook the error, and all that its traceback holds, lives on."""
     path = write_jsonl(["fine", "  "])
-    with pytest.raises(InputError) as caught:
+    with refused(InputError, f"{path}, row 2", found="blank"):
         memvec.predict(tiny_config(path, "data.on_error=fail"))
     summary = memvec.predict(tiny_config(path))
     assert (summary.counts.entries, summary.counts.rejected) == (1, 1)
-    assert "blank" in str(caught.value)
 
 
 def test_a_run_that_stopped_before_its_last_step_is_completed(

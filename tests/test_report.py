@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from memvec.run.publish import open_place, publish_run
 from memvec.run.remote import local_run
 from memvec.sweep.jobs import FAILED, failed_jobs
 from memvec.sweep.table import MEASURED, SETTINGS, finished_jobs, job_labels, shown_table, sweep_rows
+from tests.helpers.refusals import refused
 from tests.helpers.runs import random_vectors, write_run
 from tests.helpers.s3_server import S3Server
 
@@ -135,7 +137,7 @@ def test_no_name_from_a_jobs_files_steers_terminal_or_csv(tmp_path: Path) -> Non
 def test_a_damaged_job_is_named(tmp_path: Path) -> None:
     folder = swept(tmp_path, [], [])
     (folder / "1" / "manifest.json").write_text("{")
-    with pytest.raises(RunFolderError, match=r"1/manifest\.json: damaged"):
+    with refused(RunFolderError, "1/manifest.json", found="damaged"):
         write_report(folder)
 
 
@@ -158,10 +160,10 @@ def test_the_report_of_a_sweep_writes_its_page(sweep: Path) -> None:
 
 
 def test_a_folder_without_a_finished_run_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match="holds no finished run of a sweep"):
+    with refused(RunFolderError, tmp_path, found="holds no finished run of a sweep"):
         write_report(tmp_path)
     (tmp_path / "journal").mkdir()
-    with pytest.raises(RunFolderError, match="an unfinished run; run the same command again"):
+    with refused(RunFolderError, tmp_path, found="an unfinished run", advice="run the same command again"):
         write_report(tmp_path)
 
 
@@ -169,9 +171,8 @@ def test_without_scikit_learn_the_extra_is_named(tmp_path: Path, monkeypatch: py
     write_run(tmp_path / "run", random_vectors(20))
     for module in ("sklearn", "sklearn.decomposition"):
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(
-        ExtraError, match=r"map of a run needs sklearn, which is missing: pip install 'memvec\[report\]'"
-    ):
+    install = "pip install 'memvec[report]'"
+    with refused(ExtraError, re.compile("map of a run$"), found="needs sklearn, which is missing", advice=install):
         write_report(tmp_path / "run")
 
 
@@ -217,12 +218,13 @@ def test_a_published_runs_page_is_a_result_here(
     assert '"title": "a", "subtitle"' in page.read_text(encoding="utf-8")
     assert not (local_run("s3://pages/runs/a") / "report.html").exists()
     assert write_report(f"file://{run.root}") == [f"report     {run.page}"]
-    for wrong, said in {
-        "s3://pages/runs": "s3://pages/runs: holds no finished run",
-        "s3://pages/none": "s3://pages/none: cannot be read: there is no such file or folder",
-        "s5://pages/none": "output_dir=s5://pages/none: cannot be used: ",
+    for wrong, found in {
+        "s3://pages/runs": "holds no finished run",
+        "s3://pages/none": "cannot be read: there is no such file or folder",
     }.items():
-        with pytest.raises((RunFolderError, ConfigError), match=f"^{said}"):
+        with refused(RunFolderError, wrong, found=found):
             write_report(wrong)
-    with pytest.raises(ConfigError, match="layer=3"):
+    with refused(ConfigError, "output_dir", "s5://pages/none", found="cannot be used: "):
+        write_report("s5://pages/none")
+    with refused(ConfigError, "layer", 3):
         write_report("s3://pages/runs/a", layer=3)

@@ -24,6 +24,7 @@ from memvec.writer.vectors import read_journal
 from tests.helpers.conversations import CHAT, generation_overrides, write_lines
 from tests.helpers.damage import damage
 from tests.helpers.processes import arguments, finish, start, start_disturbed, write_texts
+from tests.helpers.refusals import refused
 
 TEXTS = [f"she likes tea number {n}" for n in range(30)]
 
@@ -61,7 +62,7 @@ def test_other_settings_of_what_is_written_are_refused(
         memvec.predict(tiny_config(path))
     else:
         leave_unfinished(tiny_config(path))
-    with pytest.raises(RunFolderError, match=f"holds a run of something else: {named}"):
+    with refused(RunFolderError, "run", found=f"holds a run of something else: {named}"):
         memvec.predict(tiny_config(path, override))
     assert memvec.predict(tiny_config(path)).counts.entries == len(TEXTS)
     assert memvec.load(tiny_config(path).output_dir)["text"][:] == TEXTS
@@ -76,7 +77,7 @@ def test_other_settings_of_a_generation_are_refused(
         memvec.generate(tiny_generation(path))
     else:
         leave_unfinished(tiny_generation(path), memvec.generate)
-    with pytest.raises(RunFolderError, match="on_error was 'reject', is 'fail'"):
+    with refused(RunFolderError, "run", found="on_error was 'reject', is 'fail'"):
         memvec.generate(tiny_generation(path, "data.on_error=fail"))
     assert memvec.generate(tiny_generation(path)).counts.conversations > 0
 
@@ -115,7 +116,7 @@ def test_a_run_of_the_version_before_is_refused_in_one_line(write_jsonl: Write, 
         del fingerprint[name]
     folder.fingerprint.write_text(json.dumps(fingerprint))
     folder.prepared.unlink()
-    with pytest.raises(RunFolderError, match="an unfinished run of another version of memvec") as caught:
+    with refused(RunFolderError, "run", found="an unfinished run of another version of memvec") as caught:
         memvec.predict(cfg)
     assert "\n" not in str(caught.value)
     assert list(folder.journal.glob("*.frames"))
@@ -134,7 +135,7 @@ def test_a_result_of_the_version_before_is_complete(
     with caplog.at_level("INFO", logger="memvec"):
         memvec.predict(cfg)
     assert "is complete already" in caplog.text
-    with pytest.raises(RunFolderError, match="layer was -1, is 1"):
+    with refused(RunFolderError, "run", found="layer was -1, is 1"):
         memvec.predict(tiny_config(Path(cfg.data.path), "model.layer=1"))
 
 
@@ -209,7 +210,7 @@ def test_what_a_run_has_written_is_read_where_it_is_named(folder: Path, llama: P
 
 def test_a_folder_of_runs_alone_is_refused_in_one_line(folder: Path, llama: Path, tmp_path: Path) -> None:
     memvec.predict(memvec.compose(arguments(folder, tmp_path / "runs" / "a", llama)[3:]))
-    with pytest.raises(InputError, match="holds only what runs have written"):
+    with refused(InputError, "runs", found="holds only what runs have written"):
         memvec.predict(memvec.compose(arguments(tmp_path / "runs", tmp_path / "b", llama)[3:]))
     assert not (tmp_path / "b").exists()
 

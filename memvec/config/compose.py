@@ -93,7 +93,7 @@ def count_processes(accelerator: str, devices: Any, num_nodes: int) -> int:
 
         return (1 if accelerator == "cpu" else max(1, torch.accelerator.device_count())) * num_nodes
     if not str(devices).isdigit():
-        raise ConfigError(f"trainer.devices={devices}: allowed: a number, auto, or a list of device numbers")
+        raise ConfigError("trainer.devices", devices, allowed="a number, auto, or a list of device numbers")
     return int(devices) * num_nodes
 
 
@@ -121,7 +121,7 @@ def compose(overrides: Sequence[str] = (), *, config_name: str = "predict") -> D
             with initialize_config_dir(str(conf_folder()), version_base="1.3"):
                 return hydra_compose(config_name, overrides=[as_override(override) for override in overrides])
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(config_error_line(error, config_name=config_name)) from error
+            raise config_error(error, config_name=config_name) from error
         finally:
             GlobalHydra.instance().hydra = running
 
@@ -132,8 +132,8 @@ def to_container(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()} if isinstance(container, dict) else {}
 
 
-def config_error_line(error: BaseException, *, config_name: str = "predict") -> str:
-    """Returns Hydra's several lines about a wrong override as one, in memvec's words where it knows the mistake.
+def config_error(error: BaseException, *, config_name: str = "predict") -> ConfigError:
+    """Returns the error of Hydra's several lines about a wrong override, in memvec's words where it knows the mistake.
 
     Args:
         error: What Hydra raised.
@@ -145,28 +145,29 @@ def config_error_line(error: BaseException, *, config_name: str = "predict") -> 
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OverrideParseException):
-            return _parse_error_line(cause.override)
+            return _parse_error(cause.override)
         lines += [line.strip() for line in str(cause).splitlines()]
         cause = cause.__cause__
     said = " ".join(lines)
     if match := re.search(r"Could not override '([^']+)'", said):
         near = difflib.get_close_matches(match[1], known_overrides(config_name), n=1)
-        advice = f"; did you mean {near[0]}?" if near else ""
-        return f"{match[1]}: no such override{advice} (--help lists them)"
+        advice = f"did you mean {near[0]}? (--help lists them)" if near else "--help lists them"
+        return ConfigError(match[1], found="no such override", advice=advice)
     if match := re.search(r"Missing mandatory value: (\S+)", said):
-        return f"{match[1]} is not set (--help says what it is)"
+        return ConfigError(match[1], found="not set", advice="--help says what it is")
     if match := re.search(r"Could not find '(\w+)/([^']+)'", said):
         allowed = sorted(path.stem for path in (conf_folder() / match[1]).glob("*.yaml"))
-        return f"{match[1]}={match[2]}: no such option; allowed: {', '.join(allowed)}"
-    return "; ".join(line for line in dict.fromkeys(lines) if line) or type(error).__name__
+        return ConfigError(match[1], match[2], found="no such option", allowed=allowed)
+    return ConfigError(found="; ".join(line for line in dict.fromkeys(lines) if line) or type(error).__name__)
 
 
-def _parse_error_line(override: str) -> str:
+def _parse_error(override: str) -> ConfigError:
     """Says how to type an override that Hydra cannot read."""
     name, equals, value = override.partition("=")
     if not equals:
-        return f"{override}: no override; allowed: NAME=VALUE (a value with spaces in the shell's quotes)"
-    return f'{override}: cannot be read; put the value in quotes, and both in the shell\'s: "{name}={quoted(value)}"'
+        return ConfigError(override, found="no override", allowed="NAME=VALUE (with spaces in the shell's quotes)")
+    advice = f'put the value in quotes, and both in the shell\'s: "{name}={quoted(value)}"'
+    return ConfigError(override, found="cannot be read", advice=advice)
 
 
 def known_overrides(config_name: str = "predict") -> list[str]:

@@ -32,7 +32,8 @@ def build_group(group: str, cfg: DictConfig, **known: Any) -> Any:
         ConfigError: It cannot be built from them.
     """
     if missing := sorted(OmegaConf.missing_keys(cfg)):
-        raise ConfigError(f"{group}.{missing[0]} is not set (--help says what it is)")
+        name = f"{group}.{missing[0].removeprefix(f'{group}.')}"  # of a part of a configuration it is the full one
+        raise ConfigError(name, found="not set", advice="--help says what it is")
     asked = ", ".join(f"{group}.{name}={cfg[name]}" for name in NOT_IN_ERRORS if name in cfg)
     with one_line_errors(group, asked):
         return instantiate(cfg, _partial_=True, _convert_="all")(**known)
@@ -55,4 +56,4 @@ def one_line_errors(group: str, asked: str = "") -> Iterator[None]:
         if isinstance(cause, MemvecError):
             raise cause from error
         named = asked or f"the {group} group of the configuration"
-        raise ConfigError(f"{named}: cannot be used: {one_line(cause)}") from error
+        raise ConfigError(named, found=f"cannot be used: {one_line(cause)}") from error

@@ -24,8 +24,8 @@ def named_prompt(prompt: str) -> tuple[str, bool]:
         return prompt, False
     path = conf_folder() / "prompt" / f"{prompt}.yaml"
     if not path.is_file():
-        allowed = ", ".join(sorted(path.stem for path in path.parent.glob("*.yaml")))
-        raise ConfigError(f"prompt={prompt}: no such prompt; allowed: {allowed}, a template with {{text}}")
+        allowed = sorted(path.stem for path in path.parent.glob("*.yaml"))
+        raise ConfigError("prompt", prompt, found="no such prompt", allowed=[*allowed, "a template with {text}"])
     group = cast(DictConfig, OmegaConf.load(path))
     return str(group.template), bool(group.chat)
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from memvec.errors import ConfigError
-from memvec.urls import is_url, masked
+from memvec.urls import is_url
 
 Value = TypeVar("Value")
 
@@ -21,7 +21,7 @@ def at_least(name: str, value: Any, minimum: int) -> int:
         ConfigError: It is not.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ConfigError(f"{name}={value}: allowed: an integer of at least {minimum}")
+        raise ConfigError(name, value, allowed=f"an integer of at least {minimum}")
     return value
 
 
@@ -43,7 +43,7 @@ def one_or_more_layers(name: str, value: Any) -> int | list[int]:
     is_list = isinstance(value, Sequence) and not isinstance(value, str)
     layers = list(value) if is_list else [value]
     if not layers or not all(isinstance(layer, int) and not isinstance(layer, bool) for layer in layers):
-        raise ConfigError(f"{name}={value}: allowed: a layer's number, or a list of at least one")
+        raise ConfigError(name, value, allowed="a layer's number, or a list of at least one")
     return layers if is_list else value
 
 
@@ -56,7 +56,7 @@ def number(name: str, value: Any, *, least: float, most: float | None = None) ->
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not value >= least or (most is not None and value > most):
         allowed = f"a number of at least {least}" if most is None else f"a number from {least} to {most}"
-        raise ConfigError(f"{name}={value}: allowed: {allowed}")
+        raise ConfigError(name, value, allowed=allowed)
     return float(value)
 
 
@@ -67,7 +67,7 @@ def one_of(name: str, value: Value, allowed: Sequence[Value]) -> Value:
         ConfigError: It is not.
     """
     if not any(type(value) is type(each) and value == each for each in allowed):
-        raise ConfigError(f"{name}={value}: allowed: {', '.join(map(str, allowed))}")
+        raise ConfigError(name, value, allowed=allowed)
     return value
 
 
@@ -78,7 +78,7 @@ def one_text(name: str, value: Any) -> str:
         ConfigError: It is a list, a number or anything else.
     """
     if not isinstance(value, str) or not value:
-        raise ConfigError(f"{name}={value}: allowed: one name")
+        raise ConfigError(name, value, allowed="one name")
     return value
 
 
@@ -90,7 +90,7 @@ def one_or_more_texts(name: str, value: Any) -> list[str]:
     """
     texts = [value] if isinstance(value, str) or not isinstance(value, Sequence) else list(value)
     if not texts or not all(isinstance(text, str) and text for text in texts):
-        raise ConfigError(f"{name}={value}: allowed: a name, or a list of at least one")
+        raise ConfigError(name, value, allowed="a name, or a list of at least one")
     return texts
 
 
@@ -110,7 +110,5 @@ def folder_here(name: str, value: Any) -> Any:
         ConfigError: It is.
     """
     if is_url(value):
-        raise ConfigError(
-            f"{name}={masked(value)}: allowed: a folder of this machine (publish= copies a run elsewhere)"
-        )
+        raise ConfigError(name, value, allowed="a folder of this machine (publish= copies a run elsewhere)")
     return value

@@ -130,7 +130,7 @@ def write_entries(
         summary = EntriesSummary(reader.names, reader.rows, reader.rejected.count, reader.integer_ids, ids)
         if summary.accepted == 0:
             example = f"; the first: {reader.rejected.first}" if reader.rejected.first else ""
-            raise InputError(f"{', '.join(reader.names[:3])}: none of {summary.rows} rows can be used{example}")
+            raise InputError(", ".join(reader.names[:3]), found=f"none of {summary.rows} rows can be used{example}")
         kept_columns.finish(text_column=text_column, is_kept=is_first)
     return summary
 
@@ -145,10 +145,10 @@ class _RejectedRows:
         self.first: str | None = None
 
     def add(self, rejection: Rejection) -> None:
-        description = f"{rejection.file}, row {rejection.row}: {rejection.reason}"
+        error = InputError(f"{rejection.file}, row {rejection.row}", found=rejection.reason)
         if self.fail:
-            raise InputError(description)
-        self.first = self.first or description
+            raise error
+        self.first = self.first or str(error)
         self.count += 1
         self.stream.write(f"{rejection.to_json()}\n")
 
@@ -233,19 +233,17 @@ class _EntryReader:
         if self.has_ids is None:
             self.has_ids = found_id is not MISSING
         if not self.has_ids and found_id is not MISSING:
-            raise InputError(
-                f"{name}, row {row}: has an {self.id_column!r}, but the first row of the input has none; "
-                "give every row an id, or set data.id_column=null to use row numbers"
-            )
+            found = f"has an {self.id_column!r}, but the first row of the input has none"
+            advice = "give every row an id, or set data.id_column=null to use row numbers"
+            raise InputError(f"{name}, row {row}", found=found, advice=advice)
         return self.has_ids
 
     def check_ids(self) -> None:
         """Refuses an input of which no row has the id column that was asked for."""
         if self.ids_asked and self.rows and not self.found_ids:
-            raise InputError(
-                f"{', '.join(self.names[:3])}: no row has the id column {self.id_column!r}; "
-                "set data.id_column to one that is there, or to null to use row numbers"
-            )
+            found = f"no row has the id column {self.id_column!r}"
+            advice = "set data.id_column to one that is there, or to null to use row numbers"
+            raise InputError(", ".join(self.names[:3]), found=found, advice=advice)
 
 
 def _duplicates(dataset: Dataset, first: np.ndarray[Any, np.dtype[np.int64]], names: list[str]) -> Iterator[Rejection]:

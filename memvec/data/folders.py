@@ -40,7 +40,7 @@ def files_of_folder(folder: Path) -> list[Path]:
     Raises:
         InputError: It holds none, or one that cannot be read, or it is a table with a log.
     """
-    return sorted(_data_files(_visible_files(_data_folder(folder)))) or no_data(f"{folder}: the folder holds")
+    return sorted(_data_files(_visible_files(_data_folder(folder)))) or no_data(folder, "the folder holds")
 
 
 def files_of_glob(pattern: str) -> list[Path]:
@@ -62,7 +62,7 @@ def files_of_glob(pattern: str) -> list[Path]:
         # Spark writes folders that are called like files.
         is_folder = path.is_dir() and file_format(path) is not None
         found += _data_files(_visible_files(path)) if is_folder else _data_files([path])
-    return sorted(set(found)) or no_data(f"{pattern}: the glob matches")
+    return sorted(set(found)) or no_data(pattern, "the glob matches")
 
 
 def files_of_split(files: Sequence[Path], split: str, *, root: Path, name: str) -> list[Path]:
@@ -83,7 +83,7 @@ def files_of_split(files: Sequence[Path], split: str, *, root: Path, name: str) 
     if not chosen:
         names = sorted(set().union(*splits.values()))
         found = f"splits found: {', '.join(names)}" if names else "its files are not laid out in splits"
-        raise InputError(f"{name}: no split {split!r}; {found} (data.split=null reads all files)")
+        raise InputError(name, found=f"no split {split!r}; {found}", advice="data.split=null reads all files")
     return chosen
 
 
@@ -186,10 +186,8 @@ def _refuse_table(folder: Path) -> None:
 
 
 def _table_error(name: str, kind: str) -> InputError:
-    return InputError(
-        f"{name}: a table of {kind}, whose files also hold rows that were deleted or replaced; "
-        "export what it holds now, as Parquet say, and read that"
-    )
+    found = f"a table of {kind}, whose files also hold rows that were deleted or replaced"
+    return InputError(name, found=found, advice="export what it holds now, as Parquet say, and read that")
 
 
 def _data_files(paths: Iterable[Path]) -> list[Path]:
@@ -208,7 +206,7 @@ def _data_files(paths: Iterable[Path]) -> list[Path]:
 
 def broken_link(path: Path) -> InputError:
     """Returns the error about a link to nothing."""
-    return InputError(f"{path}: a link to a file that does not exist")
+    return InputError(path, found="a link to a file that does not exist")
 
 
 def split_at_magic(pattern: str) -> list[str]:
@@ -223,13 +221,14 @@ def glob_root(pattern: str) -> Path:
     return Path(split_at_magic(pattern)[0])
 
 
-def no_data(place: str) -> NoReturn:
+def no_data(name: str | Path, what: str) -> NoReturn:
     """Says that a place has no file of our formats.
 
     Args:
-        place: The place, and a verb.
+        name: What messages call the place.
+        what: What it is, and a verb.
 
     Raises:
         InputError: Always.
     """
-    raise InputError(f"{place} no file with one of {' '.join(SUFFIXES)}")
+    raise InputError(name, found=f"{what} no file with one of {' '.join(SUFFIXES)}")

@@ -101,7 +101,8 @@ def source_of(data: Any, *, split: str | None = None) -> Source | GivenRows:
     if isinstance(data, datasets.Dataset | datasets.DatasetDict):
         return Source(NAME, one_split(data, NAME, split))
     if isinstance(data, datasets.IterableDataset | datasets.IterableDatasetDict):
-        raise InputError(f"{NAME}: found a {type(data).__name__}, which has no rows to come back to; pass a Dataset")
+        found = f"found a {type(data).__name__}, which has no rows to come back to"
+        raise InputError(NAME, found=found, advice="pass a Dataset")
     if _is_frame(data):
         return GivenRows(data)
     if hasattr(data, "to_arrow") and hasattr(data, "columns"):
@@ -119,7 +120,7 @@ def _dataset(table: pa.Table) -> datasets.Dataset:
                 table = table.set_column(at, name, column.cast(column.type.value_type))
         return datasets.Dataset(table)
     except (pa.ArrowException, ValueError, TypeError, NotImplementedError) as error:
-        raise InputError(f"{NAME}: the table cannot be read: {one_line(error)}") from error
+        raise InputError(NAME, found=f"the table cannot be read: {one_line(error)}") from error
 
 
 def _is_frame(data: Any) -> bool:

@@ -83,7 +83,7 @@ class KeptColumns:
             try:
                 self._declared[name] = kept_features({name: kind}).arrow_schema.field(0).type
             except ValueError as error:
-                raise InputError(f"{source.name}: {one_line(error)}") from error
+                raise InputError(source.name, found=one_line(error)) from error
         self._absent -= self._declared.keys()
 
     def add(self, row: int, values: Sequence[Any]) -> str | None:
@@ -106,10 +106,9 @@ class KeptColumns:
             except ValueError as error:
                 return f"{name!r} {error}"
             if len(self._fields[name]) > MOST_FIELDS:
-                raise InputError(
-                    f"{self._source}, row {row}: the objects of {name!r} have more than {MOST_FIELDS:,} different "
-                    f"fields; keep those that are meant, each as {name}.FIELD"
-                )
+                found = f"the objects of {name!r} have more than {MOST_FIELDS:,} different fields"
+                advice = f"keep those that are meant, each as {name}.FIELD"
+                raise InputError(f"{self._source}, row {row}", found=found, advice=advice)
             if value is not MISSING:
                 self._absent.discard(name)
                 if value is not None and name not in self._first:
@@ -139,7 +138,7 @@ class KeptColumns:
         try:
             schema = kept_features({name: settled(kind) for name, kind in self._types.items()}).arrow_schema
         except ValueError as error:
-            raise InputError(f"{self._files}: data.keep_columns: {one_line(error)}") from error
+            raise InputError(self._files, found=f"data.keep_columns: {one_line(error)}") from error
         with atomic_file(self.path) as partial:
             write_stream(partial, self._kept_rows(schema, is_kept), schema=schema)
 
@@ -183,24 +182,23 @@ class KeptColumns:
     def _no_such_column(self, name: str, text_column: str) -> InputError:
         names = [one for source in self._sources[:3] for one in source.column_names(text_column=text_column)]
         found = ", ".join([*dict.fromkeys(names)][:NAMES_SHOWN]) or "none"
-        return InputError(
-            f"{self._files}: no row has the column {name!r}; columns found: {found} (set data.keep_columns)"
-        )
+        missing = f"no row has the column {name!r}; columns found: {found}"
+        return InputError(self._files, found=missing, advice="set data.keep_columns")
 
     def _no_common_type(self, name: str, values: list[Any], error: Exception) -> InputError:
         place = f"{self._source}, rows {self._numbers[0]} to {self._numbers[-1]}"
         if name in self._declared:
-            found, kind = self._declared[name], self._types[name]
-            return InputError(f"{self._source}: column {name!r} is of type {found}, but {kind} before it; {REMEDY}")
+            change = f"is of type {self._declared[name]}, but {self._types[name]} before it"
+            return InputError(self._source, found=f"column {name!r} {change}", advice=REMEDY)
         misfit = first_misfit(values, self._types[name])
         if misfit is None:
-            return InputError(f"{place}: {name!r}: {one_line(error)}; {REMEDY}")
+            return InputError(place, found=f"{name!r}: {one_line(error)}", advice=REMEDY)
         position, found, kind = misfit
         place = f"{self._source}, row {self._numbers[position]}"
         if found is None:
-            return InputError(f"{place}: {name!r} cannot be kept: {one_line(error)}; {REMEDY}")
+            return InputError(place, found=f"{name!r} cannot be kept: {one_line(error)}", advice=REMEDY)
         before = f"of type {kind} from {self._first[name]} on"
-        return InputError(f"{place}: {name!r} is of type {found}, but {before}; {REMEDY}")
+        return InputError(place, found=f"{name!r} is of type {found}, but {before}", advice=REMEDY)
 
     def _kept_rows(self, schema: pa.Schema, is_kept: NDArray[np.bool_]) -> Iterator[pa.RecordBatch]:
         """Yields those rows of the spool that go into the file."""
@@ -221,4 +219,4 @@ class KeptColumns:
         try:
             return column.cast(field.type)
         except pa.ArrowException as error:  # an integer among floats that no float is equal to
-            raise InputError(f"{self._files}: {field.name!r}: {one_line(error)}; {REMEDY}") from error
+            raise InputError(self._files, found=f"{field.name!r}: {one_line(error)}", advice=REMEDY) from error

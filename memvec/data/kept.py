@@ -24,16 +24,16 @@ def names_to_keep(names: Any) -> tuple[str, ...]:
         ConfigError: It is no list of names, or a name is taken.
     """
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
-        raise ConfigError(f"data.keep_columns={names}: allowed: a list of names, such as [user,created_at]")
+        raise ConfigError("data.keep_columns", names, allowed="a list of names, such as [user,created_at]")
     taken: dict[str, str] = {}
     for name in names:
         key = name.casefold()  # `where` takes names that differ in case for the same
         if is_own_column(key):
-            raise ConfigError(
-                f"data.keep_columns: {name!r} is the name of a result's own column; rename it in the input"
-            )
+            found = f"{name!r} is the name of a result's own column"
+            raise ConfigError("data.keep_columns", found=found, advice="rename it in the input")
         if key in taken:
-            raise ConfigError(f"data.keep_columns: {taken[key]!r} and {name!r} are the same name but for their case")
+            found = f"{taken[key]!r} and {name!r} are the same name but for their case"
+            raise ConfigError("data.keep_columns", found=found)
         taken[key] = name
     return tuple(names)
 

@@ -138,9 +138,8 @@ def read_signature(folder: RunLayout) -> Signature:
     try:
         rows = digest((files[folder.entries.name] + files.get(folder.prompts.name, "")).encode())
     except KeyError as error:
-        raise RunFolderError(
-            f"{folder.prepared}: is missing or damaged; run the same command again, which makes it again"
-        ) from error
+        advice = "run the same command again, which makes it again"
+        raise RunFolderError(folder.prepared, found="is missing or damaged", advice=advice) from error
     return Signature(run, rows)
 
 

@@ -57,7 +57,7 @@ def read_file(
     try:
         check_regular(path)
         if path.stat().st_size == 0:
-            raise InputError(f"{path}: the file is empty")
+            raise InputError(path, found="the file is empty")
         if kind in (".csv", ".tsv"):
             yield from read_csv(path, wanted, text_format, is_tsv=kind == ".tsv")
         elif kind == ".txt":
@@ -70,11 +70,11 @@ def read_file(
             yield from read_json(path, wanted, text_format)
     except UnicodeDecodeError as error:
         where = f"{error.reason} at byte {error.start} of what was being read"
-        raise InputError(f"{path}: not {error.encoding.upper()} ({where})") from error
+        raise InputError(path, found=f"not {error.encoding.upper()} ({where})") from error
     except MemoryError as error:
-        raise InputError(f"{path}: cannot be read: what it unpacks to does not fit into memory") from error
+        raise InputError(path, found="cannot be read: what it unpacks to does not fit into memory") from error
     except (OSError, EOFError, UnicodeError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
-        raise InputError(f"{path}: cannot be read: {one_line(error)}") from error
+        raise InputError(path, found=f"cannot be read: {one_line(error)}") from error
 
 
 def read_dataset(
@@ -84,7 +84,7 @@ def read_dataset(
     try:
         yield from columnar.read_dataset(dataset, name=name, wanted=Wanted(text_column, id_column, more))
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{name}: cannot be read: {one_line(error)}") from error
+        raise InputError(name, found=f"cannot be read: {one_line(error)}") from error
 
 
 def column_types(content: Path | Dataset, names: Sequence[str]) -> dict[str, pa.DataType]:

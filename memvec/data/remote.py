@@ -44,6 +44,7 @@ from memvec.urls import WEB, masked
 
 SHELF = "inputs"
 OPTION = "data.path"
+ANOTHER = "MEMVEC_CACHE names another folder"
 # What servers say of a file's content, in the words of their packages; failing these, when it was written.
 CHECKSUMS = ("ETag", "etag", "md5Hash", "content_md5", "Content-MD5", "Digest", "xet_hash", "blob_id", "checksum")
 TIMES = ("mtime", "LastModified", "Last-Modified", "last_modified", "updated", "modified")
@@ -96,7 +97,7 @@ def fetch(url: str, *, split: str | None = None, is_resumed: bool = False) -> li
     try:
         shelf = private_shelf(SHELF)
     except OSError as error:
-        raise InputError(f"{masked(url)}: there is no place to keep it: {one_line(error)} (MEMVEC_CACHE)") from error
+        raise InputError(masked(url), found=f"no place to keep it: {one_line(error)}", advice=ANOTHER) from error
     note = shelf / f"{digest(f'{url}|{split}'.encode('utf-8', 'surrogateescape')).hex()}.json"
     try:
         files = _list_files(file_system, path, url, split)
@@ -135,7 +136,7 @@ def _list_files(file_system: FileSystem, path: str, url: str, split: str | None)
         infos, root, typed = _find(file_system, path, name, is_web=is_web)
         files = {Path(_plain(found)): found for found in sorted(infos)}
         visible = [file for file in files if not is_passed_over(file.relative_to(root).parts, typed=typed)]
-        chosen = [file for file in visible if is_data(file)] or no_data(f"{name}: found")
+        chosen = [file for file in visible if is_data(file)] or no_data(name, "found")
         if not is_web and path not in infos:
             folders = {
                 root / folder for file in chosen for folder in file.relative_to(root).parents if folder != Path()
@@ -165,17 +166,17 @@ def _find(
             elif file_format(Path(one)) is not None:  # Spark writes folders that are called like files
                 found |= file_system.find(one, detail=True)
         if not found:
-            no_data(f"{name}: the glob matches")
+            no_data(name, "the glob matches")
         refuse_table_among((Path(one) for one in found), name=name)
         return found, glob_root(path), split_at_magic(path)[1:]
     if info["type"] != "directory":
         file = Path(_plain(path))
         if file_format(file) is None:
-            raise InputError(f"{name}: unknown format {file.suffix or '(no suffix)'!r}; allowed: {' '.join(SUFFIXES)}")
+            raise InputError(name, found=f"unknown format {file.suffix or '(no suffix)'!r}", allowed=SUFFIXES)
         return {path: info}, root_of_file(file), (file.name,)
     found = file_system.find(path, detail=True)
     refuse_table_among((Path(one) for one in found), name=name)
-    return _of_dataset(found, path) or no_data(f"{name}: the folder holds"), Path(path), ()
+    return _of_dataset(found, path) or no_data(name, "the folder holds"), Path(path), ()
 
 
 def _of_dataset(found: dict[str, dict[str, Any]], root: str) -> dict[str, dict[str, Any]]:
@@ -212,10 +213,8 @@ def _fetch_missing(file_system: FileSystem, files: Sequence[RemoteFile], shelf: 
     drop_unused(shelf)
     size, free = sum(file.size or 0 for file in missing), shutil.disk_usage(shelf).free
     if size > free:
-        raise InputError(
-            f"{name}: {size / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB are free in {shelf}; "
-            "MEMVEC_CACHE names another folder"
-        )
+        found = f"{size / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB are free in {shelf}"
+        raise InputError(name, found=found, advice=ANOTHER)
     log.info("fetching %s: %d of %d files, %.1f MiB", name, len(missing), len(files), size / 2**20)
 
     def fetch_one(file: RemoteFile) -> None:

@@ -35,10 +35,8 @@ class BatchRules:
         at_least("data.batch_size", self.batch_size, 1)
         if isinstance(self.max_tokens, str):
             if self.max_tokens != "auto" or self.output_tokens:  # what an output costs is not known before
-                allowed = (
-                    "null, an integer of at least 1" if self.output_tokens else "auto, null, an integer of at least 1"
-                )
-                raise ConfigError(f"data.max_tokens={self.max_tokens}: allowed: {allowed}")
+                allowed = ["auto", "null", "an integer of at least 1"][bool(self.output_tokens) :]
+                raise ConfigError("data.max_tokens", self.max_tokens, allowed=allowed)
         else:
             at_least_or_none("data.max_tokens", self.max_tokens, 1)
 

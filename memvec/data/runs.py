@@ -49,5 +49,6 @@ def outside_runs(
         found = ", ".join(sorted(map(str, runs))[:3])
         log.info("%s: what runs have written is not read (%s)", name, found)
         if not kept:
-            raise InputError(f"{name}: holds only what runs have written ({found}); to read that, name a file of it")
+            only = f"holds only what runs have written ({found})"
+            raise InputError(name, found=only, advice="to read that, name a file of it")
     return kept

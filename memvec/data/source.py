@@ -88,7 +88,7 @@ class Source:
         try:
             yield
         except (OSError, pa.ArrowException) as error:
-            raise InputError(f"{self.name}: cannot be read: {one_line(error)}") from error
+            raise InputError(self.name, found=f"cannot be read: {one_line(error)}") from error
 
     def _digest(self, columns: Sequence[str | None]) -> str:
         if isinstance(self.content, Path):
@@ -109,7 +109,8 @@ def _naming(rows: Iterator[Record], copy: Path, name: str) -> Iterator[Record]:
     try:
         yield from rows
     except InputError as error:
-        raise InputError(str(error).replace(str(copy), name)) from error
+        error.subject, error.found = (text.replace(str(copy), name) for text in (error.subject, error.found))
+        raise
 
 
 def find_sources(
@@ -136,10 +137,9 @@ def find_sources(
         InputError: Nothing is there, what is there cannot be read, or has no such split.
     """
     names = [path] if isinstance(path, str | Path) else path
-    if not isinstance(names, Sequence) or not all(isinstance(name, str | Path) for name in names):
-        raise InputError(f"data.path={path}: allowed: {ALLOWED}, or a list of these")
-    if not all(map(str, names)) or not names:
-        raise InputError(f"data.path is empty; allowed: {ALLOWED}")
+    is_list = isinstance(names, Sequence) and all(isinstance(name, str | Path) and str(name) for name in names)
+    if not is_list or not names:
+        raise InputError("data.path", path, allowed=f"{ALLOWED}, or a list of these")
     formats = text_format or TextFormat()
     try:
         found = []
@@ -151,7 +151,7 @@ def find_sources(
                 found += _sources_of(local, split, revision, formats)
         return found
     except OSError as error:  # a name that is too long, a folder that may not be entered
-        raise InputError(f"data.path={path}: cannot be read: {one_line(error)}") from error
+        raise InputError("data.path", path, found=f"cannot be read: {one_line(error)}") from error
 
 
 def _sources_of(name: str, split: str | None, revision: str | None, text_format: TextFormat) -> list[Source]:
@@ -163,7 +163,7 @@ def _sources_of(name: str, split: str | None, revision: str | None, text_format:
     elif path.exists():
         check_regular(path)
         if file_format(path) is None:
-            raise InputError(f"{path}: unknown format {path.suffix or '(no suffix)'!r}; allowed: {ALLOWED}")
+            raise InputError(path, found=f"unknown format {path.suffix or '(no suffix)'!r}", allowed=ALLOWED)
         root, files = root_of_file(path), [path]
     elif path.is_symlink():
         raise broken_link(path)
@@ -173,7 +173,7 @@ def _sources_of(name: str, split: str | None, revision: str | None, text_format:
     elif HUB_NAME.fullmatch(name) and file_format(path) is None:
         return [_hub_source(name, split, revision)]
     else:
-        raise InputError(f"{name}: no such file or folder; allowed: {ALLOWED}")
+        raise InputError(name, found="no such file or folder", allowed=ALLOWED)
     if split is not None:
         files = files_of_split(files, split, root=root, name=name)
     return [Source(str(file), file, text_format) for file in files]
@@ -184,7 +184,7 @@ def _saved_dataset(folder: Path) -> datasets.Dataset | datasets.DatasetDict:
     try:
         return datasets.load_from_disk(str(folder))
     except Exception as error:
-        raise InputError(f"{folder}: cannot be read as a folder of save_to_disk: {one_line(error)}") from error
+        raise InputError(folder, found=f"cannot be read as a folder of save_to_disk: {one_line(error)}") from error
 
 
 def one_split(loaded: datasets.Dataset | datasets.DatasetDict, name: str, split: str | None) -> datasets.Dataset:
@@ -201,12 +201,11 @@ def one_split(loaded: datasets.Dataset | datasets.DatasetDict, name: str, split:
     if isinstance(loaded, datasets.Dataset):
         if split is not None and split != str(loaded.split):
             found = f"it is the split {str(loaded.split)!r}" if loaded.split is not None else "it has no splits"
-            raise InputError(f"{name}: no split {split!r}; {found} (data.split=null reads it)")
+            raise InputError(name, found=f"no split {split!r}; {found}", advice="data.split=null reads it")
         return loaded
     if (split or DEFAULT_SPLIT) not in loaded:
-        raise InputError(
-            f"{name}: no split {split or DEFAULT_SPLIT!r}; splits found: {', '.join(loaded)} (set data.split)"
-        )
+        found = f"no split {split or DEFAULT_SPLIT!r}; splits found: {', '.join(loaded)}"
+        raise InputError(name, found=found, advice="set data.split")
     return loaded[split or DEFAULT_SPLIT]
 
 
@@ -216,6 +215,5 @@ def _hub_source(name: str, split: str | None, revision: str | None) -> Source:
         with hub_warns_once():
             return Source(name, datasets.load_dataset(name, split=split or DEFAULT_SPLIT, revision=revision))
     except Exception as error:
-        raise InputError(
-            f"{name}: no such file or folder, and as a Hub dataset it cannot be loaded: {one_line(error)}"
-        ) from error
+        found = f"no such file or folder, and as a Hub dataset it cannot be loaded: {one_line(error)}"
+        raise InputError(name, found=found) from error

@@ -29,13 +29,13 @@ def as_values(value: Any, *, name: str) -> list[Any]:
         InputError: It is no list or column.
     """
     if problem := _problem(value):
-        raise InputError(f"{name}: found {problem}")
+        raise InputError(name, **problem)
     to_list = next((method for method in TO_LIST if hasattr(value, method)), None)
     if to_list is None and not isinstance(value, Sequence):
-        raise InputError(f"{name}: found {_kind(value)}; allowed: {ALLOWED}")
+        raise InputError(name, found=f"found {_kind(value)}", allowed=ALLOWED)
     values = getattr(value, to_list)() if to_list else list(value)
     if not isinstance(values, list):
-        raise InputError(f"{name}: found one value of type {_kind(value)}; allowed: {ALLOWED}")
+        raise InputError(name, found=f"found one value of type {_kind(value)}", allowed=ALLOWED)
     return values
 
 
@@ -57,32 +57,35 @@ def as_texts(value: Any, *, name: str) -> list[str]:
     """
     texts = as_values(value, name=name)
     if not texts:
-        raise InputError(f"{name}: found none; allowed: {ALLOWED}")
+        raise InputError(name, found="found none", allowed=ALLOWED)
     for position, text in enumerate(texts):
         if reason := why_unusable(text):
-            raise InputError(f"{name}[{position}]: {reason}")
+            raise InputError(f"{name}[{position}]", found=reason)
     return [str.__str__(text) for text in texts]  # numpy's and other subclasses' values, as tokenizers take them
 
 
-def _problem(value: Any) -> str | None:
-    """Says what is handed over, and what to hand over instead, where it is known not to be texts."""
+def _problem(value: Any) -> dict[str, str] | None:
+    """Returns the fields of the error about what is known not to be texts."""
+    kind = f"found a {_kind(value)}"
     if isinstance(value, str):
-        return f"one string; allowed: a list of texts, such as [{name_of_one(value)}]"
+        return {"found": "found one string", "allowed": f"a list of texts, such as [{name_of_one(value)}]"}
     if isinstance(value, bytes | bytearray | memoryview):
-        return f"{_kind(value)}; decode it, and put the text into a list"
+        return {"found": f"found {_kind(value)}", "advice": "decode it, and put the text into a list"}
     if isinstance(value, Mapping):
-        return f"a {_kind(value)}, of which only the keys would be read; pass list(….values()), or one of its columns"
+        advice = "pass list(….values()), or one of its columns"
+        return {"found": f"{kind}, of which only the keys would be read", "advice": advice}
     if isinstance(value, Set):
-        return f"a {_kind(value)}, which has no order; pass a list"
+        return {"found": f"{kind}, which has no order", "advice": "pass a list"}
     if isinstance(value, Iterator):
-        return f"a {_kind(value)}, which can be read only once; pass list(…)"
+        return {"found": f"{kind}, which can be read only once", "advice": "pass list(…)"}
     columns = _columns(value)
     if columns is not None:
         shown = ", ".join(map(str, columns[:20])) or "none"
-        return f"a table ({_kind(value)}); name one of its columns, such as table['text']; columns: {shown}"
+        advice = f"name one of its columns, such as table['text']; columns: {shown}"
+        return {"found": f"found a table ({_kind(value)})", "advice": advice}
     dimensions = getattr(value, "ndim", 1)
     if isinstance(dimensions, int) and dimensions != 1:
-        return f"a {_kind(value)} of {dimensions} dimensions; allowed: one, a text each"
+        return {"found": f"{kind} of {dimensions} dimensions", "allowed": "one, a text each"}
     return None
 
 

@@ -55,10 +55,9 @@ def build_asking(
     """
     environment = cluster_environment()
     if environment is not None and environment.world_size() > 1:
-        raise ConfigError(
-            f"generation=server: one process asks, and torchrun or SLURM has started {environment.world_size()}; run "
-            "memvec.generate alone, and memvec.predict with its memories.parquet on all of them"
-        )
+        found = f"one process asks, and torchrun or SLURM has started {environment.world_size()}"
+        advice = "run memvec.generate alone, and memvec.predict with its memories.parquet on all of them"
+        raise ConfigError("generation", "server", found=found, advice=advice)
     windows = AskedWindows(build_reader(cfg, folder), folder=folder, spans=server.spans)
     computation = ServerComputation(
         server,

@@ -145,13 +145,13 @@ class ChatClient:
                 raise self._gone(failure) from failure
 
     def _gone(self, failure: Failure) -> ServerError:
-        advice = ""
+        found, advice = failure.reason, ""
         if failure.status in (401, 403):
             state = "set" if self._key else "not set"
-            advice = f" (the key is what {self.server.key_variable} holds, which is {state})"
+            advice = f"the key is what {self.server.key_variable} holds, which is {state}"
         elif failure.is_transient:
-            advice = f" (after {self.server.retries} retries)"
-        return ServerError(f"generation.base_url={self.server.base_url}: {failure.reason}{advice}")
+            found += f" (after {self.server.retries} retries)"
+        return ServerError("generation.base_url", self.server.base_url, found=found, advice=advice)
 
     def _field_to_leave_out(self, failure: Failure) -> str | None:
         """Returns the field that a server may have refused a request for: one that it names, else the next."""

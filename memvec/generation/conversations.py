@@ -63,7 +63,8 @@ class Conversations:
         self.overlap = at_least("data.overlap", overlap, 0)
         for name in rows.keep_columns:
             if name.casefold() in PROVENANCE:
-                raise ConfigError(f"data.keep_columns: {name!r} cannot be kept: every memory has a column of that name")
+                found = f"{name!r} cannot be kept: every memory has a column of that name"
+                raise ConfigError("data.keep_columns", found=found)
 
     @cached_property
     def sources(self) -> Sequence[TranscriptSource]:
@@ -91,10 +92,9 @@ class Conversations:
             folder, self.sources, text_column=self.messages_column, entries_path=folder.conversations
         )
         if self.date_column not in (None, AUTO) and not any(source.has_dates for source in self.sources):
-            raise InputError(
-                f"{', '.join(summary.files[:3])}: no row has the date column {self.date_column!r}; "
-                "set data.date_column to one that is there, or to null"
-            )
+            found = f"no row has the date column {self.date_column!r}"
+            advice = "set data.date_column to one that is there, or to null"
+            raise InputError(", ".join(summary.files[:3]), found=found, advice=advice)
         limit = min(self.window_tokens or NO_LIMIT, room or NO_LIMIT)
         with atomic_file(folder.entries) as partial:
             write_stream(partial, self._windows(folder, spans, limit), schema=WINDOW_FEATURES.arrow_schema)

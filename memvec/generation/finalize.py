@@ -90,10 +90,8 @@ class MemoryFinalizer:
         self.outputs = read_completions(folder.journal, rows=len(self.first), signature=read_signature(folder))
         missing = int((~self.outputs.is_done(0)[self.first]).sum())
         if missing:
-            raise WriterError(
-                f"{folder.root}: {missing} of {len(self.first)} windows have no output yet; "
-                "run the same command again to resume"
-            )
+            found = f"{missing} of {len(self.first)} windows have no output yet"
+            raise WriterError(folder.root, found=found, advice="run the same command again to resume")
         self._counts: dict[str, int] = {}
 
     @property

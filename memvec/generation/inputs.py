@@ -56,9 +56,8 @@ class PromptWindows:
         num_workers: int = 0,
     ) -> None:
         if model_limit is not None and output_tokens >= model_limit:
-            raise ConfigError(
-                f"generation.max_new_tokens={output_tokens}: the model takes {model_limit} tokens, the prompt included"
-            )
+            found = f"the model takes {model_limit} tokens, the prompt included"
+            raise ConfigError("generation.max_new_tokens", output_tokens, found=found)
         self.conversations = conversations
         self.prompt = prompt
         self.rules = BatchRules(batch_size=batch_size, max_tokens=max_tokens, output_tokens=output_tokens)

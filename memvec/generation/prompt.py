@@ -42,9 +42,8 @@ class MemoryPrompt:
         for example in self.examples:
             texts = list(example.values()) if isinstance(example, Mapping) else []
             if set(example) != {"conversation", "answer"} or any(FIELD in str(text) for text in texts):
-                raise ConfigError(
-                    f"generation.prompt.examples: {example!r}: allowed: a conversation and an answer without {FIELD}"
-                )
+                allowed = f"a conversation and an answer without {FIELD}"
+                raise ConfigError("generation.prompt.examples", example, allowed=allowed)
 
     def to_prompt(self) -> Prompt:
         """Returns the prompt with the examples as turns of the chat."""

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
-from memvec.config.values import at_least, number, one_of
+from memvec.config.values import at_least, number, one_of, one_text
 from memvec.errors import ConfigError
 from memvec.extras import import_extra
 from memvec.generation.completions import ATTEMPTS
@@ -76,9 +76,7 @@ class ChatServer:
         extra_body: Mapping[str, Any] | None = None,
     ) -> None:
         self.base_url = _address(base_url)
-        if not isinstance(model, str) or not model:
-            raise ConfigError(f"generation.model={model}: allowed: the name under which the server serves a model")
-        self.model = model
+        self.model = one_text("generation.model", model)
         self.prompt = prompt
         self.key_variable = key_variable
         self.concurrency = at_least("generation.concurrency", concurrency, 1)
@@ -93,7 +91,7 @@ class ChatServer:
         self.seed = at_least("generation.seed", seed, 0)
         self.extra_body = dict(extra_body or {})
         if taken := sorted(OWN_FIELDS.intersection(self.extra_body)):
-            raise ConfigError(f"generation.extra_body.{taken[0]}: memvec sets it; allowed: other fields of a request")
+            raise ConfigError(f"generation.extra_body.{taken[0]}", found="memvec sets it", allowed="other fields")
         import_extra("openai", extra="server", purpose="generation=server")
 
     @property
@@ -159,11 +157,10 @@ def _address(base_url: Any) -> str:
         is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # for one, a port that is no number
         is_address = False
-    allowed = "allowed: an address such as http://127.0.0.1:8000/v1"
+    allowed = "an address such as http://127.0.0.1:8000/v1"
     if is_address and ("@" in parts.netloc or parts.query or parts.fragment):
-        raise ConfigError(
-            f"generation.base_url: {allowed}, without a user, a key or a query; a key goes into the environment"
-        )
+        advice = "a key goes into the environment"
+        raise ConfigError("generation.base_url", allowed=f"{allowed}, without a user, a key or a query", advice=advice)
     if not is_address:
-        raise ConfigError(f"generation.base_url={base_url}: {allowed}")
+        raise ConfigError("generation.base_url", base_url, allowed=allowed)
     return str(base_url).rstrip("/")

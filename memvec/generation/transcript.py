@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from memvec.data.dataset import asked_column
-from memvec.data.formats.fields import MISSING, Malformed, Record
+from memvec.data.formats.fields import MISSING, SET_TEXT_COLUMN, Malformed, Record
 from memvec.data.given import GivenRows
 from memvec.data.source import Source
 from memvec.data.validation import lone_surrogate
@@ -122,7 +122,9 @@ class TranscriptSource:
                 self.has_dates = self.has_dates or date is not MISSING
                 yield row, record_id, _to_json(messages, date), *others[: len(more)]
         except InputError as error:  # the reader of texts names the option that texts have
-            raise InputError(str(error).replace("data.text_column", "data.messages_column")) from error
+            if error.advice == SET_TEXT_COLUMN:
+                error.advice = "set data.messages_column"
+            raise
 
 
 def _to_json(messages: Any, date: Any) -> Any:

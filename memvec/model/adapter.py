@@ -50,6 +50,7 @@ INITIALISATION = "init_lora_weights"
 # Other ways to begin leave part of the adapter in the model's own weights.
 INITIALISATIONS = (None, True, False, "gaussian", "orthogonal", "eva")
 MOST_RANKS = 2**16
+MISFIT = "does not fit the model, or cannot be merged"
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Adapter:
             ExtraError: peft is not installed.
             ModelError: It was made for another model, or its weights cannot be read.
         """
-        peft, misfit = _peft(), f"{OPTION}={self.name}: does not fit the model, or cannot be merged"
+        peft = _peft()
         try:
             with without_peft_warnings():
                 weights = peft.load_peft_weights(str(self.folder), device="cpu")
@@ -91,14 +92,15 @@ class Adapter:
                 missing = [key for key in found.missing_keys if f".{LAID_IN}" in key]
                 for keys, what in ((found.unexpected_keys, "have no place in it"), (missing, "are missing")):
                     if keys:
-                        raise ModelError(f"{misfit}: {len(keys)} weights {what}, such as {min(keys)!r}")
+                        weights_of = f"{len(keys)} weights {what}, such as {min(keys)!r}"
+                        raise ModelError(OPTION, self.name, found=f"{MISFIT}: {weights_of}")
                 # In the weights' own dtype: bfloat16 vectors are then off by 0.0196 of their length, by 0.0192 where
                 # the sum is rounded from float32, which takes twice the memory, and unmerged by 0.0185.
                 both.merge_and_unload(safe_merge=True)
         except MemvecError:
             raise
         except Exception as error:  # peft raises whatever it has for what is not as it expects
-            raise ModelError(f"{misfit}: {reason_of(error)}") from error
+            raise ModelError(OPTION, self.name, found=f"{MISFIT}: {reason_of(error)}") from error
 
 
 def find_adapter(name: str, *, use_safetensors: bool) -> Adapter:
@@ -113,25 +115,23 @@ def find_adapter(name: str, *, use_safetensors: bool) -> Adapter:
         ModelError: There is no adapter, or none that can be merged.
     """
     folder, commit = _located(name, use_safetensors=use_safetensors)
-    named, file = f"{OPTION}={name}", folder / CONFIG
+    file = folder / CONFIG
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{file}: {one_line(error)}") from error
+        raise ModelError(file, found=one_line(error)) from error
     if not isinstance(config, dict):
-        raise ModelError(f"{file}: holds {type(config).__name__}; allowed: a JSON object")
+        raise ModelError(file, found=f"holds {type(config).__name__}", allowed="a JSON object")
     if config.get("peft_type") != KIND:
         kind = config.get("peft_type")
-        raise ModelError(f"{named}: a {kind} adapter, which cannot be merged into the weights; allowed: {KIND}")
-    options = _used_options(config, named)
+        raise ModelError(OPTION, name, found=f"a {kind} adapter, which cannot be merged into the weights", allowed=KIND)
+    options = _used_options(config, name)
     if not (folder / SAFE).is_file():
         if not (folder / PICKLED).is_file():
-            raise ModelError(f"{named}: holds no weights; allowed: {SAFE} beside its {CONFIG}")
+            raise ModelError(OPTION, name, found="holds no weights", allowed=f"{SAFE} beside its {CONFIG}")
         if use_safetensors:
-            raise ModelError(
-                f"{named}: only pickled weights ({PICKLED}), which can run code when they are loaded; "
-                "model.use_safetensors=false allows that"
-            )
+            found = f"only pickled weights ({PICKLED}), which can run code when they are loaded"
+            raise ModelError(OPTION, name, found=found, advice="model.use_safetensors=false allows that")
     base = config.get("base_model_name_or_path")
     digest = commit or folder_digest(folder, (CONFIG, SAFE, PICKLED))
     return Adapter(name, folder, digest, options, base if isinstance(base, str) else None)
@@ -147,15 +147,15 @@ def _located(name: str, *, use_safetensors: bool) -> tuple[Path, str | None]:
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / CONFIG).is_file():
-            raise ModelError(f"{OPTION}={name}: no adapter there; allowed: a folder with {CONFIG}, as peft saves it")
+            raise ModelError(OPTION, name, found="no adapter there", allowed=f"a folder with {CONFIG}")
         return folder, None
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
-        raise ModelError(f"{OPTION}={name}: no such folder")
+        raise ModelError(OPTION, name, found="no such folder")
     repository, _, revision = name.partition("@")
     with model_errors(OPTION, name):
         found = find_adapter_config_file(repository, revision=revision or None)
         if found is None:
-            raise ModelError(f"{OPTION}={name}: no such folder, and the Hub gives no such adapter")
+            raise ModelError(OPTION, name, found="no such folder, and the Hub gives no such adapter")
         folder = Path(found).parent  # named by the commit, in the Hub's cache
         for weights in (SAFE,) if use_safetensors else (SAFE, PICKLED):
             if cached_file(repository, weights, revision=folder.name, _raise_exceptions_for_missing_entries=False):
@@ -163,22 +163,22 @@ def _located(name: str, *, use_safetensors: bool) -> tuple[Path, str | None]:
     return folder, folder.name
 
 
-def _used_options(config: dict[str, Any], named: str) -> dict[str, Any]:
+def _used_options(config: dict[str, Any], adapter: str) -> dict[str, Any]:
     """Returns what peft is told, and refuses an adapter that takes more than that."""
     default = _peft().LoraConfig()
     for name, value in config.items():
         if name in (*USED, *IGNORED, INITIALISATION) or not value or value == getattr(default, name, None):
             continue
-        raise ModelError(f"{named}: its {name} is set, which is not supported; merge it with peft, and name the result")
+        found = f"its {name} is set, which is not supported"
+        raise ModelError(OPTION, adapter, found=found, advice="merge it with peft, and name the result")
     if config.get(INITIALISATION) not in INITIALISATIONS:
-        raise ModelError(
-            f"{named}: its {INITIALISATION} is {config[INITIALISATION]!r}, which changed the model's own weights too; "
-            "convert it with peft (`path_initial_model_for_weight_conversion`)"
-        )
+        found = f"its {INITIALISATION} is {config[INITIALISATION]!r}, which changed the model's own weights too"
+        advice = "convert it with peft (`path_initial_model_for_weight_conversion`)"
+        raise ModelError(OPTION, adapter, found=found, advice=advice)
     patterns = config.get("rank_pattern") or {}
     for rank in (config.get("r"), *(patterns.values() if isinstance(patterns, dict) else [patterns])):
         if type(rank) is not int or not 0 < rank <= MOST_RANKS:
-            raise ModelError(f"{named}: a rank of {rank!r}; allowed: 1 to {MOST_RANKS:,}")
+            raise ModelError(OPTION, adapter, found=f"a rank of {rank!r}", allowed=f"1 to {MOST_RANKS:,}")
     return {name: config[name] for name in USED if config.get(name) is not None}
 
 

@@ -35,7 +35,8 @@ def layer_position(config: PreTrainedConfig, layer: int) -> int:
     """
     depth: int = config.get_text_config().num_hidden_layers
     if not -depth - 1 <= layer <= depth:
-        raise ConfigError(f"model.layer={layer}: the model has {depth} layers; allowed: {-depth - 1} to {depth}")
+        found = f"the model has {depth} layers"
+        raise ConfigError("model.layer", layer, found=found, allowed=f"{-depth - 1} to {depth}")
     return layer % (depth + 1)
 
 
@@ -49,9 +50,8 @@ def refuse_same_layers(config: PreTrainedConfig, layers: Sequence[int]) -> None:
     for layer in layers:
         position = layer_position(config, layer)
         if position in named:
-            raise ConfigError(
-                f"model.layer={list(layers)}: {named[position]} and {layer} are the same layer; name each once"
-            )
+            found = f"{named[position]} and {layer} are the same layer"
+            raise ConfigError("model.layer", list(layers), found=found, advice="name each once")
         named[position] = layer
 
 

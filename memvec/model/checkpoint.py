@@ -79,7 +79,7 @@ class Checkpoint:
         Raises:
             ModelError: There is no such model, or one that memvec cannot use.
         """
-        named, folder = f"model.name_or_path={self.location}", Path(self.location)
+        folder = Path(self.location)
         with model_errors("model.name_or_path", self.location):
             refuse_adapter(self.location, revision=self.revision)
             content, _ = PreTrainedConfig.get_config_dict(self.location, revision=self.revision)
@@ -87,7 +87,7 @@ class Checkpoint:
             config: PreTrainedConfig = AutoConfig.from_pretrained(
                 self.location, revision=self.revision, trust_remote_code=self.trust_remote_code
             )
-            refuse_kind(config, named)
+            refuse_kind(config, "model.name_or_path", self.location)
         if folder.is_dir():
             refuse_missing_weights(folder, use_safetensors=self.use_safetensors)
         _ = self.merged_adapter  # whether it can be used is said before anything is computed
@@ -136,7 +136,7 @@ class Checkpoint:
                 self.location, revision=self.revision, trust_remote_code=self.trust_remote_code
             )
             tokenizer = cast(PreTrainedTokenizerFast, loaded)  # `PromptEncoder` refuses one that is not
-            refuse_tokenizer(tokenizer, config, f"model.name_or_path={self.location}")
+            refuse_tokenizer(tokenizer, config, self.location)
         return tokenizer
 
     def load_decoder(self, dtype: torch.dtype) -> PreTrainedModel:
@@ -166,7 +166,7 @@ class Checkpoint:
 
     def _load(self, auto: Any, dtype: torch.dtype, *, needs_head: bool) -> PreTrainedModel:
         """Loads a model as one of the Auto classes has it, and refuses one whose weights are not all there."""
-        named = f"model.name_or_path={self.location}"
+        named = ("model.name_or_path", self.location)
         _ = self.config  # which says of a model that cannot be used what it is
         with model_errors("model.name_or_path", self.location), without_loading_report():
             model, found = auto.from_pretrained(
@@ -182,11 +182,11 @@ class Checkpoint:
             )
         if found["mismatched_keys"]:
             key, stored, expected = min(found["mismatched_keys"])
-            raise ModelError(f"{named}: {key!r} is of shape {list(stored)}, its config says {list(expected)}")
+            raise ModelError(*named, found=f"{key!r} is of shape {list(stored)}, its config says {list(expected)}")
         inner = f"{model.base_model_prefix}." if model.base_model is not model and not needs_head else ""
         if missing := sorted(key for key in found["missing_keys"] if key.startswith(inner)):
             # transformers would fill them with random numbers and go on
-            raise ModelError(f"{named}: {len(missing)} weights are missing, the first {missing[0]!r}")
+            raise ModelError(*named, found=f"{len(missing)} weights are missing, the first {missing[0]!r}")
         if self.merged_adapter is not None:
             self.merged_adapter.merge_into(model)
         loaded: PreTrainedModel = model.requires_grad_(False).eval()
@@ -205,11 +205,10 @@ def locate_model(name_or_path: str) -> str:
     if path.is_dir():
         return str(path)
     if path.is_file():
-        raise ModelError(
-            f"model.name_or_path={name_or_path}: is a file; allowed: a model folder, a .gguf file, a Hub name"
-        )
+        allowed = "a model folder, a .gguf file, a Hub name"
+        raise ModelError("model.name_or_path", name_or_path, found="is a file", allowed=allowed)
     if name_or_path.startswith(("/", ".", "~")) or name_or_path.count("/") > 1:
-        raise ModelError(f"model.name_or_path={name_or_path}: no such folder")
+        raise ModelError("model.name_or_path", name_or_path, found="no such folder")
     return name_or_path
 
 

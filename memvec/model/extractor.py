@@ -213,11 +213,10 @@ class Extractor:
             forget_compiled(self.decoder)  # layers that were to hold no cache
             self.compile_seconds = None
         if self.mode in (ExecutionMode.EQUAL_LENGTHS, ExecutionMode.ONE_BY_ONE) and self.group.has_own_batches:
-            raise ModelError(
-                f"parity probe: batches differ from one by one ({self.probe_errors}), and processes with batches of "
-                f"their own cannot compute {self.mode.value} in step; use trainer=tensor_parallel or trainer=ddp, or "
-                "data.batch_size=1 model.probe=off"
-            )
+            why = f"processes with batches of their own cannot compute {self.mode.value} in step"
+            found = f"batches differ from one by one ({self.probe_errors}), and {why}"
+            advice = "use trainer=tensor_parallel or trainer=ddp, or data.batch_size=1 model.probe=off"
+            raise ModelError("parity probe", found=found, advice=advice)
 
     def compile(self, full_batch: Callable[[], Batch], *, batches: float) -> bool:
         """Compiles the layers, or what packed weights and a cache leave to compile.

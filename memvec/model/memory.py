@@ -66,11 +66,9 @@ def compute_in_parts(
             if not is_out_of_memory(error):
                 raise
             if not may_halve:
-                raise ModelError(
-                    f"out of memory with a batch of {size} entries, which cannot be halved where weights are shared "
-                    "out, since the other processes are computing it; set a smaller data.max_tokens: what was computed "
-                    "is kept, and the same command resumes"
-                ) from error
+                found = f"a batch of {size} entries cannot be halved, since other processes are computing it too"
+                advice = "set a smaller data.max_tokens: what was computed is kept, and the same command resumes"
+                raise ModelError("out of memory", found=found, advice=advice) from error
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if size == 1:

@@ -82,13 +82,12 @@ def _cut_matrices(decoder: PreTrainedModel, mesh: DeviceMesh) -> None:
 
     name, plan, config = type(decoder).__name__, dict(decoder.tp_plan), decoder.config.get_text_config()
     if not plan:
-        raise ModelError(f"{name}: transformers has no tensor-parallel plan for it; trainer=fsdp shards any model")
+        found = "transformers has no tensor-parallel plan for it"
+        raise ModelError(name, found=found, advice="trainer=fsdp shards any model")
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     if get_kv_heads_per_rank(plan, heads, mesh.size()) is None:
-        raise ModelError(
-            f"{name}: its {heads} key-value heads cannot be divided over {mesh.size()} processes; name a "
-            "tensor_parallel_size that divides them, or use trainer=fsdp"
-        )
+        found = f"its {heads} key-value heads cannot be divided over {mesh.size()} processes"
+        raise ModelError(name, found=found, advice="name a tensor_parallel_size that divides them, or use trainer=fsdp")
     cut_matrices(decoder, mesh, plan)
 
 
@@ -97,7 +96,7 @@ def _cut_layers(decoder: PreTrainedModel, mesh: DeviceMesh) -> None:
 
     layers = decoder_layers(decoder)
     if layers is None:
-        raise ModelError(f"{type(decoder).__name__}: its layers cannot be told, so its weights cannot be sharded")
+        raise ModelError(type(decoder).__name__, found="its layers cannot be told, so its weights cannot be sharded")
     for layer in layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(decoder, mesh=mesh)  # what stands outside the layers: embeddings and the final norm

@@ -47,12 +47,12 @@ def model_errors(option: str, name: str) -> Iterator[None]:
         raise
     except Exception as error:  # a stranger's files can make the libraries raise whatever they have
         if "trust_remote_code" in str(error):
-            reason = "it comes with code of its own; model.trust_remote_code=true lets that run"
+            found, advice = "it comes with code of its own", "model.trust_remote_code=true lets that run"
         elif Path(name).is_dir():
-            reason = f"the folder cannot be loaded: {reason_of(error)}"
+            found, advice = f"the folder cannot be loaded: {reason_of(error)}", ""
         else:
-            reason = f"no such folder, and the Hub gives no such model: {reason_of(error)}"
-        raise ModelError(f"{option}={name}: {reason}") from error
+            found, advice = f"no such folder, and the Hub gives no such model: {reason_of(error)}", ""
+        raise ModelError(option, name, found=found, advice=advice) from error
 
 
 def reason_of(error: Exception) -> str:
@@ -78,12 +78,13 @@ def refuse_adapter(location: str, *, revision: str | None) -> None:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
         kind, base = content.get("peft_type") or "PEFT", content.get("base_model_name_or_path")
     except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{file}: {one_line(error)}") from error
+        raise ModelError(file, found=one_line(error)) from error
+    found = f"a {kind} adapter of {base!r}, without that model's weights"
+    if kind != "LORA":
+        raise ModelError("model.name_or_path", location, found=found, allowed="a model")
     shown = base if isinstance(base, str) else "its base model"
-    advice = f"name both: model.name_or_path={shown} model.adapter={location}" if kind == "LORA" else "allowed: a model"
-    raise ModelError(
-        f"model.name_or_path={location}: a {kind} adapter of {base!r}, without that model's weights; {advice}"
-    )
+    advice = f"name both: model.name_or_path={shown} model.adapter={location}"
+    raise ModelError("model.name_or_path", location, found=found, advice=advice)
 
 
 def refuse_missing_weights(folder: Path, *, use_safetensors: bool) -> None:
@@ -92,26 +93,23 @@ def refuse_missing_weights(folder: Path, *, use_safetensors: bool) -> None:
     Raises:
         ModelError: It is one.
     """
-    named = f"model.name_or_path={folder}"
+    named = ("model.name_or_path", folder)
     found = sorted(file.name for file in _weights(folder))
     usable = [name for name in found if name.endswith(".safetensors") or not use_safetensors]
     if not usable:
         if found:
-            raise ModelError(
-                f"{named}: only pickled weights ({found[0]}), which can run code when they are loaded; "
-                "model.use_safetensors=false allows that"
-            )
-        raise ModelError(f"{named}: the folder holds no weights; allowed: *.safetensors beside its config.json")
+            pickled = f"only pickled weights ({found[0]}), which can run code when they are loaded"
+            raise ModelError(*named, found=pickled, advice="model.use_safetensors=false allows that")
+        raise ModelError(*named, found="the folder holds no weights", allowed="*.safetensors beside its config.json")
     for index in sorted(folder.glob("*.safetensors.index.json")):
         try:
             parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
             missing = sorted(part for part in parts if not (folder / part).is_file())
         except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
-            raise ModelError(f"{index}: no index of a model's weights: {one_line(error)}") from error
+            raise ModelError(index, found=f"no index of a model's weights: {one_line(error)}") from error
         if missing:
-            raise ModelError(
-                f"{named}: {len(missing)} of {len(parts)} files of weights are missing, such as {missing[0]}"
-            )
+            absent = f"{len(missing)} of {len(parts)} files of weights are missing, such as {missing[0]}"
+            raise ModelError(*named, found=absent)
 
 
 def refuse_numbers(content: Any, location: str) -> None:
@@ -120,40 +118,38 @@ def refuse_numbers(content: Any, location: str) -> None:
     Raises:
         ModelError: It is one.
     """
-    named = f"model.name_or_path={location}: config.json"
+    named = ("model.name_or_path", location)
     if not isinstance(content, Mapping):
-        raise ModelError(f"{named} holds {type(content).__name__}; allowed: a JSON object")
+        raise ModelError(*named, found=f"config.json holds {type(content).__name__}", allowed="a JSON object")
     kind = content.get("model_type")
     if kind is not None and not (isinstance(kind, str) and kind.isprintable()):
-        raise ModelError(f"{named}: model_type={kind!r}; allowed: the name of an architecture")
+        raise ModelError(*named, found=f"config.json: model_type={kind!r}", allowed="the name of an architecture")
     for name, value in _sizes(content):
         if type(value) is not int or value < 1:
-            raise ModelError(f"{named}: {name}={value!r}; allowed: an integer of at least 1")
+            raise ModelError(*named, found=f"config.json: {name}={value!r}", allowed="an integer of at least 1")
         if name in DEPTHS and value > MOST_LAYERS:
-            raise ModelError(f"{named}: {name}={value}; allowed: 1 to {MOST_LAYERS:,}")
+            raise ModelError(*named, found=f"config.json: {name}={value}", allowed=f"1 to {MOST_LAYERS:,}")
 
 
-def refuse_kind(config: PreTrainedConfig, named: str) -> None:
+def refuse_kind(config: PreTrainedConfig, *named: str) -> None:
     """Refuses a model that is no causal decoder, where its configuration says so.
 
     Args:
         config: The model's.
-        named: What the message calls it.
+        *named: What the message calls it: an option and its value, or a name.
 
     Raises:
         ModelError: It is one.
     """
     kind = config.model_type
     if config.is_encoder_decoder:
-        raise ModelError(f"{named}: an encoder-decoder model ({kind}); memvec needs a causal decoder")
+        raise ModelError(*named, found=f"an encoder-decoder model ({kind})", advice="memvec needs a causal decoder")
     sees_both_ways = type(config) in MODEL_FOR_MASKED_LM_MAPPING
     if sees_both_ways and not getattr(config, "is_decoder", False) and not getattr(config, "causal", False):
-        raise ModelError(
-            f"{named}: an encoder ({kind}), in which a token sees those behind it; memvec needs a causal decoder, "
-            "whose last token has seen the whole prompt"
-        )
+        advice = "memvec needs a causal decoder, whose last token has seen the whole prompt"
+        raise ModelError(*named, found=f"an encoder ({kind}), in which a token sees those behind it", advice=advice)
     if getattr(config.get_text_config(), "vocab_size", None) is None:
-        raise ModelError(f"{named}: no language model ({kind}); memvec needs a causal decoder")
+        raise ModelError(*named, found=f"no language model ({kind})", advice="memvec needs a causal decoder")
 
 
 def refuse_missing_tokenizer(folder: Path) -> None:
@@ -163,13 +159,11 @@ def refuse_missing_tokenizer(folder: Path) -> None:
         ModelError: It is one.
     """
     if not any(file for pattern in TOKENIZERS for file in folder.glob(pattern)):
-        raise ModelError(
-            f"model.name_or_path={folder}: the folder holds no tokenizer; allowed: a tokenizer.json beside its "
-            "config.json"
-        )
+        allowed = "a tokenizer.json beside its config.json"
+        raise ModelError("model.name_or_path", folder, found="the folder holds no tokenizer", allowed=allowed)
 
 
-def refuse_tokenizer(tokenizer: PreTrainedTokenizerFast, config: PreTrainedConfig, named: str) -> None:
+def refuse_tokenizer(tokenizer: PreTrainedTokenizerFast, config: PreTrainedConfig, location: str) -> None:
     """Refuses a tokenizer that knows no words, or one that belongs to a larger model.
 
     A special token may lie beyond the embeddings, as an added padding token does: a text never becomes one, and of a
@@ -178,22 +172,22 @@ def refuse_tokenizer(tokenizer: PreTrainedTokenizerFast, config: PreTrainedConfi
     Args:
         tokenizer: The tokenizer.
         config: Of the model it is used with.
-        named: What the message calls them.
+        location: The model's folder or Hub name.
 
     Raises:
         ModelError: It is one.
     """
+    named = ("model.name_or_path", location)
     special = set(tokenizer.all_special_ids)
     plain = {number: token for token, number in tokenizer.get_vocab().items() if number not in special}
     if not plain:
-        raise ModelError(f"{named}: the model has no tokenizer; allowed: a tokenizer.json beside its config.json")
+        raise ModelError(*named, found="the model has no tokenizer", allowed="a tokenizer.json beside its config.json")
     rows = config.get_text_config().vocab_size
     largest = max(plain)
     if largest >= rows:
-        raise ModelError(
-            f"{named}: its tokenizer has tokens that the model lacks: {plain[largest]!r} is number {largest:,}, the "
-            f"model has {rows:,}; use the tokenizer that the model was trained with"
-        )
+        token = f"{plain[largest]!r} is number {largest:,}, the model has {rows:,}"
+        advice = "use the tokenizer that the model was trained with"
+        raise ModelError(*named, found=f"its tokenizer has tokens that the model lacks: {token}", advice=advice)
 
 
 def _weights(folder: Path) -> list[Path]:

@@ -89,25 +89,22 @@ def find_places(decoder: PreTrainedModel, layers: Sequence[int]) -> tuple[tuple[
     name = type(decoder).__name__
     for layer in layers:
         if not -len(states) <= layer < len(states):
-            raise ConfigError(
-                f"model.layer={layer}: {name} returns {len(states)} hidden states; "
-                f"allowed: {-len(states)} to {len(states) - 1}"
-            )
+            found, allowed = f"{name} returns {len(states)} hidden states", f"{-len(states)} to {len(states) - 1}"
+            raise ConfigError("model.layer", layer, found=found, allowed=allowed)
         state = states[layer]
         if state.ndim != 3 or state.shape[:2] != (1, TRACED_TOKENS):
-            raise ModelError(
-                f"model.layer={layer}: {name} has there no vector for each token but a tensor of shape "
-                f"{list(state.shape)} for {TRACED_TOKENS} tokens; choose another layer, such as -1"
-            )
+            shape = f"a tensor of shape {list(state.shape)} for {TRACED_TOKENS} tokens"
+            found, advice = f"{name} has there no vector for each token but {shape}", "choose another layer, such as -1"
+            raise ModelError("model.layer", layer, found=found, advice=advice)
         dimensions.add(state.shape[2])
-        found = [
+        possible = [
             place
             for place, tensor, copy in seen.get(id(state), [])
             if tensor is state and torch.allclose(copy, state, rtol=0, atol=0, equal_nan=True)
         ]
-        places.append(min(found, key=lambda place: place.rank) if found else None)
+        places.append(min(possible, key=lambda place: place.rank) if possible else None)
     if len(dimensions) != 1:
-        raise ModelError(f"model.layer={list(layers)}: {name} has vectors of {sorted(dimensions)} numbers there")
+        raise ModelError("model.layer", list(layers), found=f"{name} has vectors of {sorted(dimensions)} numbers there")
     return tuple(places), dimensions.pop()
 
 
@@ -153,7 +150,7 @@ def all_hidden_states(decoder: PreTrainedModel, inputs: Mapping[str, Any]) -> tu
         output = decoder(**inputs, output_hidden_states=True)
     states = getattr(output, "hidden_states", None)
     if not states:
-        raise ModelError(f"{type(decoder).__name__}: the model does not return its hidden states")
+        raise ModelError(type(decoder).__name__, found="the model does not return its hidden states")
     last = getattr(output, "last_hidden_state", states[-1])
     # Some families' states are several streams, which only at the very end become one vector for each token.
     return (*states[:-1], last if last.ndim < states[-1].ndim else states[-1])

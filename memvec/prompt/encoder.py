@@ -76,7 +76,7 @@ class PromptEncoder:
         vocabulary: int | None = None,
     ) -> None:
         if not getattr(tokenizer, "is_fast", False):
-            raise ModelError(f"{tokenizer.name_or_path}: has no fast tokenizer (tokenizer.json), which memvec needs")
+            raise ModelError(tokenizer.name_or_path, found="has no fast tokenizer (tokenizer.json), which memvec needs")
         self.head, self.tail = prompt.render(tokenizer).split(FIELD)
         self.add_special_tokens = not prompt.chat  # a chat template spells the tokenizer's own special tokens itself
         self.prompt = prompt
@@ -92,10 +92,8 @@ class PromptEncoder:
         self._check(backend)
         self._frame = self._encode([""])[0].ids
         if max_length is not None and len(self._frame) >= max_length:
-            raise ConfigError(
-                f"data.max_length={max_length} leaves no room for a text: the prompt template alone takes "
-                f"{len(self._frame)} tokens; allowed: {len(self._frame) + 1} or more"
-            )
+            found = f"leaves no room for a text: the prompt template alone takes {len(self._frame)} tokens"
+            raise ConfigError("data.max_length", max_length, found=found, allowed=f"{len(self._frame) + 1} or more")
         self._check_vocabulary(self._literal.real_ids[self._frame])
         self.head_ids = self._literal.real_ids[self._ids(self._head)]  # [P]
 
@@ -118,11 +116,9 @@ class PromptEncoder:
                 alone[row], truncated[row] = self._encode_one(texts[row], self.max_length)
                 lengths[row] = len(alone[row])
         if not lengths.all():
-            raise InputError(
-                f"no token is left of the text {texts[int(np.argmin(lengths))][:40]!r} in the template "
-                f"{self.head + FIELD + self.tail!r} with this tokenizer and max_length={self.max_length}; "
-                "allowed: a text or a template that gives at least one"
-            )
+            text, template = texts[int(np.argmin(lengths))][:40], self.head + FIELD + self.tail
+            found = f"no token is left of it in the template {template!r} with max_length={self.max_length}"
+            raise InputError(f"the text {text!r}", found=found, allowed="a text or a template that gives at least one")
         # One list at a time: as many lists as rows have the garbage collector look through them again and again.
         rows = (alone.get(row) or encoding.ids for row, encoding in enumerate(encodings))
         ids = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=int(lengths.sum()))
@@ -165,20 +161,18 @@ class PromptEncoder:
         for text in ("a", "中文", " a. "):
             expected = backend.encode(self.head + text + self.tail, add_special_tokens=self.add_special_tokens).ids
             if self._literal.real_ids[self._encode([text])[0].ids].tolist() != expected:
-                raise ModelError(
-                    f"the template {self.head + FIELD + self.tail!r} gives other tokens with this tokenizer where a "
-                    "text's special tokens are left spelled out; use a template without special tokens"
-                )
+                found = "gives other tokens with this tokenizer where a text's special tokens are left spelled out"
+                advice = "use a template without special tokens"
+                raise ModelError("prompt.template", self.head + FIELD + self.tail, found=found, advice=advice)
 
     def _check_vocabulary(self, input_ids: NDArray[np.int32]) -> None:
         """Refuses tokens without an embedding: a tokenizer may be that of another model, or have tokens added to it."""
         largest = int(input_ids.max(initial=0))
         if self.vocabulary is not None and largest >= self.vocabulary:
             token = self._literal.backend.id_to_token(largest)
-            raise ModelError(
-                f"the tokenizer has a token that the model lacks: {token!r} is number {largest:,}, the model has "
-                f"{self.vocabulary:,}; use the tokenizer that the model was trained with, or another prompt"
-            )
+            number = f"{token!r} is number {largest:,}, the model has {self.vocabulary:,}"
+            advice = "use the tokenizer that the model was trained with, or another prompt"
+            raise ModelError("the tokenizer", found=f"has a token that the model lacks: {number}", advice=advice)
 
     def _encode_one(self, text: str, max_length: int) -> tuple[list[int], bool]:
         """Tokenises one text within `max_length`; says whether it lost its end."""
@@ -242,5 +236,5 @@ def text_limit(max_length: int | None, model_limit: int | None) -> int | None:
     """
     at_least_or_none("data.max_length", max_length, 1)
     if max_length is not None and model_limit is not None and max_length > model_limit:
-        raise ConfigError(f"data.max_length={max_length}: the model takes at most {model_limit} tokens")
+        raise ConfigError("data.max_length", max_length, found=f"the model takes at most {model_limit} tokens")
     return max_length or model_limit

@@ -42,7 +42,7 @@ class Prompt:
 
     def __post_init__(self) -> None:
         if not isinstance(self.template, str) or self.template.count(FIELD) != 1:
-            raise ConfigError(f"prompt.template={self.template!r}: allowed: a text with {FIELD} exactly once")
+            raise ConfigError("prompt.template", self.template, allowed=f"a text with {FIELD} exactly once")
 
     def render(self, tokenizer: PreTrainedTokenizerFast) -> str:
         """Returns the whole template, again with `{text}` exactly once.
@@ -53,7 +53,7 @@ class Prompt:
         if not self.chat:
             return self.template
         if not tokenizer.chat_template:
-            raise ModelError(f"{tokenizer.name_or_path}: the tokenizer has no chat template; choose another prompt")
+            raise ModelError(tokenizer.name_or_path, found="has no chat template", advice="choose another prompt")
         messages = [*map(dict, self.turns), {"role": "user", "content": self.template}]
         return fill_chat_template(tokenizer, messages, keeps=FIELD, options=self.chat_template_kwargs)
 
@@ -100,7 +100,7 @@ def fill_chat_template(
     try:
         rendered = within_limits(compute)
     except NotComputed as error:  # for one, a template that wants a system message first
-        raise ModelError(f"{tokenizer.name_or_path}: its chat template cannot be filled: {error}") from error
+        raise ModelError(tokenizer.name_or_path, found=f"its chat template cannot be filled: {error}") from error
     if rendered.count(keeps) != 1:
-        raise ModelError(f"{tokenizer.name_or_path}: its chat template does not keep a message as it is")
+        raise ModelError(tokenizer.name_or_path, found="its chat template does not keep a message as it is")
     return rendered

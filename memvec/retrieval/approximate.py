@@ -76,7 +76,7 @@ class ApproximateIndex:
                 raise ValueError(f"{self.path.name} is not of these vectors")
             lists = self._faiss.extract_index_ivf(found)
         except (OSError, RuntimeError, ValueError) as error:  # FAISS raises RuntimeError for a file it cannot read
-            raise RunFolderError(f"{folder.index}: the index cannot be used: {one_line(error)}") from error
+            raise RunFolderError(folder.index, found=f"the index cannot be used: {one_line(error)}") from error
         lists.nprobe = max(min(LISTS_SEARCHED, lists.nlist), lists.nlist // LISTS_SEARCHED)
 
     def nearest(self, queries: Vectors, k: int) -> list[Neighbours]:

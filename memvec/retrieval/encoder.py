@@ -71,7 +71,7 @@ def query_encoder(folder: RunFolder, manifest: Manifest, options: QueryOptions) 
     device = _device(options.accelerator)
     prompt = options.prompt or manifest.prompt
     if prompt is None:
-        raise RunFolderError(f"{folder.root}: holds memory texts and no vectors to search")
+        raise RunFolderError(folder.root, found="holds memory texts and no vectors to search")
     digest, adapter_digest = (str(manifest.fingerprint.get(name)) for name in ("model", "adapter"))
     try:
         dtype, autocast = precision_dtypes(manifest.precision)
@@ -93,9 +93,9 @@ def query_encoder(folder: RunFolder, manifest: Manifest, options: QueryOptions) 
             use_safetensors=options.use_safetensors,
         ).load()
     except ConfigError as error:
-        raise RunFolderError(f"{folder.manifest}: queries cannot be encoded as it says: {error}") from error
+        raise RunFolderError(folder.manifest, found=f"queries cannot be encoded as it says: {error}") from error
     except ModelError as error:
-        raise ModelError(f"{folder.root}: the model it was made with cannot be used: {error}") from error
+        raise ModelError(folder.root, found=f"the model it was made with cannot be used: {error}") from error
     _refuse_other_model(folder, manifest, encoder, has_own_prompt=options.prompt is not None)
     return encoder
 
@@ -127,7 +127,8 @@ def _device(accelerator: str) -> str:
         if name != "auto":
             torch.empty(0, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"accelerator={accelerator}: this machine has none; allowed: auto, cpu, gpu") from error
+        allowed = "auto, cpu, gpu"
+        raise ConfigError("accelerator", accelerator, found="this machine has none", allowed=allowed) from error
     return name
 
 
@@ -136,7 +137,6 @@ def _refuse_other_model(folder: RunFolder, manifest: Manifest, encoder: Encoder,
     found = encoder.fingerprint
     for name, was in manifest.fingerprint.items():
         if was != found.get(name) and not (has_own_prompt and name in OF_PROMPT):
-            raise ModelError(
-                f"{folder.root}: {manifest.name_or_path} is no longer the model it was made with: "
-                f"{name} was {was!r}, is {found.get(name)!r}"
-            )
+            change = f"{name} was {was!r}, is {found.get(name)!r}"
+            what = f"{manifest.name_or_path} is no longer the model it was made with"
+            raise ModelError(folder.root, found=f"{what}: {change}")

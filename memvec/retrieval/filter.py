@@ -56,7 +56,8 @@ def rows_where(dataset: Dataset, where: str) -> NDArray[np.bool_]:
             rows.filter(where)  # refuses what is no condition of a single row, such as an average
             condition = rows.project(where)
             if (found := [str(kind) for kind in condition.types]) != ["BOOLEAN"]:
-                raise ConfigError(f"where={typed}: of type {', '.join(found)}; allowed: BOOLEAN, such as user = 'ana'")
+                allowed = "BOOLEAN, such as user = 'ana'"
+                raise ConfigError("where", typed, found=f"of type {', '.join(found)}", allowed=allowed)
             named = _columns_named(where, connection)
             if not_there := named & OF_DATABASE - {name.casefold() for name in names}:
                 raise duckdb.BinderException(f"there is no column {min(not_there)}")
@@ -65,10 +66,10 @@ def rows_where(dataset: Dataset, where: str) -> NDArray[np.bool_]:
             holds = condition.to_arrow_table().column(0)
         except duckdb.Error as error:
             columns = ", ".join(str(duckdb.ColumnExpression(name)) for name in names)  # as SQL has them, in quotes
-            advice = f"columns: {columns}"
+            advice = ""
             if (in_single_quotes := typed.replace('"', "'")) != typed and _is_condition(rows, in_single_quotes, duckdb):
-                advice += f"; texts stand in single quotes: where={in_single_quotes}"
-            raise ConfigError(f"where={typed}: {one_line(error)}; {advice}") from error
+                advice = f"texts stand in single quotes: where={in_single_quotes}"
+            raise ConfigError("where", typed, found=f"{one_line(error)}; columns: {columns}", advice=advice) from error
     return np.asarray(holds.fill_null(False).to_numpy(), dtype=bool)
 
 

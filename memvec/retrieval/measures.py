@@ -86,8 +86,7 @@ def check_relevant(queries: Sequence[Query], ids: Iterable[Id], *, where: str | 
     for query in queries:
         for name in query.relevant:
             if name not in known:
-                raise InputError(
-                    f"{query.place}: the relevant id {name!r} is not among the run's {len(known):,} ids{where}"
-                )
+                found = f"the relevant id {name!r} is not among the run's {len(known):,} ids{where}"
+                raise InputError(query.place, found=found)
             if not str(name).startswith(query.within):
-                raise InputError(f"{query.place}: the relevant id {name!r} does not begin with {query.within!r}")
+                raise InputError(query.place, found=f"the relevant id {name!r} does not begin with {query.within!r}")

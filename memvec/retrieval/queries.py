@@ -17,7 +17,7 @@ from memvec.data.reader import read_file
 from memvec.data.validation import reject_reason
 from memvec.errors import InputError
 from memvec.remote import local_path
-from memvec.urls import is_url, masked
+from memvec.urls import is_url
 
 QUERY = "query"
 RELEVANT = "relevant"
@@ -70,16 +70,16 @@ def read_judged_queries(path: str | Path) -> list[Query]:
 
 def _checked(path: str | Path) -> Path:
     if is_url(path := local_path(str(path))):
-        raise InputError(f"queries={masked(path)}: allowed: a file of this machine")
+        raise InputError("queries", path, allowed="a file of this machine")
     path = Path(path).expanduser()
     if file_format(path) is None:
-        raise InputError(f"{path}: not a file of queries; allowed: {' '.join(SUFFIXES)}")
+        raise InputError(path, found="not a file of queries", allowed=SUFFIXES)
     return path
 
 
 def _text(text: Any, place: str) -> str:
     if reason := reject_reason(None, text, has_ids=False, text_column=QUERY):
-        raise InputError(f"{place}: {reason}")
+        raise InputError(place, found=reason)
     return str(text)
 
 
@@ -87,7 +87,7 @@ def _relevant(ids: Any, place: str) -> frozenset[Id]:
     usable = isinstance(ids, list) and ids and all(isinstance(i, Id) and not isinstance(i, bool) for i in ids)
     if not usable:
         found = "nothing" if ids is MISSING else repr(ids)[:80]
-        raise InputError(f"{place}: {RELEVANT!r}: found {found}; allowed: a list of at least one id")
+        raise InputError(place, found=f"{RELEVANT!r}: found {found}", allowed="a list of at least one id")
     return frozenset(ids)
 
 
@@ -95,11 +95,11 @@ def _within(prefix: Any, place: str) -> str:
     if prefix is MISSING or prefix is None:
         return ""
     if not isinstance(prefix, str):
-        raise InputError(f"{place}: {WITHIN!r}: found {prefix!r}; allowed: a string that ids begin with")
+        raise InputError(place, found=f"{WITHIN!r}: found {prefix!r}", allowed="a string that ids begin with")
     return prefix
 
 
 def _at_least_one(queries: list[Query], path: Path) -> list[Query]:
     if not queries:
-        raise InputError(f"{path}: holds no query")
+        raise InputError(path, found="holds no query")
     return queries

@@ -70,8 +70,7 @@ class SearchedRun:
         manifest = read_manifest(folder)
         columns = manifest.columns(layer)
         if len(columns) > 1:
-            shown = ", ".join(map(str, columns))
-            raise ConfigError(f"layer is not set, and {name} holds several; allowed: layer=N, N of {shown}")
+            raise ConfigError("layer", found=f"not set, and {name} holds several", allowed=columns)
         [(one, column)] = columns.items()
         return cls(name, folder, manifest, one, column, load(folder.root))
 
@@ -134,10 +133,10 @@ def named_folders(named: Folders) -> list[tuple[str, Path]]:
     """
     names = [named] if isinstance(named, str | os.PathLike) else list(named)
     if not names:
-        raise ConfigError("output_dir=[]: allowed: the folder of a run, or a list of at least one")
+        raise ConfigError("output_dir", [], allowed="the folder of a run, or a list of at least one")
     roots = [RunFolder(local_run(name)).root for name in names]
     if twice := next((name for name, root in zip(names, roots, strict=True) if roots.count(root) > 1), None):
-        raise ConfigError(f"output_dir: names {masked(str(twice))} twice")
+        raise ConfigError("output_dir", found=f"names {masked(str(twice))} twice")
     return [(masked(str(name)), root) for name, root in zip(names, roots, strict=True)]
 
 
@@ -152,4 +151,4 @@ def _refuse_other_vectors(first: SearchedRun, other: SearchedRun) -> None:
     differing = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
     if differing:
         changes = "; ".join(f"{name} is {theirs.get(name)!r}, there {mine.get(name)!r}" for name in differing)
-        raise RunFolderError(f"{other.name}: cannot be searched as one with {first.name}: {changes}")
+        raise RunFolderError(other.name, found=f"cannot be searched as one with {first.name}: {changes}")

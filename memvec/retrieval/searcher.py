@@ -118,7 +118,7 @@ class Searcher:
         found = []
         for scores, rows in index.nearest(vectors, k):
             if not np.isfinite(scores).all():
-                raise RunFolderError(f"{self._folders()}: damaged, or not of memvec: a vector has no finite length")
+                raise RunFolderError.damaged(self._folders(), "a vector has no finite length")
             hits = zip(scores.tolist(), self.runs.rows_at(rows), strict=True)
             found.append([self._hit(score, run, row) for score, (run, row) in hits])
         return found

@@ -34,7 +34,7 @@ def run_folder(cfg: DictConfig) -> RunFolder:
         ConfigError: `output_dir` is not set; the command line sets it, a program has to. Or it is an address.
     """
     if not cfg.output_dir:
-        raise ConfigError("output_dir is not set; name the folder the results go to")
+        raise ConfigError("output_dir", found="not set", advice="name the folder the results go to")
     return RunFolder(str(folder_here("output_dir", cfg.output_dir)))
 
 
@@ -56,7 +56,7 @@ def without_path(cfg: DictConfig) -> DictConfig:
         ConfigError: It names one.
     """
     if cfg.data.path is not None and not OmegaConf.is_interpolation(cfg.data, "path"):  # as the default is
-        raise ConfigError(f"data.path={cfg.data.path}: the rows are given as data; allowed: one of the two")
+        raise ConfigError("data.path", cfg.data.path, found="the rows are given as data", allowed="one of the two")
     return cast(DictConfig, OmegaConf.merge(cfg, {"data": {"path": None}}))
 
 

@@ -28,6 +28,7 @@ from memvec.schema import VECTOR_DTYPES
 log = logging.getLogger(__name__)
 
 # What Hydra or a shell may have put there before the first run of memvec.
+ANOTHER = "name another output_dir"
 HARMLESS = frozenset({".hydra", "logs", ".DS_Store"})
 # Which journal a run has, in its fingerprint; a run of another version is not resumed.
 FORMAT = "journal_format"
@@ -88,9 +89,7 @@ class RunFolder(RunLayout):
         if RunFolder(self.root / MEMORIES).is_finished:
             return  # the claim follows at once
         if self.is_finished or self.fingerprint.is_file():
-            raise RunFolderError(
-                f"{self.root}: holds a run of something else, without {MEMORIES}/; name another output_dir"
-            )
+            raise RunFolderError(self.root, found=f"holds a run of something else, without {MEMORIES}/", advice=ANOTHER)
         self._refuse_other_files({MEMORIES})
 
     def claim(self, fingerprint: dict[str, Any], *, resume: bool = True) -> RunState:
@@ -119,7 +118,7 @@ class RunFolder(RunLayout):
                 self.release()
                 raise
         except OSError as error:
-            raise RunFolderError(f"{self.root}: the run's folder cannot be used: {one_line(error)}") from error
+            raise RunFolderError(self.root, found=f"the run's folder cannot be used: {one_line(error)}") from error
 
     def release(self, *, remove_journal: bool = False) -> None:
         """Gives the folder back; with `remove_journal`, what only an unfinished run needs goes, before others come."""
@@ -142,7 +141,8 @@ class RunFolder(RunLayout):
         others = [name for name in found if name not in HARMLESS | before | {self.journal.name}]
         if (others or (self.journal.exists() and not self._journal_is_bare())) and not self.holds_run:
             shown = ", ".join(others[:5]) or self.journal.name
-            raise RunFolderError(f"{self.root}: holds other files ({shown}); name an empty or new output_dir")
+            holds = f"holds other files ({shown})"
+            raise RunFolderError(self.root, found=holds, advice="name an empty or new output_dir")
 
     def _journal_is_bare(self) -> bool:
         """Whether a run was killed between making its journal folder and signing it."""
@@ -179,22 +179,16 @@ class RunFolder(RunLayout):
             return  # whatever became of the file with the fingerprint
         found = self._read_fingerprint()
         if found is None:
-            raise RunFolderError(
-                f"{self.fingerprint}: is damaged, and nothing else says whose run it was; name another output_dir"
-            )
+            raise RunFolderError(self.fingerprint, found="is damaged; nothing else says whose it was", advice=ANOTHER)
         if found.get(FORMAT) != fingerprint.get(FORMAT):
-            raise RunFolderError(
-                f"{self.root}: holds an unfinished run of another version of memvec, which this one cannot resume; "
-                "finish it with that version, or name another output_dir"
-            )
+            version = "holds an unfinished run of another version of memvec, which this one cannot resume"
+            raise RunFolderError(self.root, found=version, advice=f"finish it with that version, or {ANOTHER}")
         self._refuse_differing({**found, **fingerprint}, found, fingerprint)
 
     def _refuse_resume(self, which: str, resume: bool) -> None:
         if not resume:
-            raise RunFolderError(
-                f"{self.root}: holds {which} run and resume=false was given; "
-                "name another output_dir or remove the folder"
-            )
+            found = f"holds {which} run and resume=false was given"
+            raise RunFolderError(self.root, found=found, advice=f"{ANOTHER} or remove the folder")
 
     def _refuse_differing(
         self, names: Iterable[str], found: dict[str, Any], fingerprint: dict[str, Any], *, is_finished: bool = False
@@ -202,12 +196,12 @@ class RunFolder(RunLayout):
         differing = [name for name in names if name != FORMAT and found.get(name) != fingerprint.get(name)]
         if not differing:
             return
-        advice = "name another output_dir or the same settings"
+        advice = f"{ANOTHER} or the same settings"
         has_vectors = is_finished and "layer" in found  # a run that has generated texts has no layer
         if has_vectors and "input" in differing and not set(differing) & set(DECIDES_VECTORS):
             advice = f"to compute only what is new: reuse={self.root} output_dir=<another>"
         changes = differences(differing, found, fingerprint)
-        raise RunFolderError(f"{self.root}: holds a run of something else: {changes}; {advice}")
+        raise RunFolderError(self.root, found=f"holds a run of something else: {changes}", advice=advice)
 
     def _read_fingerprint(self) -> dict[str, Any] | None:
         """Returns the fingerprint of the run that has begun there, or None where it cannot be read."""
@@ -241,4 +235,4 @@ class RunFolder(RunLayout):
             except FileNotFoundError:
                 continue
             except filelock.Timeout as error:
-                raise RunFolderError(f"{self.root}: another process is running in this folder") from error
+                raise RunFolderError(self.root, found="another process is running in this folder") from error

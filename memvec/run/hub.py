@@ -39,7 +39,7 @@ class HubDataset:
     def __init__(self, url: str) -> None:
         self.repo_id = url.rstrip("/").removeprefix(HUB)
         if not NAME.fullmatch(self.repo_id):
-            raise ConfigError(f"publish={url}: allowed: {HUB}NAME or {HUB}OWNER/NAME, and nothing behind it")
+            raise ConfigError("publish", url, allowed=f"{HUB}NAME or {HUB}OWNER/NAME, and nothing behind it")
 
     @property
     def name(self) -> str:
@@ -81,7 +81,7 @@ class HubDataset:
         if found == content:
             return False
         if found is not None:
-            raise RunFolderError(f"{self.name}: holds another run; name another dataset")
+            raise RunFolderError(self.name, found="holds another run", advice="name another dataset")
         operations = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
         operations.append(CommitOperationAdd(MANIFEST, content))
         with remote_errors(self.name, kind=RunFolderError, cannot=CANNOT):

@@ -87,7 +87,7 @@ class Manifest:
         if layer is None:
             return columns
         if type(layer) is not int or layer not in columns:  # true and 1.0 are no layer
-            raise ConfigError(f"layer={layer}: not one of the run's; allowed: {', '.join(map(str, columns))}")
+            raise ConfigError("layer", layer, found="not one of the run's", allowed=columns)
         return {layer: columns[layer]}
 
 
@@ -110,9 +110,11 @@ def read_manifest(folder: RunLayout) -> Manifest:
         RunFolderError: There is no finished run, or its manifest is damaged.
     """
     found = find_manifest(folder)
+    if found is None and folder.journal.is_dir():
+        advice = "run the same command again to resume it"
+        raise RunFolderError(folder.root, found="holds an unfinished run", advice=advice)
     if found is None:
-        state = "an unfinished run; run the same command again to resume it" if folder.journal.is_dir() else "no run"
-        raise RunFolderError(f"{folder.root}: holds {state}")
+        raise RunFolderError(folder.root, found="holds no run")
     return found
 
 
@@ -159,7 +161,7 @@ def _kept(group: JsonObject) -> tuple[str, ...]:
     try:
         return names_to_keep(group.take_list("keep_columns", str)) if group.has("keep_columns") else ()
     except ConfigError as error:
-        raise RunFolderError(f"{group.path}: damaged, or not of memvec: {error}") from error
+        raise RunFolderError.damaged(group.path, str(error)) from error
 
 
 def _layer(group: JsonObject) -> int | list[int]:
@@ -186,7 +188,7 @@ def _prompt(group: JsonObject) -> Prompt:
             chat_template_kwargs={} if words is None else {name: words.take_any(name) for name in words.content},
         )
     except ConfigError as error:
-        raise RunFolderError(f"{group.path}: damaged, or not of memvec: {error}") from error
+        raise RunFolderError.damaged(group.path, str(error)) from error
 
 
 def run_settings(folder: RunLayout) -> dict[str, Scalar]:

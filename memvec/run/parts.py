@@ -51,15 +51,14 @@ def check_parts(folder: RunLayout, manifest: Manifest) -> list[Path]:
     for name in sorted({*wanted, *found}):
         path = folder.root / name
         if name not in found:
-            raise RunFolderError(f"{path}: missing, though the run is complete")
+            raise RunFolderError(path, found="missing, though the run is complete")
         if name not in wanted:
-            raise RunFolderError(f"{path}: not a file of this run, whose manifest names {len(wanted)}")
+            raise RunFolderError(path, found=f"not a file of this run, whose manifest names {len(wanted)}")
         if found[name] != wanted[name]:
-            raise RunFolderError(f"{path}: holds {found[name]:,} rows; the run's manifest says {wanted[name]:,}")
+            raise RunFolderError(path, found=f"holds {found[name]:,} rows; the run's manifest says {wanted[name]:,}")
     if (rows := sum(found.values())) != manifest.rows:
-        raise RunFolderError(
-            f"{folder.root}: its Parquet files hold {rows:,} rows; its manifest says {manifest.rows:,}"
-        )
+        holds = f"its Parquet files hold {rows:,} rows; its manifest says {manifest.rows:,}"
+        raise RunFolderError(folder.root, found=holds)
     return [folder.root / name for name in found]
 
 
@@ -86,7 +85,7 @@ def open_part(path: Path) -> pq.ParquetFile:
         RunFolderError: It is no regular file.
     """
     if not path.is_file():  # a named pipe would never answer
-        raise RunFolderError(f"{path}: not a regular file")
+        raise RunFolderError(path, found="not a regular file")
     return pq.ParquetFile(path, page_checksum_verification=True)
 
 
@@ -161,7 +160,7 @@ def damage_as_one_line(path: Path) -> Iterator[None]:
     except RunFolderError:
         raise
     except (pa.ArrowException, OSError, ValueError, TypeError, LookupError, OverflowError, MemoryError) as error:
-        raise RunFolderError(f"{path}: damaged, or not of memvec: {one_line(error)}") from error
+        raise RunFolderError.damaged(path, one_line(error)) from error
 
 
 def _parts_of_an_earlier_version(found: dict[str, int]) -> dict[str, int]:

@@ -75,7 +75,7 @@ class FolderHere:
                     if not name.endswith(".partial"):  # of a process that was killed
                         found[path.relative_to(self.root).as_posix()] = path.lstat().st_size
         except OSError as error:
-            raise RunFolderError(f"{self.name}: cannot {CANNOT}: {one_line(error)}") from error
+            raise RunFolderError(self.name, found=f"cannot {CANNOT}: {one_line(error)}") from error
         return found
 
     def read(self, name: str) -> bytes | None:
@@ -85,7 +85,7 @@ class FolderHere:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise RunFolderError(f"{self.name}: cannot be read: {one_line(error)}") from error
+            raise RunFolderError(self.name, found=f"cannot be read: {one_line(error)}") from error
 
     def put(self, name: str, path: Path) -> None:
         """Copies a file, which appears whole or not at all.
@@ -150,7 +150,7 @@ class FolderThere:
             except FileNotFoundError:  # nothing yet; but the bucket has to be there
                 bucket = self.root.partition("/")[0]
                 if self._protocol in BUCKETS and not self.file_system.exists(bucket):
-                    raise RunFolderError(f"{self.name}: cannot {CANNOT}: there is no such bucket") from None
+                    raise RunFolderError(self.name, found=f"cannot {CANNOT}: there is no such bucket") from None
                 return {}
         names = {path.removeprefix(f"{self.root}/"): info for path, info in found.items()}
         return {name: int(info["size"] or 0) for name, info in names.items() if name and not name.endswith("/")}

@@ -30,7 +30,7 @@ from memvec.run.manifest import Manifest, read_manifest
 from memvec.run.parts import check_parts, part_rows
 from memvec.run.places import FolderHere, FolderThere, Place
 from memvec.run.remote import FILES, sha256_of
-from memvec.urls import WEB, is_url, masked
+from memvec.urls import WEB, is_url
 
 OPTION = "publish"
 HUB_PROTOCOL = "hf://"
@@ -55,7 +55,7 @@ def open_place(publish: Any, folder: RunLayout) -> Place | HubDataset:
         RunFolderError: The place cannot be reached, or lets nobody in, or holds something else.
     """
     if not isinstance(publish, str) or not publish:
-        raise ConfigError(f"publish={publish}: allowed: a folder, an address such as s3://bucket/run, or {HUB}NAME")
+        raise ConfigError("publish", publish, allowed=f"a folder, an address such as s3://bucket/run, or {HUB}NAME")
     if publish.startswith(HUB):
         dataset = HubDataset(publish)
         dataset.check()
@@ -64,9 +64,9 @@ def open_place(publish: Any, folder: RunLayout) -> Place | HubDataset:
         return dataset
     url = local_path(publish)
     if url.lower().startswith(WEB):
-        raise ConfigError(f"publish={masked(url)}: the web is only read; allowed: a folder, s3://, gs://, {HUB}NAME, …")
+        raise ConfigError("publish", url, found="the web is only read", allowed=f"a folder, s3://, gs://, {HUB}NAME, …")
     if url.lower().startswith(HUB_PROTOCOL):
-        raise ConfigError(f"publish={masked(url)}: allowed on the Hub: {HUB}NAME")
+        raise ConfigError("publish", url, allowed=f"on the Hub {HUB}NAME")
     place: Place
     if is_url(url):
         place = FolderThere(*open_remote(url, option=OPTION), url)
@@ -74,7 +74,8 @@ def open_place(publish: Any, folder: RunLayout) -> Place | HubDataset:
         place = FolderHere(RunLayout(url).root)
         for inner, outer in ((place.root, folder.root), (folder.root, place.root)):
             if inner.is_relative_to(outer):
-                raise ConfigError(f"publish={url}: {inner} lies in {outer}; name a place beside the run's folder")
+                advice = "name a place beside the run's folder"
+                raise ConfigError("publish", url, found=f"{inner} lies in {outer}", advice=advice)
     there = place.sizes()
     refuse_other_files(place, there)
     if MANIFEST in there:
@@ -89,7 +90,7 @@ def _refuse_other_run(place: Place | HubDataset, folder: RunLayout) -> None:
         RunFolderError: There is none in that folder yet.
     """
     if not folder.manifest.is_file():
-        raise RunFolderError(f"{place.name}: holds another run; name another place")
+        raise RunFolderError(place.name, found="holds another run", advice="name another place")
 
 
 def refuse_other_files(place: Place, there: dict[str, int]) -> None:
@@ -104,7 +105,7 @@ def refuse_other_files(place: Place, there: dict[str, int]) -> None:
     """
     if there and MANIFEST not in there and UNFINISHED not in there:
         shown = ", ".join(sorted(there)[:5])
-        raise RunFolderError(f"{place.name}: holds other files ({shown}); name an empty or new place")
+        raise RunFolderError(place.name, found=f"holds other files ({shown})", advice="name an empty or new place")
 
 
 def publish_run(folder: RunLayout, place: Place | HubDataset) -> None:
@@ -128,7 +129,7 @@ def publish_run(folder: RunLayout, place: Place | HubDataset) -> None:
         else:
             is_new = _copy(folder, files, checksums, content, place)
     except MemvecError as error:
-        error.args = (f"{error}; the run in {folder.root} is complete, and the same command publishes it",)
+        error.advise(f"the run in {folder.root} is complete, and the same command publishes it")
         raise
     log.info("published in %s%s", place.name, "" if is_new else " already; nothing to do")
 
@@ -184,7 +185,7 @@ def _copy(folder: RunLayout, files: dict[str, Path], checksums: dict[str, str], 
     run = JsonObject.read(folder.manifest).content["fingerprint"]
     if MANIFEST in there:
         if place.read(MANIFEST) != content:
-            raise RunFolderError(f"{place.name}: holds another run; name another place")
+            raise RunFolderError(place.name, found="holds another run", advice="name another place")
         whole = dict(checksums)
     else:
         whole = _whole_files(place, there, run)
@@ -204,7 +205,8 @@ def _copy(folder: RunLayout, files: dict[str, Path], checksums: dict[str, str], 
     there = place.sizes()
     for name, size in sizes.items():
         if there.get(name) != size:
-            raise RunFolderError(f"{place.name}: {name} has {there.get(name)} bytes there and {size} here; try again")
+            found = f"{name} has {there.get(name)} bytes there and {size} here"
+            raise RunFolderError(place.name, found=found, advice="try again")
     place.write(MANIFEST, content)
     _remove_note(place)
     return True
@@ -222,7 +224,7 @@ def _whole_files(place: Place, there: dict[str, int], run: Any) -> dict[str, str
     try:
         note = json.loads(found[:MOST_BYTES])
         if note["run"] != run:
-            raise RunFolderError(f"{place.name}: another run is being published there; name another place")
+            raise RunFolderError(place.name, found="another run is being published there", advice="name another place")
         return {name: checksum for name, checksum in note["files"].items() if isinstance(checksum, str)}
     except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
         return {}  # damaged: all is copied again

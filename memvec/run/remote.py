@@ -57,7 +57,7 @@ def local_run(output_dir: str | Path) -> Path:
     if content is None:
         with remote_errors(url, kind=RunFolderError):
             file_system.info(root)
-        raise RunFolderError(f"{masked(url)}: holds no finished run")
+        raise RunFolderError(masked(url), found="holds no finished run")
     try:
         shelf = private_shelf(SHELF)
         entry = shelf / digest(b"\0".join([url.encode("utf-8", "surrogateescape"), content])).hex()
@@ -70,7 +70,7 @@ def local_run(output_dir: str | Path) -> Path:
             _mirror(file_system, root.rstrip("/"), url, content, folder)
         mark_used(entry)
     except OSError as error:
-        raise RunFolderError(f"{masked(url)}: there is no place to keep it: {one_line(error)}") from error
+        raise RunFolderError(masked(url), found=f"there is no place to keep it: {one_line(error)}") from error
     return folder.root
 
 
@@ -86,7 +86,7 @@ def read_manifest_at(file_system: FileSystem, root: str, url: str) -> bytes | No
         except FileNotFoundError:
             return None
     if len(content) > MOST_BYTES:
-        raise RunFolderError(f"{masked(url)}: its {MANIFEST} is larger than {MOST_BYTES // 2**20} MiB")
+        raise RunFolderError(masked(url), found=f"its {MANIFEST} is larger than {MOST_BYTES // 2**20} MiB")
     return content
 
 
@@ -99,14 +99,15 @@ def _mirror(file_system: FileSystem, root: str, url: str, content: bytes, folder
     try:
         manifest = JsonObject.read(fetched)
         if not is_manifest(manifest.content):
-            raise RunFolderError(f"{name}: its {MANIFEST} is not one of memvec")
+            raise RunFolderError(name, found=f"its {MANIFEST} is not one of memvec")
         parts = list(manifest.within("parts").take_all(int))
         checksums = _checksums(manifest)
     except RunFolderError as error:
-        raise RunFolderError(str(error).replace(str(fetched), f"{name}/{MANIFEST}")) from error
+        error.subject = error.subject.replace(str(fetched), f"{name}/{MANIFEST}")
+        raise
     for part in parts:
         if not PART.fullmatch(part):
-            raise RunFolderError(f"{name}/{MANIFEST}: damaged, or not of memvec: {part!r} is no file of a run")
+            raise RunFolderError.damaged(f"{name}/{MANIFEST}", f"{part!r} is no file of a run")
     make_folder(folder.vectors)
     missing = [part for part in parts if not (folder.root / part).is_file()]
     log.info("fetching %s: %d of %d files", name, len(missing), len(parts))
@@ -116,7 +117,7 @@ def _mirror(file_system: FileSystem, root: str, url: str, content: bytes, folder
         get_file(file_system, f"{root}/{part}", local, url=f"{url}/{part}", kind=RunFolderError)
         if part in checksums and sha256_of(local) != checksums[part]:
             local.unlink()
-            raise RunFolderError(f"{name}/{part}: damaged: its checksum is not the one in its manifest")
+            raise RunFolderError(f"{name}/{part}", found="damaged: its checksum is not the one in its manifest")
 
     in_threads(fetch_part, missing)
     for beside in BESIDE:

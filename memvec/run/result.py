@@ -48,9 +48,8 @@ def load(output_dir: str | Path) -> Dataset:
     folder = RunLayout(local_run(output_dir))
     manifest = read_manifest(folder)
     if manifest.prompt is None:
-        raise RunFolderError(
-            f"{folder.root}: holds memory texts; memvec.predict data.path={folder.memories} computes their vectors"
-        )
+        advice = f"memvec.predict data.path={folder.memories} computes their vectors"
+        raise RunFolderError(folder.root, found="holds memory texts", advice=advice)
     dataset = mapped_result(folder, manifest)
     if not manifest.keep_columns:
         return dataset.with_format("torch")
@@ -66,7 +65,7 @@ def mapped_result(folder: RunLayout, manifest: Manifest) -> Dataset:
     """
     parts = check_parts(folder, manifest)
     if not manifest.rows:
-        raise RunFolderError(f"{folder.manifest}: damaged, or not of memvec: a run of no rows")
+        raise RunFolderError.damaged(folder.manifest, "a run of no rows")
     schema = _schema(parts[0], manifest)
     copy = _place_of_copy(folder, parts)
     try:
@@ -75,7 +74,7 @@ def mapped_result(folder: RunLayout, manifest: Manifest) -> Dataset:
             for old in set(folder.mapped.glob("*.arrow")) - {copy}:  # of files that were there before
                 old.unlink(missing_ok=True)
     except OSError as error:
-        raise RunFolderError(f"{copy}: cannot be written: {one_line(error)}") from error
+        raise RunFolderError(copy, found=f"cannot be written: {one_line(error)}") from error
     with damage_as_one_line(copy):
         return Dataset.from_file(str(copy))
 
@@ -133,4 +132,4 @@ def _all_rows(parts: list[Path], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
             yield batch
             rows += len(batch)
         if rows != wanted:
-            raise RunFolderError(f"{path}: damaged, or not of memvec: {rows:,} rows of {wanted:,} can be read")
+            raise RunFolderError.damaged(path, f"{rows:,} rows of {wanted:,} can be read")

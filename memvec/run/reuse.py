@@ -85,7 +85,7 @@ def find_runs(named: str | Sequence[str] | None, *, own: RunLayout) -> list[Fini
     try:
         found = {Path(folder).resolve(): shown for name in names for shown, folder in _folders(name, own)}
     except OSError as error:  # a name that is too long, a folder that may not be entered
-        raise RunFolderError(f"reuse={named}: cannot be read: {one_line(error)}") from error
+        raise RunFolderError("reuse", named, found=f"cannot be read: {one_line(error)}") from error
     return [_finished_run(name, RunLayout(root)) for root, name in found.items()]
 
 
@@ -103,7 +103,7 @@ def check_runs(runs: Sequence[FinishedRun], fingerprint: dict[str, Any]) -> None
         found = run.fingerprint
         if differing := [name for name in DECIDES_VECTORS if found.get(name) != fingerprint.get(name)]:
             changes = differences(differing, found, fingerprint)
-            raise RunFolderError(f"{run.name}: its vectors cannot be reused in this run: {changes}")
+            raise RunFolderError(run.name, found=f"its vectors cannot be reused in this run: {changes}")
 
 
 def known_rows(runs: Sequence[FinishedRun], folder: RunLayout) -> dict[str, NDArray[np.int64]]:
@@ -158,25 +158,23 @@ def _folders(name: str, own: RunLayout) -> list[tuple[str, str]]:
     if path.is_dir():
         return [(str(path), str(path))]
     if not glob.has_magic(name):
-        raise RunFolderError(f"reuse={name}: no such folder")
+        raise RunFolderError("reuse", name, found="no such folder")
     # Not `Path.glob`, which takes no absolute pattern and does not pass over hidden folders.
     matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
     folders = [str(match) for match in matches if match.is_dir() and match.resolve() != own.root]
     if not folders:
-        raise RunFolderError(f"reuse={name}: the glob matches no folder of another run")
+        raise RunFolderError("reuse", name, found="the glob matches no folder of another run")
     return [(folder, folder) for folder in folders]
 
 
 def _finished_run(name: str, folder: RunLayout) -> FinishedRun:
     manifest = read_manifest(folder)
     if manifest.prompt is None or manifest.dimension is None:
-        raise RunFolderError(f"{folder.root}: holds memory texts, and no vectors to reuse")
+        raise RunFolderError(folder.root, found="holds memory texts, and no vectors to reuse")
     parts = check_parts(folder, manifest)
     if not all(has_column(part, PROMPT_DIGEST) for part in parts):
-        raise RunFolderError(
-            f"{folder.root}: was made by an earlier version of memvec, which did not note of which prompts its vectors "
-            "are; run it anew to reuse it"
-        )
+        found = "was made by an earlier version of memvec, which did not note of which prompts its vectors are"
+        raise RunFolderError(folder.root, found=found, advice="run it anew to reuse it")
     fingerprint = JsonObject.read(folder.manifest).within("fingerprint").content
     return FinishedRun(name, folder, fingerprint, parts, manifest.dimension)
 

@@ -55,7 +55,7 @@ def finished_jobs(folder: Path) -> list[RunFolder]:
     jobs = [RunFolder(path) for path in sorted(folder.glob("*/"), key=lambda path: (len(path.name), path.name))]
     finished = [job for job in jobs if find_manifest(job) is not None]
     if not finished:
-        raise RunFolderError(f"{folder}: holds no finished run of a sweep")
+        raise RunFolderError(folder, found="holds no finished run of a sweep")
     return finished
 
 

@@ -43,10 +43,8 @@ def build_trainer(
     """
     _grow_allocations_in_place()
     if str(cfg.trainer.strategy).startswith(("fsdp", "deepspeed")):
-        raise ConfigError(
-            f"trainer.strategy={cfg.trainer.strategy}: memvec shards weights over devices with trainer=fsdp or "
-            "trainer=tensor_parallel"
-        )
+        found = "memvec shards weights over devices with trainer=fsdp or trainer=tensor_parallel"
+        raise ConfigError("trainer.strategy", cfg.trainer.strategy, found=found)
     # In this order: the metrics stop their clock when the writer is done, and a signal is heeded after both.
     numbers = [RankMetrics(folder.journal, writer.counters), RankHistory(folder.journal)]
     callbacks: list[pl.Callback] = [RankLog(folder.logs), writer, *numbers, StopOnSignal()]
@@ -70,20 +68,17 @@ def build_trainer(
 def _check_processes(cfg: DictConfig, environment: ClusterEnvironment | None, wanted: int) -> None:
     """Refuses processes that do not fit the configuration, which Lightning would notice later or never."""
     if environment is not None and environment.world_size() != wanted:
-        raise ConfigError(
-            f"torchrun or SLURM has started {environment.world_size()} processes, but trainer.devices="
-            f"{cfg.trainer.devices} trainer.num_nodes={cfg.trainer.num_nodes} means {wanted}; name the devices of one "
-            "machine, and the number of machines"
-        )
+        started = f"torchrun or SLURM has started {environment.world_size()} processes"
+        found = f"{started}, but with trainer.num_nodes={cfg.trainer.num_nodes} this means {wanted}"
+        advice = "name the devices of one machine, and the number of machines"
+        raise ConfigError("trainer.devices", cfg.trainer.devices, found=found, advice=advice)
     if not shards_weights(cfg):
         return
     strategy = cfg.trainer.strategy
     sizes = (strategy.data_parallel_size, strategy.tensor_parallel_size)
     if "auto" not in sizes and sizes[0] * sizes[1] != wanted:
-        raise ConfigError(
-            f"trainer.strategy: data_parallel_size={sizes[0]} times tensor_parallel_size={sizes[1]} must be the number "
-            f"of processes, {wanted}"
-        )
+        product = f"data_parallel_size={sizes[0]} times tensor_parallel_size={sizes[1]}"
+        raise ConfigError("trainer.strategy", found=f"{product} must be the number of processes, {wanted}")
 
 
 def shards_weights(cfg: DictConfig) -> bool:

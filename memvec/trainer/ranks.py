@@ -46,18 +46,18 @@ def rank_errors(folder: RunLayout) -> Iterator[None]:
     try:
         yield
     except (Interrupted, ServerError) as error:
-        error.args = (f"{error}; {_go_on(folder)}",)
+        error.advise(_go_on(folder))
         raise
     except ProcessException as error:  # a spawned rank's; its own error stands in the last line of a traceback in words
         said = re.sub(r"^memvec\.errors\.\w+: ", "", str(error).strip().rpartition("\n")[2])
-        raise RankError(f"rank {error.error_index} ended: {said}; {_go_on(folder)}") from error
+        raise RankError(f"rank {error.error_index} ended", found=said, advice=_go_on(folder)) from error
     except (ConnectionResetError, BrokenPipeError, EOFError) as error:  # of the pipe to a DataLoader's worker
-        raise RankError(f"a process of this run ended: {one_line(error)}; {_go_on(folder)}") from error
+        raise RankError("a process of this run ended", found=one_line(error), advice=_go_on(folder)) from error
     except RuntimeError as error:  # torch.distributed's and the DataLoader's errors are RuntimeErrors
         if not any(message in str(error) for message in LOST_PROCESS):
             raise
         said = one_line(error).partition(" This is typically caused")[0]  # gloo's advice to look for bugs
-        raise RankError(f"a process of this run ended: {said}; {_go_on(folder)}") from error
+        raise RankError("a process of this run ended", found=said, advice=_go_on(folder)) from error
 
 
 def _go_on(folder: RunLayout) -> str:
@@ -75,6 +75,7 @@ def wait_for_started_ranks(trainer: pl.Trainer) -> None:
             code = process.wait(timeout=SECONDS_TO_END)
         except subprocess.TimeoutExpired as error:
             process.kill()
-            raise RankError(f"rank {local_rank} did not end within {SECONDS_TO_END} s and was killed") from error
+            raise RankError(f"rank {local_rank}", found=f"did not end in {SECONDS_TO_END} s and was killed") from error
         if code != 0:
-            raise RankError(f"rank {local_rank} ended with exit code {code}; see its log in the run's folder")
+            advice = "see its log in the run's folder"
+            raise RankError(f"rank {local_rank}", found=f"ended with exit code {code}", advice=advice)

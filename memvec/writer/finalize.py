@@ -101,13 +101,11 @@ class Finalizer:
         self.dimension = self.journal.dimension // len(self.columns)
         missing = int((~self.journal.is_done[self.first]).sum())
         if missing:
-            raise WriterError(
-                f"{folder.root}: {missing} of {len(self.first)} entries have no vector yet; "
-                "run the same command again to resume"
-            )
+            found = f"{missing} of {len(self.first)} entries have no vector yet"
+            raise WriterError(folder.root, found=found, advice="run the same command again to resume")
         self.kept = np.flatnonzero(self.journal.has_vector[self.first])
         if len(self.kept) == 0:
-            raise WriterError(f"{folder.root}: no entry has a vector: {next(iter(self.journal.reasons.values()))}")
+            raise WriterError(folder.root, found=f"no entry has a vector: {next(iter(self.journal.reasons.values()))}")
 
     @property
     def counts(self) -> Counts:

@@ -42,10 +42,8 @@ class VectorForm:
 
     def __post_init__(self) -> None:
         if self.dtype == "bfloat16":
-            raise ConfigError(
-                "writer.dtype=bfloat16: Arrow and Parquet have no such type; allowed: float32, float16 (which holds "
-                "what a bf16-true model computes exactly, from 6e-5 to 65504)"
-            )
+            allowed = "float32, float16 (which holds what a bf16-true model computes exactly, from 6e-5 to 65504)"
+            raise ConfigError("writer.dtype", self.dtype, found="Arrow and Parquet have no such type", allowed=allowed)
         one_of("writer.dtype", self.dtype, VECTOR_DTYPES)
         one_of("writer.normalize", self.normalize, (True, False))
 

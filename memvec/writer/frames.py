@@ -97,10 +97,8 @@ def read_frames(
                 strangers += 1
                 continue
             if signed.rows != signature.rows:
-                raise RunFolderError(
-                    f"{path}: was computed for other entries than the input gives now, as another version of a library "
-                    "reads it; name another output_dir"
-                )
+                found = "computed for other entries than the input has now, as another version of a library reads it"
+                raise RunFolderError(path, found=found, advice="name another output_dir")
             batch = _read_batch(payload)
             if batch is None or not is_expected(batch):
                 damaged.append(f"{path.name}: a frame with other columns than this run's")

@@ -174,7 +174,7 @@ class VectorWriter(JournalCallback):
         self._kept += rows.column(REASON).null_count
         if self._kept == 0 and self._seen >= BAD_ROWS_TO_STOP:
             why = f"cannot be kept: {rows.column(REASON)[0]}" if len(rows) else NOT_FINITE
-            raise WriterError(f"the first {self._seen} vectors {why}")
+            raise WriterError(found=f"the first {self._seen} vectors {why}")
         return rows
 
     def _kept_rows(self, index: NDArray[np.int64], vectors: NDArray[np.float32]) -> pa.RecordBatch:

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from memvec.config.compose import compose
 from memvec.config.overrides import as_override, as_overrides, quoted
 from memvec.errors import ConfigError
+from tests.helpers.refusals import refused
 
 PATHS = [
     "part=0/a.jsonl",
@@ -184,13 +185,11 @@ def test_the_folder_that_lightning_wraps_is_read(folder: str) -> None:
 
 @pytest.mark.parametrize("override", ["trainer.precision=年", "data.batch_size=a=b", "model.layer=(1", "word", "年=1"])
 def test_what_hydra_cannot_read_is_named_with_the_fix(override: str) -> None:
-    with pytest.raises(ConfigError) as caught:
+    fix = {"advice": "quotes"} if "=" in override else {"allowed": "NAME=VALUE"}
+    with refused(ConfigError, override, **fix) as caught:
         compose([override])
-    line = str(caught.value)
-    assert line.startswith(f"{override}: ")
-    assert "\n" not in line
-    assert "hydra.cc" not in line
-    assert ("NAME=VALUE" if "=" not in override else "quotes") in line
+    assert "\n" not in str(caught.value)
+    assert "hydra.cc" not in str(caught.value)
 
 
 def test_threads_compose_side_by_side() -> None:

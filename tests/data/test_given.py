@@ -14,7 +14,8 @@ from datasets import Dataset, DatasetDict
 
 from memvec.data.formats.fields import MISSING
 from memvec.data.given import source_of
-from memvec.errors import InputError
+from memvec.errors import InputError, MemvecError
+from tests.helpers.refusals import refused, refused_as
 
 ROWS = [{"id": "a", "text": "tea"}, {"id": "b", "text": "coffee", "more": 1}]
 COLUMNS = {"id": ["a", "b"], "text": ["tea", "coffee"]}
@@ -125,32 +126,33 @@ def test_values_that_are_no_json_have_one_digest_in_all_runs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "expected"),
     [
-        ("tea", "data: found one string"),
-        ({"text": ["tea"]}, "data: found a dict"),
-        ((text for text in ["tea"]), "data: found a generator, which can be read only once"),
-        (7, "data: found int"),
+        ("tea", InputError("data", found="found one string")),
+        ({"text": ["tea"]}, InputError("data", found="found a dict")),
+        ((text for text in ["tea"]), InputError("data", found="found a generator, which can be read only once")),
+        (7, InputError("data", found="found int")),
         (
             Dataset.from_dict(COLUMNS).to_iterable_dataset(),
-            "data: found a IterableDataset, which has no rows to come back",
+            InputError("data", found="found a IterableDataset, which has no rows to come back"),
         ),
     ],
 )
-def test_what_is_no_rows_is_said(data: Any, said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_what_is_no_rows_is_said(data: Any, expected: MemvecError) -> None:
+    with refused_as(expected):
         source_of(data)
 
 
 def test_rows_that_are_no_rows_are_said() -> None:
-    with pytest.raises(InputError, match=r'data, row 1: found int, expected an object such as {"text": …}'):
+    with refused(InputError, "data, row 1", found="found int", allowed='an object such as {"text": …}'):
         records([{"text": "tea"}, 7])
     for data in ([{"body": "tea"}], frame({"body": ["tea"]}), pa.table({"body": ["tea"]})):
-        with pytest.raises(InputError, match=r"data: no column 'text'; columns found: body \(set data.text_column\)"):
+        found = "no column 'text'; columns found: body"
+        with refused(InputError, "data", found=found, advice="set data.text_column"):
             records(data)
-    with pytest.raises(InputError, match="data: 2 columns are called 'text'; allowed: one"):
+    with refused(InputError, "data", found="2 columns are called 'text'", allowed="one"):
         records(frame([["tea", "coffee"]], columns=["text", "text"]))
-    with pytest.raises(InputError, match="data: no split 'train'; splits found: test"):
+    with refused(InputError, "data", found="no split 'train'; splits found: test"):
         source_of(DatasetDict({"test": Dataset.from_dict(COLUMNS)}))
 
 

@@ -8,14 +8,12 @@ import pytest
 
 from memvec.data.kept import names_to_keep
 from memvec.errors import ConfigError
+from tests.helpers.refusals import refused
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "found"),
     [
-        ("user", r"data\.keep_columns=user: allowed: a list of names"),
-        (["user", ""], "allowed: a list of names"),
-        ([3], "allowed: a list of names"),
         (["text"], "'text' is the name of a result's own column"),
         (["ID"], "'ID' is the name of a result's own column"),
         (["vector_8"], "'vector_8' is the name of a result's own column"),
@@ -23,8 +21,14 @@ from memvec.errors import ConfigError
         (["user", "User"], "'user' and 'User' are the same name but for their case"),
     ],
 )
-def test_names_that_a_result_cannot_have_are_refused(names: Any, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_names_that_a_result_cannot_have_are_refused(names: list[str], found: str) -> None:
+    with refused(ConfigError, "data.keep_columns", found=found):
+        names_to_keep(names)
+
+
+@pytest.mark.parametrize("names", ["user", ["user", ""], [3]])
+def test_what_is_no_list_of_names_is_refused(names: Any) -> None:
+    with refused(ConfigError, "data.keep_columns", names, allowed="a list of names"):
         names_to_keep(names)
 
 

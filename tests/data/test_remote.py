@@ -24,6 +24,7 @@ from memvec.data.source import find_sources
 from memvec.errors import ConfigError, ExtraError, InputError, MemvecError
 from tests.conftest import TEXTS
 from tests.helpers.processes import arguments, journal_bytes, kill_group, start, wait_until, write_texts
+from tests.helpers.refusals import refused
 from tests.helpers.s3_server import S3Server, s3_server
 from tests.helpers.serving import serving
 
@@ -83,10 +84,10 @@ def test_splits_and_runs_are_told_apart_as_here(s3: S3Server, bucket: str) -> No
     assert [text for _, text in read(f"s3://{bucket}")] == ["test", "train"]
     assert read(f"s3://{bucket}", split="test") == [(f"s3://{bucket}/test/a.jsonl", "test")]
     assert read(f"s3://{bucket}/run/memories.jsonl") == [(f"s3://{bucket}/run/memories.jsonl", "of a run")]
-    with pytest.raises(InputError, match="holds only what runs have written"):
+    with refused(InputError, "memories.jsonl", found="holds only what runs have written"):
         read(f"s3://{bucket}/*/memories.jsonl")
     s3.fill(bucket, {"table/_delta_log/0.json": b"{}", "table/a.parquet": b""})
-    with pytest.raises(InputError, match=f"s3://{bucket}/table: a table of Delta Lake"):
+    with refused(InputError, f"s3://{bucket}/table", found="a table of Delta Lake"):
         read(f"s3://{bucket}/table")
 
 
@@ -103,37 +104,35 @@ def test_a_file_is_fetched_once_until_it_changes(s3: S3Server, bucket: str, capl
 
 def test_what_is_wrong_is_one_line_that_names_the_address(s3: S3Server, bucket: str) -> None:
     s3.fill(bucket, {"a.jsonl": lines("a"), "a.md": b"", "empty.jsonl": b"", "broken.jsonl": b'{"text": "a"}\n{'})
-    for path, said in {
-        f"s3://{bucket}/b.jsonl": f"s3://{bucket}/b.jsonl: cannot be read: there is no such file or folder",
-        f"s3://{bucket}-2/a.jsonl": f"s3://{bucket}-2/a.jsonl: cannot be read: there is no such (bucket|file)",
-        f"s3://{bucket}/*.csv": f"s3://{bucket}/\\*.csv: the glob matches no file",
-        f"s3://{bucket}/a.md": f"s3://{bucket}/a.md: unknown format '.md'; allowed: .jsonl",
-        f"s3://{bucket}/empty.jsonl": f"s3://{bucket}/empty.jsonl: the file is empty",
-        f"s3://{bucket}/broken.jsonl": f"s3://{bucket}/broken.jsonl, line 2: not JSON",
-    }.items():
-        with pytest.raises(InputError, match=f"^{said}"):
-            read(path)
-    with s3.asks_who_it_is(), pytest.raises(InputError, match=f"^s3://{bucket}/a.jsonl: cannot be read: access is den"):
+    for name, place, found in (
+        (f"{bucket}/b.jsonl", "", "cannot be read: there is no such file or folder"),
+        (f"{bucket}-2/a.jsonl", "", "cannot be read: there is no such "),
+        (f"{bucket}/*.csv", "", "the glob matches no file"),
+        (f"{bucket}/a.md", "", "unknown format '.md'"),
+        (f"{bucket}/empty.jsonl", "", "the file is empty"),
+        (f"{bucket}/broken.jsonl", ", line 2", "not JSON"),
+    ):
+        with refused(InputError, f"s3://{name}{place}", found=found):
+            read(f"s3://{name}")
+    with s3.asks_who_it_is(), refused(InputError, f"s3://{bucket}/a.jsonl", found="cannot be read: access is denied"):
         read(f"s3://{bucket}/a.jsonl")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         os.environ.pop(name)
-    with pytest.raises(InputError, match="Unable to locate credentials"):
+    with refused(InputError, f"s3://{bucket}/a.jsonl", found="Unable to locate credentials"):
         read(f"s3://{bucket}/a.jsonl")
 
 
 def test_an_address_that_cannot_be_used_says_why() -> None:
-    for path, kind, said in (
-        ("gs://bucket/a.jsonl", ExtraError, r"gs:// needs gcsfs, which is missing: pip install 'memvec\[gs\]'"),
-        ("nonsense://a.jsonl", ConfigError, "data.path=nonsense://a.jsonl: cannot be used: Protocol not known"),
-        ("zip://a.jsonl::s3://bucket/a.zip", ConfigError, "allowed: one address, without ::"),
-        (
-            "s3://AKIA:secret@bucket/a.jsonl",
-            ConfigError,
-            "data.path=s3://…@bucket/a.jsonl: name and password do not be",
-        ),
+    with refused(ExtraError, "gs://", found="needs gcsfs, which is missing", advice="pip install 'memvec[gs]'"):
+        read("gs://bucket/a.jsonl")
+    for path, fields in (
+        ("nonsense://a.jsonl", {"found": "cannot be used: Protocol not known"}),
+        ("zip://a.jsonl::s3://bucket/a.zip", {"allowed": "one address, without ::"}),
+        ("s3://AKIA:secret@bucket/a.jsonl", {"found": "name and password do not belong in an address of s3://"}),
     ):
-        with pytest.raises(kind, match=said):
+        with refused(ConfigError, "data.path", path, **fields) as caught:
             read(path)
+        assert "secret" not in str(caught.value)
 
 
 def test_a_local_address_is_a_path(tmp_path: Path) -> None:
@@ -160,10 +159,10 @@ def test_web_addresses_are_read_and_their_queries_kept_secret(
         cfg = tiny_config(Path("unused"))
         cfg.data.path = f"{host}/a.jsonl?X-Amz-Signature=abcdef"
         summary = memvec.predict(cfg)
-        with pytest.raises(InputError, match=f"^{host}/b.jsonl\\?…: cannot be read: there is no such file"):
+        with refused(InputError, f"{host}/b.jsonl?…", found="cannot be read: there is no such file"):
             read(f"{host}/b.jsonl?X-Amz-Signature=abcdef")
         assert len(read(f"{host}/*.jsonl")) == 4
-    with pytest.raises(InputError, match=f"^{host}/a.jsonl\\?…: cannot be read: Cannot connect"):
+    with refused(InputError, f"{host}/a.jsonl?…", found="cannot be read: Cannot connect"):
         read(f"{host}/a.jsonl?X-Amz-Signature=abcdef")
     folder = summary.folder
     assert json.loads(folder.rejected.read_text())["file"] == f"{host}/a.jsonl?…"
@@ -225,7 +224,7 @@ def test_a_run_goes_on_when_its_input_is_gone(
     assert not (output_dir / "manifest.json").exists()
     s3.client.delete_object(Bucket=bucket, Key="many.jsonl")
     overrides = [argument for argument in command[3:] if not argument.startswith(("output_dir=", "data.batch_size="))]
-    with pytest.raises(InputError, match="no such file"):  # another run would have to read it
+    with refused(InputError, url, found="no such file"):  # another run would have to read it
         memvec.predict(memvec.compose([*overrides, f"output_dir={tmp_path / 'other'}"]))
     summary = memvec.predict(memvec.compose([*overrides, f"output_dir={output_dir}"]))
     assert summary.counts.entries == 400

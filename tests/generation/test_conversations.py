@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 import memvec
 from memvec.errors import ConfigError, InputError
 from tests.helpers.conversations import CHAT, generation_overrides, read_lines, write_lines
+from tests.helpers.refusals import refused
 from tests.test_generate import DRAWN, texts
 
 Configure = Callable[..., DictConfig]
@@ -85,19 +86,19 @@ def test_a_long_conversation_is_cut_into_windows_that_fit(
 def test_an_answer_that_leaves_no_room_for_a_prompt_is_refused(
     write_conversations: Write, tiny_generation: Configure
 ) -> None:
-    with pytest.raises(ConfigError, match=r"generation.max_new_tokens=256: the model takes 256 tokens"):
+    with refused(ConfigError, "generation.max_new_tokens", 256, found="the model takes 256 tokens"):
         memvec.generate(tiny_generation(write_conversations(), "generation.max_new_tokens=256"))
-    with pytest.raises(ConfigError, match="leaves no room for a text: the prompt template alone takes"):
+    with refused(ConfigError, "data.max_length", 6, found="leaves no room for a text: the prompt template alone takes"):
         memvec.generate(tiny_generation(write_conversations(), "generation.max_new_tokens=250"))
 
 
 def test_a_date_column_that_no_row_has_is_an_error(write_conversations: Write, tiny_generation: Configure) -> None:
     path = write_conversations()
-    with pytest.raises(
-        InputError, match=r"conversations.jsonl: no row has the date column 'when'; set data.date_column"
+    with refused(
+        InputError, "conversations.jsonl", found="no row has the date column 'when'", advice="set data.date_column"
     ):
         memvec.generate(tiny_generation(path, "data.date_column=when"))
-    with pytest.raises(InputError, match=r"no row has the id column 'key'"):
+    with refused(InputError, path, found="no row has the id column 'key'"):
         memvec.generate(tiny_generation(path, "data.id_column=key"))
 
 

@@ -21,6 +21,7 @@ from memvec.run.build import run_folder
 from memvec.run.folder import RunFolder
 from tests.generation.frames import no_output, said, write_frames
 from tests.helpers.conversations import read_lines
+from tests.helpers.refusals import refused
 
 # Cut into windows of two messages, of which the next one begins with the last.
 LONG: dict[str, Any] = {
@@ -162,7 +163,7 @@ def test_where_windows_are_missing_nothing_is_written(prepared: Prepare) -> None
     )
     content = path.read_bytes()
     path.write_bytes(content[: content.index(b"- B one.")] + b"X" + content[content.index(b"- B one.") + 1 :])
-    with pytest.raises(WriterError, match=r"2 of 5 windows have no output yet; run the same command again"):
+    with refused(WriterError, "run", found="2 of 5 windows have no output yet", advice="run the same command again"):
         finish(folder)
     write_frames(folder.journal, [said(1, "- B one."), said(2, "- C one.")])  # as the next attempt does
     finish(folder)
@@ -239,7 +240,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(prepared: Prepare) -> None:
     write_frames(folder.journal, [said(0, "NONE")])
     folder.raw.mkdir()  # a rename onto a folder fails, whoever runs the test
     (folder.raw / "in the way").touch()
-    with pytest.raises(WriterError, match="cannot be written: "):
+    with refused(WriterError, "raw.jsonl", found="cannot be written: "):
         finish(folder)
     assert not folder.manifest.exists()
     assert [path.name for path in folder.root.glob(".*")] == []

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 from memvec.errors import ConfigError
 from memvec.generation.prompt import MemoryPrompt
 from memvec.prompt.encoder import PromptEncoder
+from tests.helpers.refusals import refused
 
 EXAMPLE = {"conversation": "Mia: Hi.", "answer": "NONE"}
 PROMPT = MemoryPrompt("Facts of {text}:", [EXAMPLE], ["Mia"], {"enable_thinking": False})
@@ -48,5 +49,6 @@ def test_instructions_hold_what_tells_echoes() -> None:
     "example", [{"conversation": "a"}, {"conversation": "{text}", "answer": "b"}, {"question": "a", "answer": "b"}]
 )
 def test_what_is_no_example_is_refused(example: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match=r"allowed: a conversation and an answer without \{text\}"):
+    allowed = "a conversation and an answer without {text}"
+    with refused(ConfigError, "generation.prompt.examples", example, allowed=allowed):
         MemoryPrompt("{text}", [example])

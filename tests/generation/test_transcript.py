@@ -16,6 +16,7 @@ from memvec.data.formats.fields import MISSING, Malformed
 from memvec.data.source import find_sources
 from memvec.errors import InputError
 from memvec.generation.transcript import Message, Transcript, TranscriptSource
+from tests.helpers.refusals import refused
 
 Write = Callable[..., Path]
 
@@ -130,13 +131,11 @@ def test_a_column_of_texts_holds_documents(write_conversations: Write) -> None:
 
 
 def test_a_file_without_the_column_or_broken_is_named(tmp_path: Path, write_conversations: Write) -> None:
-    with pytest.raises(
-        InputError, match=r"conversations\.jsonl: no column 'messages'; columns found: id, turns"
-    ) as error:
+    found = "no column 'messages'; columns found: id, turns"
+    with refused(InputError, "conversations.jsonl", found=found, advice="set data.messages_column"):
         read(write_conversations([{"id": "a", "turns": []}]))
-    assert str(error.value).endswith("(set data.messages_column)")
     (tmp_path / "broken.jsonl").write_text(json.dumps(row({"speaker": "A", "text": "b"})) + '\n{"id": ')
-    with pytest.raises(InputError, match=r"broken\.jsonl, line 2: not JSON"):
+    with refused(InputError, "broken.jsonl, line 2", found="not JSON"):
         read(tmp_path / "broken.jsonl")
 
 

@@ -19,6 +19,7 @@ from memvec.generation.writer import CompletionWriter
 from memvec.run.folder import RunFolder
 from memvec.writer.frames import journal_files, read_frames
 from tests.helpers.conversations import generation_overrides, marked, write_lines
+from tests.helpers.refusals import refused
 from tests.helpers.scripted import FAILS, NOTHING, UNDECIDED
 
 # Drawn at so high a temperature, what is undecided comes out either way; the rest stays what it is.
@@ -105,9 +106,10 @@ def test_an_answer_that_reaches_its_limit_is_cut(
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [({"flush_every": 0}, "writer.flush_every=0"), ({"fsync": "never"}, "writer.fsync=never: allowed: flush, close")],
+    ("name", "value", "allowed"), [("flush_every", 0, "an integer of at least 1"), ("fsync", "never", "flush, close")]
 )
-def test_an_option_that_makes_no_sense_says_what_is_allowed(options: Any, message: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=message):
-        CompletionWriter(tmp_path, **options)
+def test_an_option_that_makes_no_sense_says_what_is_allowed(
+    name: str, value: Any, allowed: str, tmp_path: Path
+) -> None:
+    with refused(ConfigError, f"writer.{name}", value, allowed=allowed):
+        CompletionWriter(tmp_path, **{name: value})

@@ -14,6 +14,7 @@ from memvec.errors import ConfigError, ModelError
 from memvec.model.backbone import Backbone
 from tests.helpers.families import build_family
 from tests.helpers.models import ARCHITECTURES, build_model, load_backbone
+from tests.helpers.refusals import refused
 
 IDS = torch.tensor([[5, 17, 250, 33, 8, 91]])
 DEPTH = 3
@@ -121,13 +122,13 @@ def test_a_state_that_no_module_has_comes_from_the_model(monkeypatch: pytest.Mon
 
 def test_a_layer_of_several_streams_is_refused_in_one_line() -> None:
     decoder = build_family("gemma3n_text").get_decoder()
-    with pytest.raises(ModelError, match=r"^model\.layer=2: Gemma3nTextModel has there no vector for each token"):
+    with refused(ModelError, "model.layer", 2, found="Gemma3nTextModel has there no vector for each token"):
         Backbone(decoder, layers=(2,))(IDS)
 
 
 @pytest.mark.parametrize("layer", [DEPTH + 1, -DEPTH - 2, 100])
 def test_a_layer_that_is_not_there_is_refused(layer: int, llama: Path) -> None:
-    with pytest.raises(ConfigError, match=rf"model.layer={layer}: the model has 3 layers; allowed: -4 to 3"):
+    with refused(ConfigError, "model.layer", layer, found="the model has 3 layers", allowed="-4 to 3"):
         load_backbone(llama, layer=layer)
 
 

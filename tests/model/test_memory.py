@@ -15,6 +15,7 @@ from memvec.errors import ModelError
 from memvec.model.memory import compute_in_parts, is_out_of_memory
 from memvec.model.module import HiddenStateModule
 from tests.conftest import TEXTS
+from tests.helpers.refusals import refused
 
 MORE_THAN_ANY_MACHINE_HAS = 2**50  # bytes
 
@@ -80,7 +81,7 @@ def test_where_others_compute_along_no_batch_is_halved() -> None:
         exhaust_memory()
         raise AssertionError
 
-    with pytest.raises(ModelError, match=r"out of memory with a batch of 6 entries.*set a smaller data\.max_tokens"):
+    with refused(ModelError, "out of memory", found="a batch of 6 entries", advice="set a smaller data.max_tokens"):
         compute_in_parts(compute, parts=[slice(0, 6)], shape=(2,), may_halve=False)
 
 

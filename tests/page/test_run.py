@@ -21,6 +21,7 @@ pytest.importorskip("sklearn")
 
 from memvec.page.render import render_page
 from memvec.page.run import run_page
+from tests.helpers.refusals import refused
 
 
 def test_the_page_of_a_run_tells_what_came_of_it(
@@ -85,5 +86,5 @@ def test_a_run_without_texts_or_of_one_entry_has_a_page(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_finished_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match="holds no run"):
+    with refused(RunFolderError, tmp_path, found="holds no run"):
         run_page(RunFolder(tmp_path))

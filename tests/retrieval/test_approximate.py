@@ -14,6 +14,7 @@ from memvec.errors import ExtraError, RunFolderError
 from memvec.retrieval.approximate import ApproximateIndex
 from memvec.retrieval.exact import ExactIndex
 from memvec.run.folder import RunFolder
+from tests.helpers.refusals import refused
 from tests.helpers.runs import random_vectors, write_run
 
 # FAISS is made with SWIG, whose types have no __module__.
@@ -72,11 +73,11 @@ def test_a_broken_index_is_named(folder: RunFolder) -> None:
     pytest.importorskip("faiss")
     folder.index.mkdir()
     (folder.index / "plain.faiss").write_bytes(b"not an index")
-    with pytest.raises(RunFolderError, match="index: the index cannot be used"):
+    with refused(RunFolderError, "index", found="the index cannot be used"):
         ApproximateIndex(folder, memvec.load(folder.root), center=False)
 
 
 def test_without_faiss_the_extra_is_named(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(ExtraError, match=r"needs faiss, which is missing: pip install 'memvec\[search\]'"):
+    with refused(ExtraError, found="needs faiss, which is missing", advice="pip install 'memvec[search]'"):
         ApproximateIndex(folder, memvec.load(folder.root), center=False)

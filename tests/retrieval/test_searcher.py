@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 import memvec
-from memvec.errors import ConfigError, InputError, RunFolderError
+from memvec.errors import ConfigError, InputError, MemvecError, RunFolderError
 from memvec.run.folder import RunFolder
 from tests.conftest import TEXTS
+from tests.helpers.refusals import refused, refused_as
 
 
 @pytest.fixture(scope="module")
@@ -61,29 +62,29 @@ def test_search_sees_another_run_in_the_same_folder(run: RunFolder, tmp_path: Pa
     assert memvec.search(folder, ["tea"], k=99, accelerator="cpu")[0][0].text in TEXTS
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest)[:-20])
-    with pytest.raises(RunFolderError, match=r"manifest\.json: damaged"):
+    with refused(RunFolderError, "manifest.json", found="damaged"):
         memvec.search(folder, ["tea"], accelerator="cpu")
 
 
 @pytest.mark.parametrize(
-    ("queries", "said"),
+    ("queries", "expected"),
     [
-        ([], "queries: found none"),
-        ("tea", "queries: found one string"),
-        ({"text": "tea"}, "queries: found a dict"),
-        (["tea", None], r"queries\[1\]: is null"),
+        ([], InputError("queries", found="found none")),
+        ("tea", InputError("queries", found="found one string")),
+        ({"text": "tea"}, InputError("queries", found="found a dict")),
+        (["tea", None], InputError("queries[1]", found="is null")),
     ],
 )
-def test_what_is_no_list_of_queries_is_said(queries: Any, said: str, run: RunFolder) -> None:
-    with pytest.raises(InputError, match=said):
+def test_what_is_no_list_of_queries_is_said(queries: Any, expected: MemvecError, run: RunFolder) -> None:
+    with refused_as(expected):
         memvec.Searcher(run.root).search(queries)
 
 
 def test_options_that_make_no_sense_are_said_at_once(run: RunFolder) -> None:
-    for options, said in (({"center": 2}, "center=2"), ({"exact_rows": -1}, "exact_rows=-1")):
-        with pytest.raises(ConfigError, match=said):
-            memvec.Searcher(run.root, **options)
-    with pytest.raises(ConfigError, match="k=0: allowed"):
+    for name, value in (("center", 2), ("exact_rows", -1)):
+        with refused(ConfigError, name, value):
+            memvec.Searcher(run.root, **{name: value})
+    with refused(ConfigError, "k", 0, allowed="an integer of at least 1"):
         memvec.Searcher(run.root).search(["tea"], k=0)
 
 

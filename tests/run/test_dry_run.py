@@ -14,6 +14,7 @@ from memvec.data.ranks import RankPlan
 from memvec.errors import ConfigError
 from memvec.run.dry_run import DryRun, plan_run
 from tests.helpers.processes import arguments, finish, random_texts, start
+from tests.helpers.refusals import refused
 
 Configure = Callable[..., DictConfig]
 Write = Callable[..., Path]
@@ -101,12 +102,12 @@ def test_a_plan_leaves_a_run_in_the_same_folder_alone(texts: Path, tiny_config: 
 
 
 def test_predict_asked_for_a_plan_says_what_makes_it(texts: Path, tiny_config: Configure) -> None:
-    with pytest.raises(ConfigError, match=r"memvec\.run\.dry_run\.plan_run"):
+    with refused(ConfigError, "dry_run", True, found="memvec.run.dry_run.plan_run"):
         memvec.predict(tiny_config(texts, *PLAN))
 
 
 def test_what_is_wrong_with_the_input_is_found_by_a_plan_too(tiny_config: Configure, write_jsonl: Write) -> None:
     path = write_jsonl(["fine"])
     path.write_text(path.read_text() + json.dumps({"id": 1})[:-1])
-    with pytest.raises(memvec.InputError, match=r"memories\.jsonl"):
+    with refused(memvec.InputError, "memories.jsonl, line 2"):
         plan_run(tiny_config(path, *PLAN))

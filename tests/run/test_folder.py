@@ -14,6 +14,7 @@ import pytest
 from memvec.errors import RunFolderError
 from memvec.files import read_json, write_json
 from memvec.run.folder import RunFolder, RunState
+from tests.helpers.refusals import refused
 
 FINGERPRINT: dict[str, Any] = {"input": ["abc"], "template": "{text}", "layer": -1}
 
@@ -78,16 +79,15 @@ def test_another_fingerprint_is_refused_naming_the_field(
         folder.claim(FINGERPRINT)
         folder.release()
     before = content(tmp_path)
-    with pytest.raises(RunFolderError, match="holds a run of something else") as caught:
+    with refused(RunFolderError, tmp_path, found=f"holds a run of something else: {message}") as caught:
         RunFolder(tmp_path).claim(changed)
-    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert content(tmp_path) == before
 
 
 def test_without_resume_a_finished_run_is_refused(tmp_path: Path) -> None:
     finish(RunFolder(tmp_path))
-    with pytest.raises(RunFolderError, match="holds a finished run and resume=false was given"):
+    with refused(RunFolderError, tmp_path, found="holds a finished run and resume=false was given"):
         RunFolder(tmp_path).claim(FINGERPRINT, resume=False)
 
 
@@ -95,7 +95,7 @@ def test_without_resume_an_unfinished_run_is_refused(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.claim(FINGERPRINT)
     folder.release()
-    with pytest.raises(RunFolderError, match="holds an unfinished run and resume=false was given"):
+    with refused(RunFolderError, tmp_path, found="holds an unfinished run and resume=false was given"):
         RunFolder(tmp_path).claim(FINGERPRINT, resume=False)
 
 
@@ -107,7 +107,9 @@ def test_without_resume_a_new_folder_is_taken(tmp_path: Path) -> None:
 def test_a_folder_of_something_else_is_refused_and_not_touched(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir() if name == "vectors" else (tmp_path / name).write_text("mine")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(RunFolderError, match=rf"holds other files \({name}\); name an empty or new output_dir"):
+    with refused(
+        RunFolderError, tmp_path, found=f"holds other files ({name})", advice="name an empty or new output_dir"
+    ):
         RunFolder(tmp_path).claim(FINGERPRINT)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -115,15 +117,16 @@ def test_a_folder_of_something_else_is_refused_and_not_touched(tmp_path: Path, n
 @pytest.mark.parametrize("text", ['{"name": "my web app", "icons": []}', "[]", "not JSON"])
 def test_a_manifest_of_something_else_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
-    with pytest.raises(RunFolderError):
+    with refused(RunFolderError, tmp_path) as caught:
         RunFolder(tmp_path).claim(FINGERPRINT)
+    assert str(caught.value).isprintable()
     assert content(tmp_path) == {"manifest.json": text.encode()}
 
 
 def test_a_journal_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "journal").mkdir()
     (tmp_path / "journal" / "2024.md").write_text("Dear diary")
-    with pytest.raises(RunFolderError, match=r"holds other files \(journal\)"):
+    with refused(RunFolderError, tmp_path, found="holds other files (journal)"):
         RunFolder(tmp_path).claim(FINGERPRINT)
 
 
@@ -145,7 +148,7 @@ def test_a_run_killed_before_it_signed_is_new_again(tmp_path: Path) -> None:
 def test_two_processes_cannot_run_in_one_folder(tmp_path: Path) -> None:
     first = RunFolder(tmp_path)
     first.claim(FINGERPRINT)
-    with pytest.raises(RunFolderError, match="another process is running in this folder"):
+    with refused(RunFolderError, tmp_path, found="another process is running in this folder"):
         RunFolder(tmp_path).claim(FINGERPRINT)
     first.release()
     assert RunFolder(tmp_path).claim(FINGERPRINT) is RunState.UNFINISHED
@@ -178,20 +181,20 @@ def test_a_spawned_rank_gets_the_paths_and_not_the_claim(tmp_path: Path) -> None
     copy = pickle.loads(pickle.dumps(folder))
     assert (copy.root, copy.journal, copy.vectors) == (folder.root, folder.journal, folder.vectors)
     copy.release()
-    with pytest.raises(RunFolderError, match="another process is running in this folder"):
+    with refused(RunFolderError, tmp_path, found="another process is running in this folder"):
         RunFolder(tmp_path).claim(FINGERPRINT)
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_of_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("a file, not a folder")
-    with pytest.raises(RunFolderError, match="the run's folder cannot be used") as caught:
+    with refused(RunFolderError, "run", found="the run's folder cannot be used") as caught:
         RunFolder(tmp_path / "file" / "run").claim(FINGERPRINT)
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_in_the_folders_place_is_an_error_of_one_line(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file, not a folder")
-    with pytest.raises(RunFolderError, match="the run's folder cannot be used"):
+    with refused(RunFolderError, "run", found="the run's folder cannot be used"):
         RunFolder(tmp_path / "run").claim(FINGERPRINT)
     assert (tmp_path / "run").read_text() == "a file, not a folder"
 
@@ -305,7 +308,7 @@ def test_the_journal_is_removed_while_it_is_locked(tmp_path: Path) -> None:
     first = RunFolder(tmp_path)
     first.claim(FINGERPRINT)
     second = RunFolder(tmp_path)
-    with pytest.raises(RunFolderError, match="another process is running"):
+    with refused(RunFolderError, tmp_path, found="another process is running"):
         second.claim(FINGERPRINT)
     first.release(remove_journal=True)
     assert second.claim(FINGERPRINT) is RunState.NEW
@@ -319,7 +322,7 @@ def test_a_damaged_fingerprint_is_refused_in_one_line(tmp_path: Path, text: str)
     folder.claim(FINGERPRINT)
     folder.release()
     folder.fingerprint.write_text(text)
-    with pytest.raises(RunFolderError, match=r"fingerprint\.json: is damaged") as caught:
+    with refused(RunFolderError, "fingerprint.json", found="is damaged") as caught:
         RunFolder(tmp_path).claim(FINGERPRINT)
     assert "\n" not in str(caught.value)
     assert folder.fingerprint.read_text() == text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import memvec
 from memvec.errors import RunFolderError
 from memvec.report import write_report
 from tests.helpers.processes import arguments
+from tests.helpers.refusals import refused
 from tests.helpers.runs import random_vectors, write_run
 
 TEXTS = ["tea", "coffee", "tea"]
@@ -92,7 +94,8 @@ def test_a_planted_link_to_a_folder_is_not_followed(
     elsewhere.mkdir()
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / name).symlink_to(elsewhere)
-    with pytest.raises(RunFolderError, match=rf"{name}: a link to .*elsewhere|holds other files \({name}\)"):
+    found = re.compile(rf"^a link to .*elsewhere|^holds other files \({name}\)")
+    with refused(RunFolderError, re.compile(rf"/run(/{name})?$"), found=found):
         memvec.predict(tiny_config(write_jsonl(TEXTS)))
     assert list(elsewhere.iterdir()) == []
 
@@ -104,7 +107,7 @@ def test_a_planted_link_to_a_log_is_not_followed(
     secret.write_text("mine")
     (tmp_path / "run" / "logs").mkdir(parents=True)
     (tmp_path / "run" / "logs" / "rank-00000.log").symlink_to(secret)
-    with pytest.raises(RunFolderError, match=r"rank-00000\.log: a link to .*secret, which memvec does not follow"):
+    with refused(RunFolderError, "logs/rank-00000.log", found=f"a link to {secret}, which memvec does not follow"):
         memvec.predict(tiny_config(write_jsonl(TEXTS)))
     assert secret.read_text() == "mine"
 

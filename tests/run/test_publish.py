@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from memvec.run.remote import local_run
 from tests.conftest import TEXTS
 from tests.helpers.hub_server import TOKEN, HubDouble, hub_server
 from tests.helpers.processes import finish, start
+from tests.helpers.refusals import refused, refused_as
 from tests.helpers.runs import random_vectors, write_run
 from tests.helpers.s3_server import S3Server
 
@@ -105,7 +107,7 @@ def test_a_publish_that_is_killed_goes_on_and_is_no_run_before(
     code, said = finish(start(command, {"AT": "metrics.json"}))
     assert code == -signal.SIGKILL, said
     assert names(s3, place) == [".publishing.json", "vectors/part-00000-of-00001.parquet"]
-    with pytest.raises(RunFolderError, match=f"^{place}: holds no finished run"):
+    with refused(RunFolderError, place, found="holds no finished run"):
         memvec.load(place)
     caplog.set_level(logging.INFO, logger="memvec")
     copy(run, place)
@@ -120,8 +122,8 @@ def test_a_publish_that_fails_leaves_the_run(run: RunLayout, s3: S3Server, place
     opened = open_place(place, run)
     s3.client.delete_object(Bucket=bucket, Key="other/a.txt")
     s3.client.delete_bucket(Bucket=bucket)
-    said = f"^{place}: cannot be published to: there is no such bucket; the run in {run.root} is complete, and the same"
-    with pytest.raises(RunFolderError, match=said):
+    found = "cannot be published to: there is no such bucket"
+    with refused(RunFolderError, place, found=found, advice=f"the run in {run.root} is complete, and the same command"):
         publish_run(run, opened)
     assert len(memvec.load(run.root)) == len(VECTORS)
 
@@ -136,33 +138,33 @@ def test_a_file_that_was_lost_there_is_published_again(run: RunLayout, s3: S3Ser
 
 def test_a_place_that_holds_something_else_is_refused(run: RunLayout, s3: S3Server, place: str, tmp_path: Path) -> None:
     bucket = place.removeprefix("s3://").partition("/")[0]
-    with pytest.raises(RunFolderError, match=rf"^s3://{bucket}/other: holds other files \(a.txt\)"):
+    with refused(RunFolderError, f"s3://{bucket}/other", found="holds other files (a.txt)"):
         open_place(f"s3://{bucket}/other", run)
-    with pytest.raises(RunFolderError, match=f"^s3://{bucket}-2/a: cannot be published to: there is no such bucket"):
+    with refused(RunFolderError, f"s3://{bucket}-2/a", found="cannot be published to: there is no such bucket"):
         open_place(f"s3://{bucket}-2/a", run)
     with (
         s3.asks_who_it_is(),
-        pytest.raises(RunFolderError, match=f"^{place}: cannot be published to: access is denied"),
+        refused(RunFolderError, place, found="cannot be published to: access is denied"),
     ):
         open_place(place, run)
     copy(run, place)
-    with pytest.raises(RunFolderError, match=f"^{place}: holds another run; name another place$"):
+    with refused(RunFolderError, place, found="holds another run", advice=re.compile("^name another place$")):
         open_place(place, RunLayout(tmp_path / "new"))  # before anything is computed
     other = write_run(tmp_path / "other", VECTORS + 1)
-    with pytest.raises(RunFolderError, match=f"^{place}: holds another run; .*; the run in {other.root} is complete"):
+    with refused(RunFolderError, place, found="holds another run", advice=f"; the run in {other.root} is complete"):
         copy(other, place)
-    for wrong, said in {
-        "https://host/a": "publish=https://host/a: the web is only read",
-        "hf://datasets/me/set/vectors": "publish=hf://datasets/me/set/vectors: allowed: hf://datasets/NAME",
-        "hf://me/model": "publish=hf://me/model: allowed on the Hub: hf://datasets/NAME",
-        "": "publish=: allowed: a folder",
+    with refused(ConfigError, "publish", "https://host/a", found="the web is only read"):
+        open_place("https://host/a", run)
+    for wrong, allowed in {
+        "hf://datasets/me/set/vectors": "hf://datasets/NAME",
+        "hf://me/model": "on the Hub hf://datasets/NAME",
+        "": "a folder",
     }.items():
-        with pytest.raises(ConfigError, match=f"^{said}"):
+        with refused(ConfigError, "publish", wrong, allowed=allowed):
             open_place(wrong, run)
     for within in (run.root, run.root / "copy", run.root.parent):
-        with pytest.raises(
-            ConfigError, match=f"^publish={within}: .* lies in .*; name a place beside the run's folder"
-        ):
+        advice = "name a place beside the run's folder"
+        with refused(ConfigError, "publish", str(within), found=" lies in ", advice=advice):
             open_place(f"file://{within}", run)
 
 
@@ -172,17 +174,19 @@ def test_a_run_at_an_address_is_read_warily(run: RunLayout, s3: S3Server, place:
     objects = s3.objects(bucket)
     manifest, part = objects[f"{prefix}/manifest.json"], objects[f"{prefix}/{PUBLISHED[-1]}"]
     s3.fill(bucket, {f"{prefix}/{PUBLISHED[-1]}": part[:-9] + b"x" + part[-8:]})
-    with pytest.raises(RunFolderError, match=f"^{place}/{PUBLISHED[-1]}: damaged: its checksum"):
+    with refused(RunFolderError, f"{place}/{PUBLISHED[-1]}", found="damaged: its checksum"):
         memvec.load(place)
-    for content, said in {
-        manifest.replace(b"vectors/part", b"../../part"): "manifest.json: damaged, or not of memvec: '../../part",
-        manifest[:-9]: "manifest.json: damaged, or not of memvec",
-        b"{}": ": its manifest.json is not one of memvec",
+    for content, expected in {
+        manifest.replace(b"vectors/part", b"../../part"): RunFolderError.damaged(
+            f"{place}/manifest.json", "'../../part"
+        ),
+        manifest[:-9]: RunFolderError.damaged(f"{place}/manifest.json", ""),
+        b"{}": RunFolderError(place, found="its manifest.json is not one of memvec"),
     }.items():
         s3.fill(bucket, {f"{prefix}/manifest.json": content})
-        with pytest.raises(RunFolderError, match=f"^{place}/?{said}"):
+        with refused_as(expected):
             memvec.load(place)
-    with pytest.raises(RunFolderError, match=f"^s3://{bucket}/none: cannot be read: there is no such file or folder"):
+    with refused(RunFolderError, f"s3://{bucket}/none", found="cannot be read: there is no such file or folder"):
         memvec.load(f"s3://{bucket}/none")
 
 
@@ -194,7 +198,7 @@ def test_the_command_computes_from_there_and_publishes_there(
     rows = "".join(json.dumps({"id": f"m/{row}", "text": text}) + "\n" for row, text in enumerate(TEXTS))
     s3.fill(bucket, {"in/memories.jsonl": rows.encode()})
     path = f"s3://{bucket}/in/memories.jsonl"
-    with pytest.raises(RunFolderError, match="holds other files"):  # before anything is computed
+    with refused(RunFolderError, f"s3://{bucket}/other", found="holds other files"):  # before anything is computed
         memvec.predict(tiny_config(path, f"publish=s3://{bucket}/other"))
     assert not (tmp_path / "run").exists()
     memvec.predict(tiny_config(path))
@@ -204,7 +208,7 @@ def test_the_command_computes_from_there_and_publishes_there(
     assert again.reused == {place: len(set(TEXTS))}
     hits = memvec.search(place, [TEXTS[2]], k=1, accelerator="cpu")[0]
     assert hits[0].id == "m/2"
-    with pytest.raises(ConfigError, match=f"^output_dir={place}: allowed: a folder of this machine"):
+    with refused(ConfigError, "output_dir", place, allowed="a folder of this machine"):
         memvec.predict(tiny_config(path, f"output_dir={place}"))
 
 
@@ -246,13 +250,15 @@ def test_a_card_that_is_there_stays_and_another_run_is_refused(run: RunLayout, h
     hub.datasets["me/vectors"] = {"README.md": b"mine"}
     copy(run, "hf://datasets/me/vectors")
     assert hub.datasets["me/vectors"]["README.md"] == b"mine"
-    with pytest.raises(RunFolderError, match=r"^hf://datasets/me/vectors: holds another run; name another place$"):
-        open_place("hf://datasets/me/vectors", RunLayout(tmp_path / "new"))  # before anything is computed
-    with pytest.raises(RunFolderError, match=r"^hf://datasets/me/vectors: holds another run; name another dataset"):
-        copy(write_run(tmp_path / "other", VECTORS + 1), "hf://datasets/me/vectors")
+    place, found = "hf://datasets/me/vectors", "holds another run"
+    with refused(RunFolderError, place, found=found, advice=re.compile("^name another place$")):
+        open_place(place, RunLayout(tmp_path / "new"))  # before anything is computed
+    with refused(RunFolderError, place, found=found, advice="name another dataset"):
+        copy(write_run(tmp_path / "other", VECTORS + 1), place)
 
 
 def test_the_hub_that_does_not_know_the_token_says_so(hub: HubDouble, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    with pytest.raises(RunFolderError, match=r"^hf://datasets/me/vectors: cannot be published to: .*(denied|[Tt]oken)"):
+    found = re.compile("^cannot be published to: .*(denied|[Tt]oken)")
+    with refused(RunFolderError, "hf://datasets/me/vectors", found=found):
         open_place("hf://datasets/me/vectors", run)

@@ -40,6 +40,7 @@ from tests.helpers.processes import (
     start_disturbed,
     wait_until,
 )
+from tests.helpers.refusals import refused, refused_as
 from tests.test_generate import DRAWN, MARKS
 from tests.test_resume import leave_unfinished
 
@@ -305,12 +306,12 @@ def test_a_grown_input_is_refused_naming_how_to_reuse(
 ) -> None:
     memvec.predict(tiny_config(write_jsonl(OLD), output="old"))
     path = write_jsonl([*OLD, *NEW[:3]])
-    with pytest.raises(RunFolderError) as caught:
-        memvec.predict(tiny_config(path, output="old"))
     root = tmp_path / "old"
-    said = f"{root}: holds a run of something else: input has other content than it had; "
-    assert str(caught.value) == f"{said}to compute only what is new: reuse={root} output_dir=<another>"
-    override = re.search(r"reuse=\S+", str(caught.value))
+    found = "holds a run of something else: input has other content than it had"
+    advice = f"to compute only what is new: reuse={root} output_dir=<another>"
+    with refused(RunFolderError, root, found=found, advice=advice) as caught:
+        memvec.predict(tiny_config(path, output="old"))
+    override = re.search(r"reuse=\S+", caught.value.advice)
     assert override is not None
     assert memvec.predict(tiny_config(path, override[0])).metrics["computed_entries"] == 3
 
@@ -318,7 +319,7 @@ def test_a_grown_input_is_refused_naming_how_to_reuse(
 @pytest.mark.parametrize("override", ["model.layer=1", "trainer.precision=bf16-true"])
 def test_what_could_not_be_reused_is_not_named(override: str, write_jsonl: Write, tiny_config: Configure) -> None:
     memvec.predict(tiny_config(write_jsonl(OLD)))
-    with pytest.raises(RunFolderError, match="holds a run of something else") as caught:
+    with refused(RunFolderError, "run", found="holds a run of something else") as caught:
         memvec.predict(tiny_config(write_jsonl([*OLD, *NEW]), override))
     assert "reuse=" not in str(caught.value)
 
@@ -353,15 +354,16 @@ def with_other_fingerprint(folder: RunFolder) -> None:
     write_json(folder.manifest, manifest)
 
 
-UNUSABLE: dict[str, tuple[Callable[[RunFolder], None], str]] = {
-    "of an earlier version": (without_digests, "an earlier version of memvec, which did not note of which prompts"),
-    "no run": (without_manifest, "holds no run"),
-    "damaged manifest": (with_damaged_manifest, r"manifest\.json: damaged, or not of memvec"),
-    "a part is missing": (without_a_part, r"part-0000\d-of-00002\.parquet: missing, though the run is complete"),
-    "a stranger's fingerprint": (
-        with_other_fingerprint,
-        r"normalize was \{'a': \['\\x1b\[31m'\]\}, is False",
+UNUSABLE: dict[str, tuple[Callable[[RunFolder], None], str, str]] = {
+    "of an earlier version": (without_digests, "", "an earlier version of memvec, which did not note of which prompts"),
+    "no run": (without_manifest, "", "holds no run"),
+    "damaged manifest": (with_damaged_manifest, r"/manifest\.json", "damaged, or not of memvec"),
+    "a part is missing": (
+        without_a_part,
+        r"/vectors/part-0000\d-of-00002\.parquet",
+        "missing, though the run is complete",
     ),
+    "a stranger's fingerprint": (with_other_fingerprint, "", r"normalize was {'a': ['\x1b[31m']}, is False"),
 }
 
 
@@ -369,12 +371,13 @@ UNUSABLE: dict[str, tuple[Callable[[RunFolder], None], str]] = {
 def test_a_run_that_cannot_be_used_is_one_line(
     kind: str, copy_of_known: RunFolder, write_jsonl: Write, tiny_config: Configure, tmp_path: Path
 ) -> None:
-    spoil, said = UNUSABLE[kind]
+    spoil, file, found = UNUSABLE[kind]
     spoil(copy_of_known)
     for named in (copy_of_known.root, tmp_path / "kn*"):
-        with pytest.raises(RunFolderError, match=said) as caught:
+        with refused(
+            RunFolderError, re.compile(f"^{re.escape(str(copy_of_known.root))}{file}$"), found=found
+        ) as caught:
             memvec.predict(tiny_config(write_jsonl(OLD), f"reuse={named}"))
-        assert str(copy_of_known.root) in str(caught.value)
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "run").exists()
 
@@ -394,40 +397,40 @@ def test_vectors_of_another_kind_are_refused(
 ) -> None:
     for plan in ("false", "true"):
         cfg = tiny_config(write_jsonl(OLD), override, f"reuse={known.root}", f"dry_run={plan}")
-        with pytest.raises(RunFolderError, match=re.escape(f"{known.root}: its vectors cannot be reused")) as caught:
+        with refused(RunFolderError, known.root, found="its vectors cannot be reused") as caught:
             plan_run(cfg) if cfg.dry_run else memvec.predict(cfg)
-        assert str(caught.value).endswith(said)
+        assert caught.value.found.endswith(said)
         assert not (tmp_path / "run").exists()
 
 
 def test_vectors_of_another_model_are_refused(
     known: RunFolder, write_jsonl: Write, tiny_config: Configure, model_folders: Callable[[str], Path]
 ) -> None:
-    with pytest.raises(RunFolderError, match="cannot be reused in this run: model has other content than it had"):
+    with refused(RunFolderError, "run", found="cannot be reused in this run: model has other content than it had"):
         memvec.predict(tiny_config(write_jsonl(OLD), f"reuse={known.root}", model=model_folders("qwen2")))
 
 
 @pytest.mark.parametrize(
-    ("value", "error", "said"),
+    ("value", "expected"),
     [
-        ("/nowhere/run", RunFolderError, "reuse=/nowhere/run: no such folder"),
-        ("/nowhere/*", RunFolderError, r"reuse=/nowhere/\*: the glob matches no folder of another run"),
-        (f"/{'x' * 300}", RunFolderError, "reuse=/x+: cannot be read: .*File name too long"),
-        ("[]", ConfigError, r"reuse=\[\]: allowed: a name, or a list of at least one"),
-        ("{a: b}", RunFolderError, "reuse={a: b}: no such folder"),
+        ("/nowhere/run", RunFolderError("reuse", "/nowhere/run", found="no such folder")),
+        ("/nowhere/*", RunFolderError("reuse", "/nowhere/*", found="the glob matches no folder of another run")),
+        (f"/{'x' * 300}", RunFolderError("reuse", f"/{'x' * 300}", found="File name too long")),
+        ("[]", ConfigError("reuse", [], allowed="a name, or a list of at least one")),
+        ("{a: b}", RunFolderError("reuse", "{a: b}", found="no such folder")),
     ],
 )
 def test_a_name_of_nothing_is_one_line(
-    value: str, error: type[MemvecError], said: str, write_jsonl: Write, tiny_config: Configure, tmp_path: Path
+    value: str, expected: MemvecError, write_jsonl: Write, tiny_config: Configure, tmp_path: Path
 ) -> None:
-    with pytest.raises(error, match=said):
+    with refused_as(expected):
         memvec.predict(tiny_config(write_jsonl(OLD), f"reuse={value}"))
     assert not (tmp_path / "run").exists()
 
 
 def test_an_unfinished_run_is_not_reused(write_jsonl: Write, tiny_config: Configure) -> None:
     unfinished = leave_unfinished(tiny_config(write_jsonl(OLD), output="unfinished"))
-    with pytest.raises(RunFolderError, match=f"{unfinished.root}: holds an unfinished run"):
+    with refused(RunFolderError, unfinished.root, found="holds an unfinished run"):
         memvec.predict(tiny_config(write_jsonl(OLD), f"reuse={unfinished.root}"))
 
 
@@ -449,7 +452,7 @@ def test_damage_found_while_copying_loses_nothing(
         content[end - 64 : end] = bytes(64)
         second.write_bytes(content)
     path = write_jsonl([*OLD, *NEW])
-    with pytest.raises(RunFolderError, match=rf"{second.name}: damaged, or not of memvec: ") as caught:
+    with refused(RunFolderError, second.name, found="damaged, or not of memvec: ") as caught:
         memvec.predict(tiny_config(path, f"reuse={copy_of_known.root}"))
     assert "\n" not in str(caught.value)
     cfg = tiny_config(path)
@@ -469,7 +472,7 @@ def test_an_extraction_of_more_conversations_reuses_its_vectors(scripted: Path, 
     second = run("second", 8, f"reuse={tmp_path / 'first'}")
     assert second.vectors.reused == {str(tmp_path / "first"): first.vectors.counts.unique}
     assert second.vectors.counts.unique > first.vectors.counts.unique
-    with pytest.raises(RunFolderError, match="holds memory texts, and no vectors to reuse"):
+    with refused(RunFolderError, "memories", found="holds memory texts, and no vectors to reuse"):
         run("third", 8, f"reuse={tmp_path / 'first' / 'memories'}")
     assert not (tmp_path / "third").exists()
 

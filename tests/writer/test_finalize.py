@@ -20,6 +20,7 @@ from memvec.run.folder import RunFolder
 from memvec.writer import finalize
 from memvec.writer.finalize import Finalizer
 from memvec.writer.journal import JournalWriter, vector_rows
+from tests.helpers.refusals import refused
 
 D = 4
 ROWS: list[dict[str, Any]] = [{"id": f"m/{n}", "text": f"text {n % 20}"} for n in range(25)]  # five are there twice
@@ -188,7 +189,9 @@ def test_rows_without_a_vector_are_an_error_that_counts_them(
     folder = prepared()
     if there:
         append(folder, there)
-    with pytest.raises(WriterError, match=rf"{missing} of 25 entries have no vector yet; run the same command again"):
+    with refused(
+        WriterError, "run", found=f"{missing} of 25 entries have no vector yet", advice="run the same command again"
+    ):
         Finalizer(folder)
     assert not folder.vectors.exists()
 
@@ -212,7 +215,7 @@ def test_rows_without_vectors_are_rejected_behind_the_inputs(
 def test_a_run_without_any_vector_is_an_error_that_says_why(prepared: Callable[..., RunFolder]) -> None:
     folder = prepared([{"id": "a", "text": "tea"}])
     reject(folder, 0, "not finite")
-    with pytest.raises(WriterError, match="no entry has a vector: not finite"):
+    with refused(WriterError, "run", found="no entry has a vector: not finite"):
         Finalizer(folder)
 
 
@@ -240,7 +243,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_of_one_line(prepared: Calla
     folder = prepared()
     append(folder, list(range(20)))
     folder.vectors.write_text("a file in its place")
-    with pytest.raises(WriterError, match="cannot be written") as caught:
+    with refused(WriterError, "vectors", found="cannot be written") as caught:
         Finalizer(folder).write_results()
     assert "\n" not in str(caught.value)
 

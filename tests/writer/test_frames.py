@@ -21,6 +21,7 @@ from memvec.writer.frames import ALIGNMENT, HEADER, MAGIC, SIGNED, pack_frame
 from memvec.writer.journal import JournalWriter, journal_schema, vector_rows
 from memvec.writer.vectors import JournalIndex, read_journal
 from tests.helpers.damage import DAMAGES, damage
+from tests.helpers.refusals import refused
 from tests.helpers.signatures import ANOTHER_RUN, MINE
 
 D = 6
@@ -92,9 +93,8 @@ def test_a_frame_of_another_run_within_a_file_is_ignored(tmp_path: Path) -> None
 
 def test_a_file_of_this_run_for_other_rows_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, [[1, 2]], signature=OTHER_ROWS)
-    with pytest.raises(RunFolderError, match="was computed for other entries than the input gives now") as caught:
+    with refused(RunFolderError, path, found="computed for other entries than the input has now"):
         read(tmp_path)
-    assert str(caught.value).startswith(f"{path}: ")
 
 
 def test_a_file_of_the_version_before_is_reported(tmp_path: Path) -> None:

@@ -157,8 +157,8 @@ def _validated(tables: Tables, source: str) -> Iterator[Any]:
         except pa.ArrowException as error:
             rows = f"the {table.num_rows} rows from row {row} on"
             if "UTF8" in str(error):
-                raise InputError(f"{source}: not UTF-8 in {rows}") from error
-            raise InputError(f"{source}: {rows} cannot be read ({one_line(error)})") from error
+                raise InputError(source, found=f"not UTF-8 in {rows}") from error
+            raise InputError(source, found=f"{rows} cannot be read ({one_line(error)})") from error
         yield table
         row += table.num_rows
 
@@ -210,7 +210,7 @@ def _longest(column: Any, source: str, row: int) -> int:
         if _is_string(values.type):
             longest = max(longest, pc.max(pc.binary_length(values)).as_py() or 0)
     if longest > LONGEST:
-        raise InputError(f"{source}, row {row} or soon after: a string longer than {LONGEST // 2**20} MB")
+        raise InputError(f"{source}, row {row} or soon after", found=f"a string longer than {LONGEST // 2**20} MB")
     return longest
 
 
@@ -228,7 +228,7 @@ def _values(column: Any, rows: int, source: str, row: int) -> list[Any]:
         # With its values in their places, where it has positions in a dictionary: value by value those are slow.
         values: list[Any] = column.cast(_plain_type(column)).to_pylist()
     except (ValueError, OverflowError) as error:  # a date that Python's own types cannot hold
-        raise InputError(f"{source}: the {rows} rows from row {row} on cannot be read ({one_line(error)})") from error
+        raise InputError(source, found=f"{rows} rows from row {row} on cannot be read ({one_line(error)})") from error
     return values
 
 

@@ -59,7 +59,7 @@ def read_csv(path: Path, wanted: Wanted, text_format: TextFormat, *, is_tsv: boo
             yield reader.line_num, _whole_number(record_id), text, *others
     except csv.Error as error:
         kind = "tsv" if is_tsv else "csv"
-        raise InputError(f"{path}, line {reader.line_num}: not .{kind} ({one_line(error)})") from error
+        raise InputError(f"{path}, line {reader.line_num}", found=f"not .{kind} ({one_line(error)})") from error
 
 
 def read_header(path: Path, text_column: str, text_format: TextFormat, *, is_tsv: bool) -> list[str]:
@@ -125,13 +125,12 @@ def _delimiter_of(path: Path, text_column: str, text_format: TextFormat, *, is_t
     consistent = [delimiter for delimiter in splitting if readings[delimiter].alike == 1.0]
     if is_tsv:
         if consistent and "\t" not in splitting:
-            raise InputError(
-                f"{path}: no tab in its header, which {consistent[0]!r} takes apart; "
-                "set data.delimiter to what it is (tab, if one column is meant)"
-            )
+            advice = "set data.delimiter to what it is (tab, if one column is meant)"
+            raise InputError(path, found=f"no tab in its header, which {consistent[0]!r} takes apart", advice=advice)
         return "\t"
     possible = consistent or splitting or [","]
     named = [delimiter for delimiter in possible if text_column in readings[delimiter].header] or possible
     if len(named) > 1 and text_column in readings[named[0]].header:
-        raise InputError(f"{path}: its delimiter may be {' or '.join(map(repr, named))}; set data.delimiter")
+        found = f"its delimiter may be {' or '.join(map(repr, named))}"
+        raise InputError(path, found=found, advice="set data.delimiter")
     return max(named, key=lambda delimiter: (readings[delimiter].alike, -CANDIDATES.index(delimiter)))

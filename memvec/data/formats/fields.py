@@ -17,6 +17,7 @@ from memvec.errors import InputError
 Record = tuple[Any, ...]  # (row, id, text, further columns …)
 
 NAMES_SHOWN = 20
+SET_TEXT_COLUMN = "set data.text_column"
 
 
 class _Missing:
@@ -95,7 +96,7 @@ def check_columns(source: str, columns: Sequence[str], wanted: Wanted) -> None:
     """
     for name in wanted.names:
         if name is not None and columns.count(name) > 1:
-            raise InputError(f"{source}: {columns.count(name)} columns are called {name!r}; allowed: one")
+            raise InputError(source, found=f"{columns.count(name)} columns are called {name!r}", allowed="one")
 
 
 def missing_column(source: str, column: str, found: Sequence[str]) -> InputError:
@@ -107,4 +108,4 @@ def missing_column(source: str, column: str, found: Sequence[str]) -> InputError
         found: What is there instead.
     """
     shown = ", ".join(found[:NAMES_SHOWN]) or "none"
-    return InputError(f"{source}: no column {column!r}; columns found: {shown} (set data.text_column)")
+    return InputError(source, found=f"no column {column!r}; columns found: {shown}", advice=SET_TEXT_COLUMN)

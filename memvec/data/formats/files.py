@@ -68,14 +68,12 @@ class TextFormat:
 
     def __post_init__(self) -> None:
         if self.encoding is not None and not _is_text_encoding(self.encoding):
-            raise ConfigError(
-                f"data.encoding={self.encoding}: no such encoding; allowed: null, utf-8, utf-16, cp1252, gb18030, …"
-            )
+            allowed = "null, utf-8, utf-16, cp1252, gb18030, …"
+            raise ConfigError("data.encoding", self.encoding, found="no such encoding", allowed=allowed)
         if self.delimiter is not None:
-            found = str(self.delimiter)
-            delimiter = DELIMITERS.get(found, found)
+            delimiter = DELIMITERS.get(str(self.delimiter), str(self.delimiter))
             if len(delimiter) != 1 or delimiter in '"\r\n':
-                raise ConfigError(f"data.delimiter={found!r}: allowed: null, {', '.join(DELIMITERS)}, or one character")
+                raise ConfigError("data.delimiter", self.delimiter, allowed=["null", *DELIMITERS, "one character"])
             object.__setattr__(self, "delimiter", delimiter)
 
 
@@ -106,7 +104,7 @@ def check_regular(path: Path) -> None:
     if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
         return
     kind = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}.get(stat.S_IFMT(mode), "a device")
-    raise InputError(f"{path}: not a regular file but {kind}; write what it gives to a file first")
+    raise InputError(path, found=f"not a regular file but {kind}", advice="write what it gives to a file first")
 
 
 def open_binary(path: Path) -> IO[bytes]:
@@ -136,7 +134,7 @@ def decoded_lines(path: Path, text_format: TextFormat) -> Iterator[tuple[int, st
     """
     encoding = _encoding(path, text_format)
     name = encoding.upper()
-    hint = "" if text_format.encoding else "; set data.encoding"
+    advice = "" if text_format.encoding else "set data.encoding"
     if "\n".encode(encoding) != b"\n":  # in UTF-16 a byte that looks like a line's end need not be one
         yield from _lines_of_text(path, text_format, name)
         return
@@ -149,7 +147,7 @@ def decoded_lines(path: Path, text_format: TextFormat) -> Iterator[tuple[int, st
                 yield number, line.decode("utf-8-sig" if number == 1 and _is_utf8(encoding) else encoding)
             except UnicodeDecodeError as error:
                 place = f"{error.reason} at byte {error.start}"
-                raise InputError(f"{path}, line {number}: not {name} ({place}){hint}") from error
+                raise InputError(f"{path}, line {number}", found=f"not {name} ({place})", advice=advice) from error
             number += 1
 
 
@@ -163,12 +161,12 @@ def _lines_of_text(path: Path, text_format: TextFormat, name: str) -> Iterator[t
                 yield number, line.removeprefix("\ufeff") if number == 1 else line
                 number += 1
         except UnicodeError as error:
-            raise InputError(f"{path}, line {number} or soon after: not {name} ({error})") from error
+            raise InputError(f"{path}, line {number} or soon after", found=f"not {name} ({error})") from error
 
 
-def too_long(path: Path, what: str) -> InputError:
+def too_long(path: Path, what: str, *, advice: str = "") -> InputError:
     """Returns the error about something that is too long to be read at once."""
-    return InputError(f"{path}, {what}: longer than {LONGEST // 2**20} MB")
+    return InputError(f"{path}, {what}", found=f"longer than {LONGEST // 2**20} MB", advice=advice)
 
 
 def _encoding(path: Path, text_format: TextFormat) -> str:
@@ -186,7 +184,8 @@ def _encoding(path: Path, text_format: TextFormat) -> str:
             return encoding
     for order, zeros in (("be", start[0::2]), ("le", start[1::2])):
         if len(start) >= 4 and not any(zeros):
-            raise InputError(f"{path}: looks like UTF-16 without a byte order mark; set data.encoding=utf-16-{order}")
+            found, advice = "looks like UTF-16 without a byte order mark", f"set data.encoding=utf-16-{order}"
+            raise InputError(path, found=found, advice=advice)
     return "utf-8"
 
 

@@ -49,10 +49,8 @@ def object_records(objects: Iterable[tuple[int, Any]], source: str, wanted: Want
     found_text = False
     for number, record in objects:
         if not isinstance(record, Mapping):
-            found = type(record).__name__
-            raise InputError(
-                f'{source}, row {number}: found {found}, expected an object such as {{"{wanted.text}": …}}'
-            )
+            allowed = f'an object such as {{"{wanted.text}": …}}'
+            raise InputError(f"{source}, row {number}", found=f"found {type(record).__name__}", allowed=allowed)
         text = field_of(record, wanted.text)
         found_text = found_text or text is not MISSING
         if not found_text and len(seen) < NAMES_SHOWN:
@@ -82,7 +80,7 @@ def _objects(path: Path, wanted: Wanted, text_format: TextFormat) -> Iterator[tu
         with open_text(path, text_format) as stream:
             content = stream.read(LONGEST + 1)
         if len(content) > LONGEST:
-            raise too_long(path, "one object over several lines (write the rows as JSON lines)")
+            raise too_long(path, "one object over several lines", advice="write the rows as JSON lines")
         yield from _rows_within(path, number, _parse(content, path), wanted)
         return
     record = _parse(line, path, first_line=number)
@@ -102,10 +100,8 @@ def _rows_within(path: Path, number: int, record: Any, wanted: Wanted) -> Iterat
     if isinstance(record, dict) and field_of(record, wanted.text) is MISSING:
         lists = [name for name, value in record.items() if _is_list_of_objects(value)]
     if len(lists) > 1:
-        raise InputError(
-            f"{path}: an object with several lists of objects: {', '.join(lists[:NAMES_SHOWN])}; "
-            "allowed: one, or the rows alone"
-        )
+        found = f"an object with several lists of objects: {', '.join(lists[:NAMES_SHOWN])}"
+        raise InputError(path, found=found, allowed="one, or the rows alone")
     if not lists:
         yield number, record
         return
@@ -127,11 +123,11 @@ def _parse(content: str, path: Path, *, first_line: int = 1) -> Any:
 
 
 def _not_json(path: Path, line: int, message: str, column: int) -> InputError:
-    return InputError(f"{path}, line {line}: not JSON ({message} at column {column})")
+    return InputError(f"{path}, line {line}", found=f"not JSON ({message} at column {column})")
 
 
 def _unreadable(path: Path, line: int, error: Exception) -> InputError:
-    return InputError(f"{path}, line {line}: JSON that cannot be read ({one_line(error)})")
+    return InputError(f"{path}, line {line}", found=f"JSON that cannot be read ({one_line(error)})")
 
 
 class _Array:
