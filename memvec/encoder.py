@@ -76,7 +76,7 @@ class Encoder:
             model allows; `off` computes every token of every row.
         tune: `auto` packs weights where a measurement says that it pays; `off` leaves them as they are.
         compile: Whether layers, or what of them holds no cache, are compiled, at the first call that is large; `auto`
-            does on a GPU where that pays. A model that is held is left as it is.
+            does where that pays. A model that is held is left as it is.
         probe: `auto` compares the fast way with the plain one before it is trusted; `off` trusts it.
         trust_remote_code: Whether code that comes with the model may run.
         use_safetensors: Whether pickled checkpoints, which can run code, are refused.

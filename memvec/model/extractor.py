@@ -37,8 +37,10 @@ from memvec.model.torch_internals import forget_compiled
 from memvec.model.tuning import UNUSABLE, Choice, choose_matmuls, measure
 from memvec.model.unpadded import can_leave_padding_out, last_states
 
-# With fewer seconds left to compute, compiling takes longer than compiled layers save.
-SECONDS_TO_PAY = 60.0
+# With fewer seconds left to compute, compiling takes longer than compiled layers save: half of them on a GPU, a tenth
+# on a processor. With fewer batches left, there cannot be so many, or finding out takes too large a part of them.
+SECONDS_TO_PAY = {"cuda": 60.0, "cpu": 600.0}
+BATCHES_TO_PAY = {"cuda": 16, "cpu": 256}
 # Modes in which a row does not cost the tokens that it shares with all others.
 SPARING = (ExecutionMode.UNPADDED, ExecutionMode.SHARED_PREFIX)
 
@@ -229,7 +231,9 @@ class Extractor:
             Whether something is compiled now.
         """
         is_unpadded = self.mode is ExecutionMode.UNPADDED
-        if not (self.speedups.compile is True or (self.speedups.compile == "auto" and is_unpadded and self._has_gpu)):
+        takes_layers = is_unpadded and not is_packed(self.decoder)  # no compiler takes packed weights
+        may_pay = takes_layers and batches >= BATCHES_TO_PAY[self.device.type]
+        if not (self.speedups.compile is True or (self.speedups.compile == "auto" and may_pay)):
             return False
         batch = to_device(full_batch(), self.device)
         if is_unpadded:
@@ -239,11 +243,10 @@ class Extractor:
             return self._compute(self.mode, batch)[0].cpu()
 
         before, _ = measure(compute, calls=2) if self.speedups.compile == "auto" else (torch.inf, None)
-        if before * batches < SECONDS_TO_PAY:
+        if before * batches < SECONDS_TO_PAY[self.device.type]:
             return False
         self.backbone.trace()  # whose hooks are not for a compiler
-        # No compiler takes packed weights.
-        layers = decoder_layers(self.decoder) if is_unpadded and not is_packed(self.decoder) else None
+        layers = decoder_layers(self.decoder) if takes_layers else None
         if layers is not None and self.backbone.takes_states_within(list(layers)):
             layers = None
         self.compile_seconds = compile_regions(self.decoder, compute, layers=list(layers or []))
@@ -264,10 +267,6 @@ class Extractor:
                 raise
             log.info("padding cannot be left out (%s)", one_line(error))
             return None
-
-    @property
-    def _has_gpu(self) -> bool:
-        return self.device.type == "cuda"
 
     @property
     def _fastest_mode(self) -> ExecutionMode:

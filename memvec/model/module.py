@@ -66,8 +66,8 @@ class HiddenStateModule(pl.LightningModule):
         attn_implementation: transformers' name (`sdpa`, `eager`, `flash_attention_2`); None is the model's default.
         tune: `auto` measures on a CPU whether packed weights are faster, and computes in float32 what the CPU would
             emulate; `off` leaves weights as they are.
-        compile: Whether layers, or what of them holds no cache, are compiled, which costs 10 to 30 seconds; `auto` does
-            on a GPU where that pays.
+        compile: Whether layers, or what of them holds no cache, are compiled, which costs 5 to 60 seconds; `auto` does
+            where that pays and is faster.
         probe: `auto` compares the fast way with the plain one on a few rows before it is trusted; `off` trusts it.
         trust_remote_code: Whether code that comes with the model may run.
         use_safetensors: Whether pickled checkpoints, which can run code, are refused.

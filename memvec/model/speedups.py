@@ -16,8 +16,8 @@ class Speedups:
         prefix_cache: `auto` computes the tokens that prompts begin with once and leaves padding out, where the
             model allows; `off` computes every token of every row.
         tune: `auto` measures on a CPU whether packed weights are faster; `off` leaves them as they are.
-        compile: Whether layers, or what of them holds no cache, are compiled, which costs 10 to 30 seconds; `auto` does
-            on a GPU where that pays.
+        compile: Whether layers, or what of them holds no cache, are compiled, which costs 5 to 60 seconds; `auto` does
+            where that pays and is faster.
         probe: `auto` compares the fast way with the plain one on a few rows before it is trusted; `off` trusts it.
 
     Raises:
