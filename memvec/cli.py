@@ -23,13 +23,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from memvec.config.compose import conf_folder, config_error_line, known_overrides, register_resolvers
+from memvec.config.compose import command_help, conf_folder, config_error_line, known_overrides, register_resolvers
 from memvec.config.overrides import SWEEP, as_overrides
 from memvec.config.values import folder_here
 from memvec.errors import ConfigError, Interrupted, MemvecError, RunFolderError, on_one_line, one_line
+from memvec.process import end_with_parent, spare_collector, started_rank
 from memvec.sweep.jobs import is_sweep, run_job
-from memvec.trainer.interrupt import end_with_parent
-from memvec.trainer.ranks import started_rank
 from memvec.urls import masked
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -52,6 +51,10 @@ def main(task: Callable[[DictConfig], Outcome], *, config_name: str, sweeps: boo
         config_name: The top-level file of conf/.
         sweeps: Whether `-m` runs a sweep of it.
     """
+    if sys.argv[1:] in (["--help"], ["-h"]):
+        _say(command_help(config_name).splitlines())
+        return
+    spare_collector()
     if started_rank() > 0:
         end_with_parent()
     if not sweeps and not SWEEP.isdisjoint(sys.argv):
