@@ -60,4 +60,4 @@ def evaluate(cfg: DictConfig) -> Evaluated:
 
 
 if __name__ == "__main__":
-    main(evaluate, config_name="evaluate", sweeps=False)
+    main(evaluate, config_name="evaluate", parts="memvec.retrieval.evaluation", sweeps=False)

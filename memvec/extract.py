@@ -123,4 +123,4 @@ def _vectors_config(cfg: DictConfig, memories: Path) -> DictConfig:
 
 
 if __name__ == "__main__":
-    main(extract, config_name="extract")
+    main(extract, config_name="extract", parts="memvec.generation.build")

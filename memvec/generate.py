@@ -89,4 +89,4 @@ def memory_stage(cfg: DictConfig) -> Stage[GenerationSummary]:
 
 
 if __name__ == "__main__":
-    main(generate, config_name="generate")
+    main(generate, config_name="generate", parts="memvec.generation.build")

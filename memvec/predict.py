@@ -99,4 +99,4 @@ def predict_or_plan(cfg: DictConfig) -> RunSummary | DryRun:
 
 
 if __name__ == "__main__":
-    main(predict_or_plan, config_name="predict")
+    main(predict_or_plan, config_name="predict", parts="memvec.run.build")

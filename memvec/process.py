@@ -2,7 +2,7 @@
 
 In: the environment; a signal. Out: a rank; `Interrupted`, raised when what was running has come to an end.
 
-Why on the ground floor: the command line needs both before it imports what a run needs, which takes seconds.
+Why on the ground floor: the command line needs both before it imports the parts of a run, which takes seconds.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from types import FrameType
 from typing import Any
 
@@ -37,15 +38,17 @@ def started_rank() -> int:
     return rank or (int(os.environ.get("NODE_RANK", 0)) if "LOCAL_RANK" in os.environ else 0)
 
 
-def spare_collector() -> None:
-    """Has the garbage collector look through all objects rarely, and not as this process ends.
+def import_parts(module: str) -> None:
+    """Imports a module, with libraries that take seconds, into a process that is memvec's own.
 
-    Libraries make half a million that stay; it would look through them after every fourth more, and twice at the end.
-    Together that is as long as `import torch` takes.
+    They make half a million objects, which stay. The garbage collector would look through them after every fourth more,
+    and as the process ends, for longer than `import torch` takes; so it never does.
     """
-    young, middle, _ = gc.get_threshold()
-    gc.set_threshold(young, middle, 1000)
-    atexit.register(gc.freeze)
+    gc.disable()
+    import_module(module)
+    gc.freeze()
+    gc.enable()
+    atexit.register(gc.freeze)  # what has been made since
 
 
 def end_with_parent() -> None:

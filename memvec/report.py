@@ -26,7 +26,7 @@ from omegaconf import DictConfig
 from memvec.errors import ConfigError, MemvecError, on_one_line
 from memvec.files import atomic_file, make_root, writing
 from memvec.layout import RunLayout
-from memvec.process import spare_collector
+from memvec.process import import_parts
 from memvec.sweep.jobs import FAILED, failed_jobs
 from memvec.urls import is_url
 
@@ -125,12 +125,12 @@ class SweepTable(Callback):
 
 def main() -> None:
     """Makes the report of the folder that the command line names."""
-    spare_collector()
     parser = _Parser(prog="python -m memvec.report", description="A finished run or sweep as a page.")
     parser.add_argument("folder", help="the folder of a run or of a sweep, or a published run's address")
     parser.add_argument("layer", type=_layer, nargs="?", metavar="layer=N", help="of a run of several, the one to show")
     try:
         arguments = parser.parse_args()
+        import_parts("memvec.page.run")
         _say(write_report(arguments.folder, layer=arguments.layer))
     except MemvecError as error:
         sys.stderr.write(f"memvec: error: {error}\n")

@@ -176,4 +176,4 @@ def search_for_config(cfg: DictConfig) -> SearchResult:
 
 
 if __name__ == "__main__":
-    main(search_for_config, config_name="search", sweeps=False)
+    main(search_for_config, config_name="search", parts="memvec.retrieval.searcher", sweeps=False)
