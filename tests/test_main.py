@@ -18,6 +18,8 @@ from tests.helpers.processes import arguments, finish, start, write_texts
 
 # What may be imported before a task begins: Hydra with what it needs, or tries (`org`, by `copy`; `attr`).
 COMPOSING = {"memvec", "hydra", "omegaconf", "antlr4", "yaml", "_yaml", "packaging", "attr", "org"}
+# Packages that only some runs need, but for those that torchmetrics imports where they are.
+EXTRAS = {"peft", "sklearn", "faiss", "duckdb", "openai", "s3fs", "gcsfs", "adlfs", "ray", "joblib", "submitit"}
 SCRIPT = "import sys; from memvec.__main__ import script; sys.argv[0] = 'memvec'; script()"
 
 
@@ -65,6 +67,19 @@ def test_help_imports_what_composes_and_no_more(by: Callable[..., list[str]], co
     code, packages = imported_by(by(command, "--help"))
     assert code == 0
     assert packages <= COMPOSING
+
+
+def test_a_command_is_imported_without_its_parts() -> None:
+    modules = ", ".join(f"memvec.{command}" for command in COMMANDS)
+    assert imported_by([sys.executable, "-c", f"import {modules}"])[1] <= COMPOSING
+
+
+@pytest.mark.parametrize("parts", ["memvec.run.build", "memvec.generation.build", "memvec.retrieval.evaluation"])
+@pytest.mark.processes
+def test_what_a_task_imports_needs_no_extra(parts: str) -> None:
+    code, packages = imported_by([sys.executable, "-c", f"import {parts}"])
+    assert code == 0
+    assert not packages & EXTRAS
 
 
 @pytest.mark.parametrize(
