@@ -6,7 +6,6 @@
 In: a command's name and its arguments. Out: whatever `python -m memvec.<command>` with these arguments does.
 
 How: the command's module is run as the main one, name and all, since Lightning starts further ranks by that name.
-Nothing is imported before the command is known: the list of commands does not wait for torch.
 """
 
 from __future__ import annotations
@@ -58,20 +57,7 @@ def main(arguments: Sequence[str]) -> None:
         sys.stderr.write(f"memvec: error: {error}\n")
         sys.exit(error.exit_code)
     sys.argv[1:] = others
-    if name != "report" and others in (["--help"], ["-h"]):
-        _show_options(name)
-        return
     runpy.run_module(f"memvec.{name}", run_name="__main__", alter_sys=True)
-
-
-def _show_options(command: str) -> None:
-    """Shows a command's help without the libraries that it runs with, which take seconds to import."""
-    import hydra
-
-    from memvec.config.compose import conf_folder, register_resolvers
-
-    register_resolvers()
-    hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=command)(lambda _: None)()
 
 
 def script() -> None:

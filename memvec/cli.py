@@ -23,13 +23,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from memvec.config.compose import conf_folder, config_error, known_overrides, register_resolvers
+from memvec.config.compose import command_help, conf_folder, config_error, known_overrides, register_resolvers
 from memvec.config.overrides import SWEEP, as_overrides
 from memvec.config.values import folder_here
 from memvec.errors import ConfigError, Interrupted, MemvecError, RunFolderError, on_one_line, one_line
+from memvec.process import end_with_parent, import_parts, started_rank
 from memvec.sweep.jobs import is_sweep, run_job
-from memvec.trainer.interrupt import end_with_parent
-from memvec.trainer.ranks import started_rank
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 PRIVATE = 0o077
@@ -43,14 +42,18 @@ class Outcome(Protocol):
         """Returns what is printed at the end."""
 
 
-def main(task: Callable[[DictConfig], Outcome], *, config_name: str, sweeps: bool = True) -> None:
+def main(task: Callable[[DictConfig], Outcome], *, config_name: str, parts: str, sweeps: bool = True) -> None:
     """Composes the configuration from the command line, runs the task with it and ends the process.
 
     Args:
         task: What to run.
         config_name: The top-level file of conf/.
+        parts: The module that imports what the task consists of.
         sweeps: Whether `-m` runs a sweep of it.
     """
+    if sys.argv[1:] in (["--help"], ["-h"]):
+        _say(command_help(config_name).splitlines())
+        return
     if started_rank() > 0:
         end_with_parent()
     if not sweeps and not SWEEP.isdisjoint(sys.argv):
@@ -77,6 +80,7 @@ def main(task: Callable[[DictConfig], Outcome], *, config_name: str, sweeps: boo
                 return
             try:
                 _set_output_dir(cfg)
+                import_parts(parts)
                 outcome = task(cfg)
             except EXPECTED as error:
                 if as_the_user_has_it == "1":

@@ -16,25 +16,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from memvec.cli import main
 from memvec.errors import InputError
 from memvec.generate import memory_stage
-from memvec.generation.module import GenerationModule
-from memvec.generation.summary import GenerationSummary
 from memvec.layout import MEMORIES
-from memvec.model.backbone import Backbone
-from memvec.model.module import HiddenStateModule
-from memvec.model.packing import unpack
 from memvec.predict import vector_stage
-from memvec.run.build import run_folder
-from memvec.run.computation import TrainerComputation
-from memvec.run.reuse import find_runs
-from memvec.run.stage import run_stage
-from memvec.run.summary import RunSummary
+
+if TYPE_CHECKING:
+    from memvec.generation.module import GenerationModule
+    from memvec.generation.summary import GenerationSummary
+    from memvec.model.module import HiddenStateModule
+    from memvec.run.summary import RunSummary
 
 SHARED_BY_BOTH = ("model", "trainer", "resume", "profile")
 
@@ -69,6 +65,11 @@ def extract(cfg: DictConfig) -> ExtractSummary:
         InputError: No memory was found, so there is nothing to compute vectors of.
         MemvecError: Something in the configuration, input, model or folder is wrong; the message says what.
     """
+    from memvec.run.build import run_folder
+    from memvec.run.computation import TrainerComputation
+    from memvec.run.reuse import find_runs
+    from memvec.run.stage import run_stage
+
     folder = run_folder(cfg)
     folder.check_stage_before()
     if not folder.is_finished:
@@ -84,7 +85,7 @@ def extract(cfg: DictConfig) -> ExtractSummary:
     before, computation = first.computation, second.computation
     if isinstance(before, TrainerComputation) and isinstance(computation, TrainerComputation):
         computation.follow(before)
-        share_weights(cast(GenerationModule, before.module), cast(HiddenStateModule, computation.module))
+        share_weights(before.module, computation.module)
     return ExtractSummary(memories, run_stage(second))
 
 
@@ -94,6 +95,9 @@ def share_weights(generator: GenerationModule, module: HiddenStateModule) -> boo
     Returns:
         Whether it is; it is not loaded where the first stage was complete already, or ran in other processes.
     """
+    from memvec.model.backbone import Backbone
+    from memvec.model.packing import unpack
+
     if generator.loaded is None or generator.checkpoint != module.checkpoint:
         return False
     loaded, generator.loaded = generator.loaded, None  # its head is not needed any more
@@ -119,4 +123,4 @@ def _vectors_config(cfg: DictConfig, memories: Path) -> DictConfig:
 
 
 if __name__ == "__main__":
-    main(extract, config_name="extract")
+    main(extract, config_name="extract", parts="memvec.generation.build")

@@ -9,25 +9,23 @@
 In: a composed configuration (conf/generate.yaml). Out: a finished run folder, and its summary. `memvec.predict` takes
 any of its files as `data.path`; `memvec.extract` does both.
 
-The parts are connected here; `memvec.run.stage` runs them.
+The parts are connected here, where they are imported (`memvec.predict` says why); `memvec.run.stage` runs them.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from memvec.cli import main
 from memvec.errors import ConfigError
-from memvec.generation.build import build_asking, build_completion_writer, build_conversations, build_generator
-from memvec.generation.finalize import MemoryFinalizer
-from memvec.generation.server import ChatServer
-from memvec.generation.summary import GenerationSummary
 from memvec.quiet import ignore_lightning_warnings
-from memvec.run.build import run_folder
-from memvec.run.computation import Computation, Rows, TrainerComputation
-from memvec.run.stage import Stage, run_stage
-from memvec.trainer.build import build_trainer, shards_weights
-from memvec.trainer.metrics import Stopwatch
+
+if TYPE_CHECKING:
+    from memvec.generation.summary import GenerationSummary
+    from memvec.run.computation import Computation, Rows
+    from memvec.run.stage import Stage
 
 
 def generate(cfg: DictConfig) -> GenerationSummary:
@@ -42,11 +40,23 @@ def generate(cfg: DictConfig) -> GenerationSummary:
     Raises:
         MemvecError: Something in the configuration, input, model or folder is wrong; the message says what.
     """
+    from memvec.run.stage import run_stage
+
     return run_stage(memory_stage(cfg))
 
 
 def memory_stage(cfg: DictConfig) -> Stage[GenerationSummary]:
     """Returns the parts of the flow, connected: conversations -> windows -> model or server -> writer -> results."""
+    from memvec.generation.build import build_asking, build_completion_writer, build_conversations, build_generator
+    from memvec.generation.finalize import MemoryFinalizer
+    from memvec.generation.server import ChatServer
+    from memvec.generation.summary import GenerationSummary
+    from memvec.run.build import run_folder
+    from memvec.run.computation import TrainerComputation
+    from memvec.run.stage import Stage
+    from memvec.trainer.build import build_trainer, shards_weights
+    from memvec.trainer.metrics import Stopwatch
+
     ignore_lightning_warnings()
     stopwatch = Stopwatch()
     folder = run_folder(cfg)
@@ -79,4 +89,4 @@ def memory_stage(cfg: DictConfig) -> Stage[GenerationSummary]:
 
 
 if __name__ == "__main__":
-    main(generate, config_name="generate")
+    main(generate, config_name="generate", parts="memvec.generation.build")

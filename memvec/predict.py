@@ -8,12 +8,13 @@
 In: a composed configuration (conf/predict.yaml). Out: a finished run folder, and its summary; with `publish=` also a
 copy of it where others read it.
 
-The parts are connected here; `memvec.run.stage` runs them.
+The parts are connected here; `memvec.run.stage` runs them. They are imported where they are connected: that takes
+seconds, for which `--help` and a misspelt override should not wait.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -21,15 +22,11 @@ from memvec.cli import main
 from memvec.config.values import one_of
 from memvec.errors import ConfigError
 from memvec.quiet import ignore_lightning_warnings
-from memvec.run.build import build_datamodule, build_model, build_writer, run_folder, without_path
-from memvec.run.computation import TrainerComputation
-from memvec.run.dry_run import DryRun, plan_run
-from memvec.run.publish import open_place, publish_run
-from memvec.run.stage import Stage, run_stage
-from memvec.run.summary import RunSummary
-from memvec.trainer.build import build_trainer
-from memvec.trainer.metrics import Stopwatch
-from memvec.writer.finalize import Finalizer
+
+if TYPE_CHECKING:
+    from memvec.run.dry_run import DryRun
+    from memvec.run.stage import Stage
+    from memvec.run.summary import RunSummary
 
 
 def predict(cfg: DictConfig, *, data: Any = None) -> RunSummary:
@@ -46,6 +43,10 @@ def predict(cfg: DictConfig, *, data: Any = None) -> RunSummary:
     Raises:
         MemvecError: Something in the configuration, input, model or folder is wrong; the message says what.
     """
+    from memvec.run.build import without_path
+    from memvec.run.publish import open_place, publish_run
+    from memvec.run.stage import run_stage
+
     if cfg.dry_run:
         raise ConfigError("dry_run", True, found="a plan is asked for, which memvec.run.dry_run.plan_run(cfg) makes")
     stage = vector_stage(cfg) if data is None else vector_stage(without_path(cfg), data=data)
@@ -59,6 +60,14 @@ def predict(cfg: DictConfig, *, data: Any = None) -> RunSummary:
 
 def vector_stage(cfg: DictConfig, *, data: Any = None) -> Stage[RunSummary]:
     """Returns the parts of the flow, connected: texts -> data module -> module -> writer -> results."""
+    from memvec.run.build import build_datamodule, build_model, build_writer, run_folder
+    from memvec.run.computation import TrainerComputation
+    from memvec.run.stage import Stage
+    from memvec.run.summary import RunSummary
+    from memvec.trainer.build import build_trainer
+    from memvec.trainer.metrics import Stopwatch
+    from memvec.writer.finalize import Finalizer
+
     ignore_lightning_warnings()
     stopwatch = Stopwatch()
     folder = run_folder(cfg)
@@ -82,8 +91,12 @@ def vector_stage(cfg: DictConfig, *, data: Any = None) -> Stage[RunSummary]:
 
 def predict_or_plan(cfg: DictConfig) -> RunSummary | DryRun:
     """Does what the command line asks for."""
-    return plan_run(cfg) if one_of("dry_run", cfg.dry_run, (True, False)) else predict(cfg)
+    if not one_of("dry_run", cfg.dry_run, (True, False)):
+        return predict(cfg)
+    from memvec.run.dry_run import plan_run
+
+    return plan_run(cfg)
 
 
 if __name__ == "__main__":
-    main(predict_or_plan, config_name="predict")
+    main(predict_or_plan, config_name="predict", parts="memvec.run.build")

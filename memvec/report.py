@@ -26,15 +26,8 @@ from omegaconf import DictConfig
 from memvec.errors import ConfigError, MemvecError, on_one_line
 from memvec.files import atomic_file, make_root, writing
 from memvec.layout import RunLayout
-from memvec.page.contents import Json
-from memvec.page.render import render_page
-from memvec.page.run import run_page
-from memvec.page.sweep import sweep_page
-from memvec.remote import local_path
-from memvec.run.folder import RunFolder
-from memvec.run.remote import local_run
+from memvec.process import import_parts
 from memvec.sweep.jobs import FAILED, failed_jobs
-from memvec.sweep.table import write_table
 from memvec.urls import is_url
 
 
@@ -51,16 +44,24 @@ def write_report(folder: str | Path, *, layer: int | None = None) -> list[str]:
         RunFolderError: There is no finished run in it.
         WriterError: The page cannot be written.
     """
+    from memvec.page.render import render_page
+    from memvec.page.run import run_page
+    from memvec.page.sweep import sweep_page
+    from memvec.remote import local_path
+    from memvec.run.folder import RunFolder
+    from memvec.run.remote import local_run
+    from memvec.sweep.table import write_table
+
     local = local_run(folder)
     run = RunFolder(local)
     if run.manifest.exists() or run.journal.is_dir():
         contents = run_page(run, layer=layer)
         is_mirror = is_url(local_path(str(folder)))  # which goes when nobody has used it for a while
-        return [f"report     {_write_page(_new_folder() if is_mirror else run, contents)}"]
+        return [f"report     {_write_page(_new_folder() if is_mirror else run, render_page(contents))}"]
     if layer is not None:
         raise ConfigError("layer", layer, found=f"{folder} holds no run", advice="of a sweep, name the folder of one")
     lines = [*write_table(local), *failed_lines(local)]
-    return [*lines, f"report     {_write_page(run, sweep_page(local))}"]
+    return [*lines, f"report     {_write_page(run, render_page(sweep_page(local)))}"]
 
 
 def _new_folder() -> RunLayout:
@@ -76,10 +77,10 @@ def failed_lines(folder: Path) -> list[str]:
     return [f"job {job} failed with exit code {code}" for job, code in failed_jobs(folder).items()]
 
 
-def _write_page(folder: RunLayout, contents: Json) -> Path:
+def _write_page(folder: RunLayout, page: str) -> Path:
     with atomic_file(folder.page) as partial:
         # A path need not be Unicode; a lone surrogate becomes what JSON escapes it as.
-        partial.write_text(render_page(contents), encoding="utf-8", errors="backslashreplace")
+        partial.write_text(page, encoding="utf-8", errors="backslashreplace")
     return folder.page
 
 
@@ -129,6 +130,7 @@ def main() -> None:
     parser.add_argument("layer", type=_layer, nargs="?", metavar="layer=N", help="of a run of several, the one to show")
     try:
         arguments = parser.parse_args()
+        import_parts("memvec.page.run")
         _say(write_report(arguments.folder, layer=arguments.layer))
     except MemvecError as error:
         sys.stderr.write(f"memvec: error: {error}\n")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -22,11 +22,11 @@ from memvec.cli import main
 from memvec.config.values import one_of
 from memvec.errors import ConfigError, json_on_one_line
 from memvec.layout import RunLayout
-from memvec.retrieval.encoder import query_options
-from memvec.retrieval.queries import read_queries
-from memvec.retrieval.runs import Folders, named_folders
-from memvec.retrieval.searcher import EXACT_ROWS, Hit, Searcher
 from memvec.table import aligned, as_json
+
+if TYPE_CHECKING:
+    from memvec.retrieval.runs import Folders
+    from memvec.retrieval.searcher import Hit, Searcher
 
 _kept: list[tuple[tuple[Any, ...], Searcher]] = []
 _kept_lock = threading.Lock()
@@ -42,7 +42,7 @@ def search(
     center: bool = False,
     prompt: str | None = None,
     accelerator: str = "auto",
-    exact_rows: int = EXACT_ROWS,
+    exact_rows: int = 1_000_000,
     trust_remote_code: bool = False,
     use_safetensors: bool = True,
 ) -> list[list[Hit]]:
@@ -71,6 +71,9 @@ def search(
         ModelError: The run's model is gone.
         RunFolderError: There is no finished run, or a file of it is missing or damaged.
     """
+    from memvec.retrieval.runs import named_folders
+    from memvec.retrieval.searcher import Searcher
+
     options: dict[str, Any] = {
         "layer": layer,
         "center": center,
@@ -149,6 +152,10 @@ def _cell(value: Any) -> str:
 
 def search_for_config(cfg: DictConfig) -> SearchResult:
     """Runs the queries of a configuration (conf/search.yaml)."""
+    from memvec.retrieval.encoder import query_options
+    from memvec.retrieval.queries import read_queries
+    from memvec.retrieval.searcher import Searcher
+
     as_json = one_of("format", cfg.format, ("table", "jsonl")) == "jsonl"
     if (cfg.query is None) == (cfg.queries is None):
         found = "neither is set" if cfg.query is None else "both are set"
@@ -169,4 +176,4 @@ def search_for_config(cfg: DictConfig) -> SearchResult:
 
 
 if __name__ == "__main__":
-    main(search_for_config, config_name="search", sweeps=False)
+    main(search_for_config, config_name="search", parts="memvec.retrieval.searcher", sweeps=False)

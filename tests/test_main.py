@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,10 @@ from memvec.__main__ import COMMANDS
 from memvec.files import read_json
 from tests.helpers.processes import arguments, finish, start, write_texts
 
+# What may be imported before a task begins: Hydra with what it needs, or tries (`org`, by `copy`; `attr`).
+COMPOSING = {"memvec", "hydra", "omegaconf", "antlr4", "yaml", "_yaml", "packaging", "attr", "org"}
+# Packages that only some runs need, but for those that torchmetrics imports where they are.
+EXTRAS = {"peft", "sklearn", "faiss", "duckdb", "openai", "s3fs", "gcsfs", "adlfs", "ray", "joblib", "submitit"}
 SCRIPT = "import sys; from memvec.__main__ import script; sys.argv[0] = 'memvec'; script()"
 
 
@@ -33,27 +39,64 @@ def test_it_lists_its_commands(arguments: tuple[str, ...]) -> None:
         assert (Path(memvec.__file__).parent / f"{command}.py").is_file()
 
 
-def imported_by(arguments: list[str]) -> set[str]:
-    """Returns which slow libraries a command line imports."""
-    script = (
-        "import atexit, sys; from memvec.__main__ import main\n"
-        "slow = {'torch', 'transformers', 'datasets', 'hydra', 'lightning', 'numpy', 'pyarrow'}\n"
-        "atexit.register(lambda: sys.stderr.write(' '.join(slow & set(sys.modules))))\n"
-        f"main({arguments})"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout
-    return set(done.stderr.split())
+def by_module(command: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", f"memvec.{command}", *arguments]
+
+
+def by_command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "memvec.__main__", *arguments]
+
+
+def imported_by(command: Sequence[str]) -> tuple[int, set[str]]:
+    """Returns the exit code of a command line, and the packages it imports, but for those of Python and its site."""
+    python, *others = command
+    done = subprocess.run([python, "-X", "importtime", *others], capture_output=True, text=True, check=False)
+    _, _, behind_site = done.stderr.partition("| site\n")  # which Python imports first
+    modules = re.findall(r"^import time:.*\| +([\w.]+)$", behind_site, re.MULTILINE)
+    return done.returncode, {module.partition(".")[0] for module in modules} - sys.stdlib_module_names
 
 
 @pytest.mark.parametrize("arguments", [[], ["--version"]])
-def test_the_list_of_commands_imports_no_library(arguments: list[str]) -> None:
-    assert imported_by(arguments) == set()
+def test_the_list_of_commands_imports_no_package(arguments: list[str]) -> None:
+    assert imported_by(by_command(*arguments)) == (0, {"memvec"})
 
 
-@pytest.mark.parametrize("command", ["predict", "search"])
-def test_help_imports_what_composes_and_no_more(command: str) -> None:
-    assert imported_by([command, "--help"]) == {"hydra"}
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("by", [by_module, by_command])
+def test_help_imports_what_composes_and_no_more(by: Callable[..., list[str]], command: str) -> None:
+    code, packages = imported_by(by(command, "--help"))
+    assert code == 0
+    assert packages <= COMPOSING
+
+
+def test_a_command_is_imported_without_its_parts() -> None:
+    modules = ", ".join(f"memvec.{command}" for command in COMMANDS)
+    assert imported_by([sys.executable, "-c", f"import {modules}"])[1] <= COMPOSING
+
+
+@pytest.mark.parametrize("parts", ["memvec.run.build", "memvec.generation.build", "memvec.retrieval.evaluation"])
+@pytest.mark.processes
+def test_what_a_task_imports_needs_no_extra(parts: str) -> None:
+    code, packages = imported_by([sys.executable, "-c", f"import {parts}"])
+    assert code == 0
+    assert not packages & EXTRAS
+
+
+@pytest.mark.parametrize(
+    ("command", "typed"),
+    [
+        ("predict", "data.batchsize=3"),
+        ("generate", "generation=facts_fr"),
+        ("extract", "--data.limit=3"),
+        ("search", "-m"),
+        ("evaluate", "querys=a.jsonl"),
+        ("report", "layer=3"),
+    ],
+)
+def test_a_misspelt_override_waits_for_no_more(command: str, typed: str) -> None:
+    code, packages = imported_by(by_module(command, typed, *["x"] * (command == "report")))
+    assert code == 2
+    assert packages <= COMPOSING
 
 
 @pytest.mark.parametrize(
@@ -93,14 +136,6 @@ def test_what_it_starts_imports_from_where_it_does(tmp_path: Path) -> None:
     command = [sys.executable, "-P", "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
     assert done.stdout == f"memvec {memvec.__version__}\n" * 2, done.stderr
-
-
-def by_module(command: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", f"memvec.{command}", *arguments]
-
-
-def by_command(command: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "memvec.__main__", command, *arguments]
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ FLOORS: list[set[str]] = [
         "table",
         "quiet",
         "layout",
+        "process",
         "streams",
     },
     {"cache", "remote"},

@@ -48,6 +48,27 @@ def options_help(file: str) -> str:
     return help_lines(read_options(conf_folder() / f"{file}.yaml"))
 
 
+def groups_help(config_name: str) -> str:
+    """Returns the groups of a top-level file of conf/ and their choices, as lines of a `--help`."""
+    groups = sorted(_groups(OmegaConf.load(conf_folder() / f"{config_name}.yaml")) - {"launch"})  # nothing to choose
+    return "\n".join(f"{group}: {', '.join(_choices(group))}" for group in groups)
+
+
+def command_help(config_name: str) -> str:
+    """Returns what `--help` says, without Hydra, which takes most of a second to find the groups of a `--help`."""
+    register_resolvers()
+    return str(OmegaConf.load(conf_folder() / f"{config_name}.yaml").hydra.help.template)
+
+
+def _groups(top: Any) -> set[str]:
+    """Returns the groups that a top-level file names, such as `data` and `data@vectors`."""
+    return {str(key) for choice in top["defaults"] if not isinstance(choice, str) for key in choice if "/" not in key}
+
+
+def _choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (conf_folder() / group.partition("@")[0]).glob("*.yaml"))
+
+
 def register_resolvers() -> None:
     """Makes memvec's resolvers known to OmegaConf: what the YAML files write as `${memvec.…:}`."""
     OmegaConf.register_new_resolver("memvec.sample", sample_path, replace=True)
@@ -58,6 +79,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("memvec.of_same_model", of_same_model, replace=True)
     OmegaConf.register_new_resolver("memvec.processes", count_processes, replace=True)
     OmegaConf.register_new_resolver("memvec.options", options_help, replace=True)
+    OmegaConf.register_new_resolver("memvec.groups", groups_help, replace=True)
 
 
 def of_same_model(value: Any, *, _parent_: DictConfig, _root_: DictConfig) -> Any:
@@ -156,8 +178,7 @@ def config_error(error: BaseException, *, config_name: str = "predict") -> Confi
     if match := re.search(r"Missing mandatory value: (\S+)", said):
         return ConfigError(match[1], found="not set", advice="--help says what it is")
     if match := re.search(r"Could not find '(\w+)/([^']+)'", said):
-        allowed = sorted(path.stem for path in (conf_folder() / match[1]).glob("*.yaml"))
-        return ConfigError(match[1], match[2], found="no such option", allowed=allowed)
+        return ConfigError(match[1], match[2], found="no such option", allowed=_choices(match[1]))
     return ConfigError(found="; ".join(line for line in dict.fromkeys(lines) if line) or type(error).__name__)
 
 
@@ -178,8 +199,7 @@ def known_overrides(config_name: str = "predict") -> list[str]:
     for key, value in top.items():
         if key not in ("defaults", "hydra"):
             names |= {f"{key}.{inner}" for inner in value} if isinstance(value, dict) else {key}
-    groups = {str(key) for choice in top["defaults"] if isinstance(choice, dict) for key in choice if "/" not in key}
-    for choice in groups - {"experiment"}:
+    for choice in _groups(top) - {"experiment"}:
         group, _, place = choice.partition("@")  # `data@vectors`: an option of data, whose place is `vectors`
         names.add(place or group)
         for path in (folder / group).glob("*.yaml"):

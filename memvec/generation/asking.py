@@ -30,11 +30,10 @@ from memvec.generation.event_loop import CancellableLoop
 from memvec.generation.inputs import AskedWindows
 from memvec.generation.rows import OutputRows
 from memvec.generation.server import ChatServer
+from memvec.process import started_rank, stop_on_signal
 from memvec.schema import TEXT
-from memvec.trainer.interrupt import stop_on_signal
 from memvec.trainer.logs import log_file
 from memvec.trainer.metrics import metrics_files, peak_memory_bytes
-from memvec.trainer.ranks import started_rank
 from memvec.writer.journal import JournalWriter
 
 HOW_TO_STOP = "keeping what was answered; a second signal stops at once"

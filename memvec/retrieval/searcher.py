@@ -30,8 +30,6 @@ from memvec.retrieval.queries import Id
 from memvec.retrieval.runs import Folders, SearchedRun, SearchedRuns
 from memvec.schema import ID, TEXT
 
-EXACT_ROWS = 1_000_000
-
 
 @dataclass(frozen=True)
 class Hit:
@@ -79,7 +77,7 @@ class Searcher:
         center: bool = False,
         prompt: str | Prompt | None = None,
         accelerator: str = "auto",
-        exact_rows: int = EXACT_ROWS,
+        exact_rows: int = 1_000_000,
         trust_remote_code: bool = False,
         use_safetensors: bool = True,
     ) -> None:

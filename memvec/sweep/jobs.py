@@ -24,7 +24,7 @@ from hydra.types import RunMode
 from memvec.config.overrides import quoted
 from memvec.fields import JsonObject
 from memvec.files import atomic_file, make_folder, read_json
-from memvec.trainer.interrupt import stop_on_signal
+from memvec.process import stop_on_signal
 
 FAILED = ".failed"
 

@@ -17,14 +17,11 @@ it has not flushed; it heeds the first one and no other, and what started it kil
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
 import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -33,6 +30,7 @@ import lightning.pytorch as pl
 
 from memvec.errors import Interrupted
 from memvec.model.engine import computing_module
+from memvec.process import HOW_TO_STOP, SIGNALS, is_main_thread, restore, say, stop_on_signal
 from memvec.trainer.lightning_internals import (
     is_started_by_command,
     keep_handler,
@@ -41,18 +39,9 @@ from memvec.trainer.lightning_internals import (
     started_processes,
 )
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SECONDS_TO_FLUSH = 25
-HOW_TO_STOP = "finishing the batch in hand; a second signal stops at once"
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 log = logging.getLogger(__name__)
-
-
-def end_with_parent() -> None:
-    """Asks the kernel to send this process SIGTERM when its parent dies (Linux; elsewhere nothing happens)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextmanager
@@ -72,47 +61,6 @@ def signals_to_spawned_ranks(trainer: pl.Trainer) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def stop_on_signal(
-    stop: Callable[[int], None], *, kill: Callable[[], None] = lambda: None, said: str = HOW_TO_STOP
-) -> Iterator[None]:
-    """Has a signal stop what runs inside; a second one ends everything at once.
-
-    Args:
-        stop: Called with the first signal's number, in its handler.
-        kill: Called at the second, before this process ends.
-        said: What the terminal is told at the first; nothing where it is empty.
-
-    Raises:
-        Interrupted: There was a signal.
-    """
-    if not _is_main_thread():
-        yield
-        return
-    received: list[int] = []
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        if received:
-            kill()
-            os._exit(128 + number)
-        received.append(number)
-        if said:
-            _say(said)
-        stop(number)
-
-    before: dict[int, Any] = {number: signal.signal(number, remember) for number in SIGNALS}
-    try:
-        yield
-    except Exception as error:  # spawned ranks say that they were interrupted, with a traceback in words
-        if received:
-            raise Interrupted(received[0]) from error
-        raise
-    finally:
-        _restore(before)
-    if received:
-        raise Interrupted(received[0])
-
-
 class StopOnSignal(pl.Callback):
     """Remembers a signal and ends the run after the batch in hand."""
 
@@ -126,7 +74,7 @@ class StopOnSignal(pl.Callback):
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Puts the handlers in place; stops at once where Lightning has swallowed a signal meanwhile."""
-        if not _is_main_thread():
+        if not is_main_thread():
             return
         self._processes = started_processes(trainer)
         is_by_command = is_started_by_command(trainer)
@@ -184,7 +132,7 @@ class StopOnSignal(pl.Callback):
                 for process in self._processes:
                     process.kill()
                 os._exit(128 + number)
-            _say(HOW_TO_STOP)
+            say(HOW_TO_STOP)
         self._received = self._received or number
         self._pass_on(number)
 
@@ -204,19 +152,5 @@ class StopOnSignal(pl.Callback):
         raise Interrupted(received)
 
     def _restore(self) -> None:
-        _restore(self._before)
+        restore(self._before)
         self._before = {}
-
-
-def _is_main_thread() -> bool:
-    """Whether this is the thread in which Python lets signals be handled."""
-    return threading.current_thread() is threading.main_thread()
-
-
-def _say(line: str) -> None:
-    os.write(2, f"\nmemvec: {line}\n".encode())
-
-
-def _restore(handlers: dict[int, Any]) -> None:
-    for number, handler in handlers.items():
-        signal.signal(number, handler)

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 
 import lightning.pytorch as pl
 import torch.distributed
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch.multiprocessing.spawn import ProcessException
 
 from memvec.errors import Interrupted, RankError, ServerError, one_line
@@ -19,11 +18,6 @@ from memvec.trainer.lightning_internals import started_processes
 SECONDS_TO_END = 60
 # How the process group and the DataLoader say that another process is gone; both raise a plain RuntimeError.
 LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "DataLoader worker")
-
-
-def started_rank() -> int:
-    """Returns the rank this process was started as, before any process group exists."""
-    return int(getattr(rank_zero_only, "rank", None) or 0)
 
 
 def process_rank() -> tuple[int, int]:

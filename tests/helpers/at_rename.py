@@ -40,4 +40,4 @@ def look(event: str, arguments: tuple[Any, ...]) -> None:
 
 if __name__ == "__main__":
     sys.addaudithook(look)
-    main(FLOWS[os.environ["RUN"]], config_name=os.environ["RUN"])
+    main(FLOWS[os.environ["RUN"]], config_name=os.environ["RUN"], parts="memvec.generation.build")
