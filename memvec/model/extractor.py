@@ -242,15 +242,17 @@ class Extractor:
         def compute() -> torch.Tensor:
             return self._compute(self.mode, batch)[0].cpu()
 
-        before, _ = measure(compute, calls=2) if self.speedups.compile == "auto" else (torch.inf, None)
-        if before * batches < SECONDS_TO_PAY[self.device.type]:
-            return False
+        before = torch.inf
+        if self.speedups.compile == "auto":
+            before, _ = measure(compute, calls=2)
+            if before * batches < SECONDS_TO_PAY[self.device.type]:
+                return False
         self.backbone.trace()  # whose hooks are not for a compiler
         layers = decoder_layers(self.decoder) if takes_layers else None
         if layers is not None and self.backbone.takes_states_within(list(layers)):
             layers = None
         self.compile_seconds = compile_regions(self.decoder, compute, layers=list(layers or []))
-        if self.compile_seconds is not None and measure(compute, calls=2)[0] > before:
+        if before < torch.inf and self.compile_seconds is not None and measure(compute, calls=2)[0] > before:
             log.info("model.compile: compiled layers are not faster, and are not taken")
             forget_compiled(self.decoder)
             self.compile_seconds = None
