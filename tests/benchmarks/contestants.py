@@ -123,7 +123,7 @@ def sentence_transformers(task: Task, *, chat_template: bool, attention: str | N
 
     Args:
         task: What to run.
-        chat_template: Whether it puts every prompt into the tokenizer's chat template, which it does when told nothing;
+        chat_template: Whether it puts every prompt into the tokenizer's chat template, which it does by default;
             the vectors are then those of other, longer prompts.
         attention: transformers' name of the attention implementation; None is the model's default.
     """

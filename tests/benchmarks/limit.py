@@ -1,11 +1,11 @@
-"""The machine's own limit: its best rate of matrix products, on the shapes of the model's own layers.
+"""The machine's own limit: its best matmul rate, on the shapes of the model's own layers.
 
 In: a task. Out: operations per second, and where they were reached.
 
 How: `torch.nn.functional.linear` in the task's dtype, every shape at several numbers of rows, the best rate of all. In
 float32 torch has two routes on a processor, MKL and oneDNN; the second is asked for by a setting whose name promises
 bfloat16, so it counts only where its result is as near to float64 as float32 is. On a processor without bfloat16
-products, float32 is the best rate for bfloat16 too.
+matmuls, float32 is the best rate for bfloat16 too.
 """
 
 from __future__ import annotations

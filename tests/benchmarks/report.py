@@ -88,8 +88,11 @@ def _measured(
 ) -> dict[str, Any]:
     rows = contestant.rows(task)
     seconds = median(turn.seconds for turn in turns)
-    entries_per_second = len(rows) / seconds
-    steady = len(rows) / median(turn.seconds - turn.warm_up_seconds for turn in turns)
+    # A contestant that ran a subset is taken to go on at its pace, in tokens: its rows may be shorter than the others.
+    tokens = sum(work.lengths[row] for row in rows)
+    entries = len(task.texts) * tokens / work.tokens
+    entries_per_second = entries / seconds
+    steady = entries / median(turn.seconds - turn.warm_up_seconds for turn in turns)
     vectors = turns[-1].vectors
     lengths = np.linalg.norm(vectors, axis=1), np.linalg.norm(truth, axis=1)
     return {
@@ -98,8 +101,7 @@ def _measured(
         "seconds": [turn.seconds for turn in turns],
         "entries_per_second": entries_per_second,
         "steady_entries_per_second": steady,
-        "tokens_per_second": sum(work.lengths[row] for row in rows) / seconds,
-        # A contestant that ran a subset is taken to go on at its pace.
+        "tokens_per_second": tokens / seconds,
         "share_of_limit": work.flop / (len(task.texts) / steady) / rate,
         "padding_share": turns[-1].padding_share,
         "peak_memory_bytes": max(turn.peak_memory_bytes for turn in turns),
@@ -119,7 +121,8 @@ def table(results: Results) -> str:
     rows = [columns]
     for numbers in results["contestants"].values():
         ratio = numbers["memvec_is_faster_by"]
-        slowest, fastest = (numbers["entries"] / pick(numbers["seconds"]) for pick in (max, min))
+        middle = median(numbers["seconds"])
+        slowest, fastest = (numbers["entries_per_second"] * middle / pick(numbers["seconds"]) for pick in (max, min))
         rows.append(
             [
                 numbers["title"],

@@ -138,7 +138,7 @@ def texts_that_fit(task: Task) -> list[str]:
 
 
 def product_shapes(model: str) -> list[tuple[int, int]]:
-    """Returns the different `(outputs, inputs)` of the model's matrix products."""
+    """Returns the different `(outputs, inputs)` of the model's matmuls."""
     return sorted({(weight.shape[0], weight.shape[1]) for weight in _layer_weights(model) if weight.dim() == 2})
 
 

@@ -54,7 +54,11 @@ def test_a_run_measures_every_contestant_and_their_vectors_agree(
     assert results["work"]["unique"] == len(set(TEXTS))
     for name, numbers in contestants.items():
         assert numbers["entries"] == (5 if CONTESTANTS[name].on_subset else len(TEXTS))
-        assert numbers["entries_per_second"] == pytest.approx(numbers["entries"] / numbers["seconds"][0])
+        tokens = numbers["tokens_per_second"] * numbers["seconds"][0]
+        share = tokens / results["work"]["tokens"]  # of a subset: that of its tokens
+        assert 0 < share <= 1
+        assert numbers["entries_per_second"] == pytest.approx(share * len(TEXTS) / numbers["seconds"][0])
+        assert numbers["seconds_from_start"] > len(TEXTS) / numbers["entries_per_second"]
         ratio = contestants["memvec"]["entries_per_second"] / numbers["entries_per_second"]
         assert numbers["memvec_is_faster_by"] == pytest.approx(ratio)
         assert 0 < numbers["share_of_limit"] < 1
