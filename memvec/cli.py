@@ -27,7 +27,7 @@ from memvec.config.compose import command_help, conf_folder, config_error, known
 from memvec.config.overrides import SWEEP, as_overrides
 from memvec.config.values import folder_here
 from memvec.errors import ConfigError, Interrupted, MemvecError, RunFolderError, on_one_line, one_line
-from memvec.process import end_with_parent, import_parts, started_rank
+from memvec.process import end_with_parent, import_parts, keep_freed_memory, started_rank
 from memvec.sweep.jobs import is_sweep, run_job
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -69,6 +69,7 @@ def main(task: Callable[[DictConfig], Outcome], *, config_name: str, parts: str,
     if flag := _override_as_flag(sys.argv[1:], config_name):
         sys.exit(_report(ConfigError(flag, found="overrides are typed without --", allowed=flag.lstrip("-"))))
     sys.argv[1:] = as_overrides(sys.argv[1:])  # Lightning gives them to the ranks that it starts
+    keep_freed_memory()
     register_resolvers()
     as_the_user_has_it = os.environ.get(FULL_ERROR)
     umask = os.umask(PRIVATE)  # for the folders that Hydra makes

@@ -1,4 +1,4 @@
-"""This process: the rank it was started as, and what a signal does to it.
+"""This process: the rank it was started as, its imports and its memory, and what a signal does to it.
 
 In: the environment; a signal. Out: a rank; `Interrupted`, raised when what was running has come to an end.
 
@@ -27,6 +27,8 @@ RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 HOW_TO_STOP = "finishing the batch in hand; a second signal stops at once"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# glibc's malloc.h, and the names of the same in the environment (mallopt(3)). More than 32 MiB some versions refuse.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": (-3, 32 * 2**20), "MALLOC_TRIM_THRESHOLD_": (-1, 2**31 - 1)}
 
 
 def started_rank() -> int:
@@ -49,6 +51,22 @@ def import_parts(module: str) -> None:
     gc.freeze()
     gc.enable()
     atexit.register(gc.freeze)  # what has been made since
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep memory that is freed, in this process and in those that it starts.
+
+    A layer's activations are megabytes that are allocated and freed in turn. glibc gives each back to the kernel, which
+    maps and clears every page anew: a tenth of a batch's processor time (tests/benchmarks/README.md). The most memory
+    that a process ever holds is the same. What the environment says already stays.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None:
+        return
+    for name in MALLOC.keys() - os.environ.keys():
+        option, value = MALLOC[name]
+        os.environ[name] = str(value)
+        mallopt(option, value)
 
 
 def end_with_parent() -> None:

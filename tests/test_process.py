@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import os
+import subprocess
+import sys
 
 import pytest
 
-from memvec.process import RANKS, import_parts, started_rank
+from memvec.process import MALLOC, RANKS, import_parts, started_rank
+
+FAULTS = """
+import resource, numpy
+import memvec.process
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(50):
+        numpy.ones(2**20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+without = faults()
+memvec.process.keep_freed_memory()
+faults()
+print(without, faults())
+"""
 
 
 @pytest.mark.parametrize(
@@ -40,3 +58,11 @@ def test_importing_parts_leaves_the_collector_on() -> None:
     assert gc.isenabled()
     import_parts("memvec.units")
     assert gc.isenabled()
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
+def test_pages_of_freed_memory_are_not_mapped_anew() -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in MALLOC}
+    said = subprocess.run([sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True, check=True)
+    without, kept = map(int, said.stdout.split())
+    assert without > 50 * kept

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, BatchEncoding, PreTrainedModel
 
 from memvec.model.pooling import last_token
+from memvec.process import keep_freed_memory
 from memvec.trainer.metrics import peak_memory_bytes
 from tests.benchmarks.ablation import ABLATIONS
 from tests.benchmarks.openvino import openvino
@@ -155,6 +156,7 @@ def memvec(task: Task, *, name: str = "memvec", overrides: Sequence[str] = ()) -
     """`memvec.predict` as a user runs it; the seconds are those of warm-up and predict stage, as its metrics say."""
     from memvec import compose, load, predict
 
+    keep_freed_memory()  # as the command line does
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # as conf/predict.yaml does for the command line
     folder, data = task.scratch / name, task.scratch / f"{name}.jsonl"
     settings = {
