@@ -60,6 +60,7 @@ def test_importing_parts_leaves_the_collector_on() -> None:
     assert gc.isenabled()
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
 def test_pages_of_freed_memory_are_not_mapped_anew() -> None:
     environment = {name: value for name, value in os.environ.items() if name not in MALLOC}
