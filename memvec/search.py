@@ -22,6 +22,7 @@ from memvec.cli import main
 from memvec.config.values import one_of
 from memvec.errors import ConfigError, json_on_one_line
 from memvec.layout import RunLayout
+from memvec.retrieval import EXACT_ROWS
 from memvec.table import aligned, as_json
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def search(
     center: bool = False,
     prompt: str | None = None,
     accelerator: str = "auto",
-    exact_rows: int = 1_000_000,
+    exact_rows: int = EXACT_ROWS,
     trust_remote_code: bool = False,
     use_safetensors: bool = True,
 ) -> list[list[Hit]]:

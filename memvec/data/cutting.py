@@ -64,6 +64,8 @@ def _cut_by_sums(costs: NDArray[np.integer], *, batch_size: int, max_tokens: int
     return np.asarray(boundaries, dtype=np.int64)
 
 
-def padded_tokens(costs: NDArray[np.integer], boundaries: RowIndices) -> int:
-    """Returns the tokens of batches with their padding; arguments and result of `cut_batches`."""
-    return int((np.diff(boundaries) * costs[boundaries[:-1]]).sum()) if len(costs) else 0
+def padded_tokens(costs: NDArray[np.integer], boundaries: RowIndices, *, is_padded: bool = True) -> int:
+    """Returns the tokens of batches, with their padding where they have any; arguments and result of `cut_batches`."""
+    if not is_padded or not len(costs):
+        return int(costs.sum())
+    return int((np.diff(boundaries) * costs[boundaries[:-1]]).sum())

@@ -134,9 +134,8 @@ def plan_ranks(
                 shortest_in_batch=shortest_in_batch,
                 is_padded=is_padded,
             )
-            tokens = int(costs.sum())
-            padded = padded_tokens(costs, boundaries) if is_padded else tokens
-            totals[rank] += (len(costs), len(boundaries) - 1, tokens, padded)
+            padded = padded_tokens(costs, boundaries, is_padded=is_padded)
+            totals[rank] += (len(costs), len(boundaries) - 1, costs.sum(), padded)
     return [RankPlan(*row) for row in totals.tolist()]
 
 

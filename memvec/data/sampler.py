@@ -66,7 +66,7 @@ class LengthGroupedBatchSampler:
             )
             self.batches.extend(np.split(ordered_rows, boundaries[1:-1]) if len(mine) else [])
             self.total_tokens += int(ordered_costs.sum())
-            self.padded_tokens += padded_tokens(ordered_costs, boundaries) if is_padded else int(ordered_costs.sum())
+            self.padded_tokens += padded_tokens(ordered_costs, boundaries, is_padded=is_padded)
         dummies = max(0, batches_in_step - len(self.batches))
         self._dummies = [_cheapest_row(groups)] * dummies if dummies else []
 

@@ -41,8 +41,6 @@ from memvec.model.unpadded import can_leave_padding_out, last_states
 # on a processor. With fewer batches left, there cannot be so many, or finding out takes too large a part of them.
 SECONDS_TO_PAY = {"cuda": 60.0, "cpu": 600.0}
 BATCHES_TO_PAY = {"cuda": 16, "cpu": 256}
-# Modes in which a row does not cost the tokens that it shares with all others.
-SPARING = (ExecutionMode.UNPADDED, ExecutionMode.SHARED_PREFIX)
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +166,7 @@ class Extractor:
             Seconds; None where the batch does not fit into memory.
         """
         batch = to_device(batch, self.device)
-        prefix_length = batch["prefix_length"] if self.mode in SPARING else 0
+        prefix_length = batch["prefix_length"] if self.mode.shares_prefix else 0
         rows, width = batch["input_ids"].shape
         try:
             with self.context():

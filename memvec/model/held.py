@@ -32,7 +32,7 @@ from memvec.model.extractor import Extractor
 from memvec.model.lending import lent
 from memvec.model.parity import ExecutionMode
 from memvec.model.speedups import Speedups
-from memvec.model.warm_up import token_budget, warm_up
+from memvec.model.warm_up import measure_and_probe, token_budget, warm_up
 from memvec.prompt.encoder import EncodedPrompts, PromptEncoder
 
 # Short and long, of two scripts: what the fast way is compared with the plain one on.
@@ -138,7 +138,9 @@ class HeldModel:
             extractor.share_prefix(table.common_tokens()[: None if shares else 0])
         plan = self._padded_plan(table)
         if plan.pays_measuring and not self._has_measured:
-            self._measure(plan)
+            extractor.speedups = self.speedups
+            measure_and_probe(extractor, plan)
+            self._mode, self._has_measured = extractor.mode, True
             plan = self._padded_plan(table)
         return plan.without_padding(Ranks()) if extractor.mode is ExecutionMode.UNPADDED else plan
 
@@ -159,18 +161,6 @@ class HeldModel:
             max_tokens=self._max_tokens,
             ranks=Ranks(),
         )
-
-    def _measure(self, plan: BatchPlan) -> None:
-        """Chooses matmuls and compiles layers, on the rows of the first call with enough of them for it to pay."""
-        extractor = self.extractor
-        if (typical := plan.typical()) is not None:
-            extractor.choose_matmuls(typical)
-        extractor.choose_mode(plan.to_probe())
-        extractor.speedups = self.speedups
-        if extractor.compile(plan.full_batch, batches=plan.full_batches):
-            extractor.choose_mode(plan.to_probe())
-        self._mode = extractor.mode
-        self._has_measured = True
 
     def _run(self, plan: BatchPlan, vectors: torch.Tensor, *, progress: bool) -> list[int]:
         """Computes the batches of a plan into the rows of `vectors`; returns those whose vector is not finite."""

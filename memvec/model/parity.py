@@ -30,6 +30,11 @@ class ExecutionMode(Enum):
     EQUAL_LENGTHS = "batches of equal length"
     ONE_BY_ONE = "one by one"
 
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether a row does not cost the tokens that all rows begin with."""
+        return self in (ExecutionMode.UNPADDED, ExecutionMode.SHARED_PREFIX)
+
 
 # The largest relative error between two right ways of computing the same rows. Half precision differs by about its
 # rounding times the root of the depth (measured: 0.015 with SmolLM2 in bfloat16); a wrong position or mask gives 0.1

@@ -43,16 +43,22 @@ def warm_up(engine: Engine, table: PromptTable, rules: BatchRules, *, ranks: Ran
     plan = plan_batches(
         batches, rules, lengths=table.lengths, prefix_length=prefix_length, max_tokens=max_tokens, ranks=ranks
     )
+    measure_and_probe(engine, plan)
+    if engine.mode is ExecutionMode.UNPADDED:
+        plan = plan.without_padding(ranks)
+    return replace(plan, warm_up_seconds=time.perf_counter() - start)
+
+
+def measure_and_probe(engine: Engine, plan: BatchPlan) -> None:
+    """Chooses matmuls, execution mode and compiled layers on rows of a plan, as far as there is enough of it to pay."""
+    probes = plan.to_probe()
     # Processes with other batches would each measure something else, and wait for each other: no tuning there.
     tunes = not engine.group.is_sharded
     if tunes and plan.pays_measuring and (typical := plan.typical()) is not None:
         engine.choose_matmuls(typical)
-    engine.choose_mode(plan.to_probe())
+    engine.choose_mode(probes)
     if tunes and len(plan.sampler) and engine.compile(plan.full_batch, batches=plan.full_batches):
-        engine.choose_mode(plan.to_probe())
-    if engine.mode is ExecutionMode.UNPADDED:
-        plan = plan.without_padding(ranks)
-    return replace(plan, warm_up_seconds=time.perf_counter() - start)
+        engine.choose_mode(probes)
 
 
 def warm_up_notes(engine: Engine | None) -> dict[str, Any]:
@@ -68,7 +74,6 @@ def warm_up_notes(engine: Engine | None) -> dict[str, Any]:
             "compile_seconds": None,
             "prefix_tokens": 0,
         }
-    shares = engine.mode in (ExecutionMode.UNPADDED, ExecutionMode.SHARED_PREFIX)
     return {
         "weights": str(engine.group),
         "computed_in": str(engine.computed_in).removeprefix("torch."),
@@ -77,7 +82,7 @@ def warm_up_notes(engine: Engine | None) -> dict[str, Any]:
         "matmuls": engine.matmuls.matmuls if engine.matmuls is not None else DEFAULT,
         "matmul_milliseconds": engine.matmuls.milliseconds if engine.matmuls is not None else {},
         "compile_seconds": engine.compile_seconds,
-        "prefix_tokens": len(engine.prefix) if shares and engine.prefix is not None else 0,
+        "prefix_tokens": len(engine.prefix) if engine.mode.shares_prefix and engine.prefix is not None else 0,
     }
 
 

@@ -23,6 +23,7 @@ from memvec.data.texts import as_texts
 from memvec.encoder import Encoder
 from memvec.errors import RunFolderError
 from memvec.prompt.template import Prompt
+from memvec.retrieval import EXACT_ROWS
 from memvec.retrieval.approximate import ApproximateIndex, JoinedIndex
 from memvec.retrieval.encoder import QueryOptions, query_encoder, query_vectors
 from memvec.retrieval.exact import ExactIndex, Vectors
@@ -77,7 +78,7 @@ class Searcher:
         center: bool = False,
         prompt: str | Prompt | None = None,
         accelerator: str = "auto",
-        exact_rows: int = 1_000_000,
+        exact_rows: int = EXACT_ROWS,
         trust_remote_code: bool = False,
         use_safetensors: bool = True,
     ) -> None:
