@@ -27,6 +27,7 @@ from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerFast
 
 import memvec
+from tests.helpers.configs import compose
 from tests.helpers.conversations import CHAT, generation_overrides, write_lines
 from tests.helpers.models import ARCHITECTURES, NEARLY_FREE, build_tokenizer, save_model
 from tests.helpers.processes import MANY, arguments, resume, stop_fork_server, write_texts
@@ -55,6 +56,11 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Runs named files in this process, whose start is quicker than theirs, and the suite in one a core, up to four."""
     is_suite = config.args_source is not pytest.Config.ArgsSource.ARGS
     return min(4, len(os.sched_getaffinity(0))) if is_suite else 0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with the files that test a command as a whole: they take longest, and behind the last no core has work."""
+    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
 
 
 def pytest_collection_finish() -> None:
@@ -156,7 +162,7 @@ def tiny_config(llama: Path, tmp_path: Path) -> Callable[..., DictConfig]:
     """Composes a configuration that runs a tiny model quietly on the CPU."""
 
     def configure(data_path: Path, *overrides: str, model: Path = llama, output: str = "run") -> DictConfig:
-        return memvec.compose(
+        return compose(
             [
                 f"data.path={data_path}",
                 f"output_dir={tmp_path / output}",
@@ -212,7 +218,7 @@ def tiny_generation(llama: Path, tmp_path: Path) -> Callable[..., DictConfig]:
     def configure(
         data_path: Path, *overrides: str, model: Path = llama, output: str = "run", name: str = "generate"
     ) -> DictConfig:
-        return memvec.compose(generation_overrides(data_path, tmp_path / output, model, *overrides), config_name=name)
+        return compose(generation_overrides(data_path, tmp_path / output, model, *overrides), config_name=name)
 
     return configure
 

@@ -12,13 +12,13 @@ import pytest
 from omegaconf import DictConfig
 
 import memvec
-from memvec.config.compose import compose
 from memvec.errors import ConfigError, InputError, RunFolderError
 from memvec.evaluate import evaluate
 from memvec.files import read_json
 from memvec.retrieval.comparison import by_layer
 from memvec.retrieval.measures import MEASURES
 from tests.conftest import TEXTS
+from tests.helpers.configs import compose
 from tests.helpers.processes import finish, start
 from tests.helpers.refusals import refused
 

@@ -22,6 +22,7 @@ from memvec.errors import InputError, RunFolderError
 from memvec.extract import ExtractSummary
 from memvec.files import read_json
 from tests.helpers.adapters import save_adapter
+from tests.helpers.configs import compose
 from tests.helpers.conversations import generation_overrides, marked, read_lines, write_lines
 from tests.helpers.processes import assert_same, finish, flow, journal_bytes, start, start_disturbed, wait_until
 from tests.helpers.refusals import refused
@@ -49,7 +50,7 @@ def overrides(root: Path, output: Path, model: Path, *other: str) -> list[str]:
 
 
 def extracted(*arguments: Any) -> ExtractSummary:
-    return memvec.extract(memvec.compose(overrides(*arguments), config_name="extract"))
+    return memvec.extract(compose(overrides(*arguments), config_name="extract"))
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +123,7 @@ def test_the_vectors_are_those_of_the_memories(root: Path, scripted: Path, tiny_
     assert len(torch.unique(dataset["vector"][:], dim=0)) > 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["trainer.precision=bf16-true", "model.layer=1", "prompt=one_word_en"])
 def test_an_option_of_both_stages_or_the_second_holds_there(
     option: str, root: Path, scripted: Path, tiny_config: Configure, tmp_path: Path
@@ -255,7 +257,7 @@ def test_after_an_interruption_the_named_folder_resumes(
     assert code == 130, said
     assert f"the same command with output_dir={root / 'stopped'} resumes the run\n" in said
     again = generation_overrides(root / "many.jsonl", root / "stopped", scripted)
-    summary = memvec.extract(memvec.compose(again, config_name="extract"))
+    summary = memvec.extract(compose(again, config_name="extract"))
     counts = summary.memories.counts
     assert counts.windows == 150
     assert 0 < summary.memories.metrics["computed_entries"] < counts.windows + counts.retried
@@ -271,6 +273,6 @@ def test_without_any_memory_one_line_says_so(root: Path, scripted: Path, jobs: d
     assert said.count("no memory was found") == 1
     assert "Traceback" not in said
     assert len(read_lines(folder / "memories" / "failed.jsonl")) == 2
-    again = memvec.compose(generation_overrides(root / "silent.jsonl", folder, scripted), config_name="extract")
+    again = compose(generation_overrides(root / "silent.jsonl", folder, scripted), config_name="extract")
     with refused(InputError, folder / "memories", found="no memory was found in 4 windows"):
         memvec.extract(again)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import memvec
+from tests.helpers.configs import compose
 from tests.helpers.conversations import CHAT, generation_overrides, write_lines
 from tests.helpers.processes import arguments, write_texts
 
@@ -63,7 +64,7 @@ def ended(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[s
 @pytest.mark.parametrize("at", PREDICT)
 def test_a_run_on_a_full_disk_names_the_file_and_resumes(at: str, ended: dict[tuple[str, str], Any]) -> None:
     run = ended["predict", at]
-    cfg = memvec.compose(run["overrides"])
+    cfg = compose(run["overrides"])
     assert run["was_full"]
     assert run["said"].startswith(f"WriterError: {cfg.output_dir}/{PREDICT[at]}: cannot be written: [Errno 27]"), run
     assert "\n" not in run["said"]
@@ -74,7 +75,7 @@ def test_a_run_on_a_full_disk_names_the_file_and_resumes(at: str, ended: dict[tu
 @pytest.mark.parametrize("at", GENERATE)
 def test_a_generation_on_a_full_disk_names_the_file(at: str, ended: dict[tuple[str, str], Any]) -> None:
     run = ended["generate", at]
-    cfg = memvec.compose(run["overrides"], config_name="generate")
+    cfg = compose(run["overrides"], config_name="generate")
     assert run["was_full"]
     assert run["said"].startswith(f"WriterError: {cfg.output_dir}/{GENERATE[at]}".rstrip("/")), run
     assert ": cannot be written: [Errno 27]" in run["said"]

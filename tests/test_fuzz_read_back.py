@@ -34,6 +34,7 @@ from memvec.page.charts import run_charts
 from memvec.page.render import render_page
 from memvec.page.run import run_page
 
+pytestmark = pytest.mark.slow
 VARIANTS = 300
 VECTORS = random_vectors(8, 4)
 REJECTED = [json.dumps({"file": "a.jsonl", "row": 3, "id": "x", "reason": "'text' is empty"})] * 3

@@ -17,6 +17,7 @@ from memvec.errors import ConfigError, RunFolderError
 from memvec.files import read_json
 from memvec.generation.summary import GenerationSummary
 from memvec.sweep.table import shown_table, sweep_rows
+from tests.helpers.configs import compose
 from tests.helpers.conversations import generation_overrides, marked, read_lines, write_lines
 from tests.helpers.refusals import refused
 from tests.helpers.scripted import FAILS, NOTHING, SILENT, UNDECIDED
@@ -50,7 +51,7 @@ def run(scripted: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DictC
     rows = [*marked(20, MARKS), {"id": "bad", "messages": [{"text": "no speaker"}]}, {"id": "c/0", "messages": "again"}]
     path = write_lines(root / "conversations.jsonl", rows)
     overrides = generation_overrides(path, root / "run", scripted, "generation.retry_temperature=200")
-    cfg = memvec.compose(overrides, config_name="generate")
+    cfg = compose(overrides, config_name="generate")
     return cfg, memvec.generate(cfg)
 
 
@@ -163,7 +164,7 @@ def test_a_run_of_something_else_is_refused_naming_what_differs(
         override,
     ]
     with refused(RunFolderError, "run", found=change):
-        memvec.generate(memvec.compose(other, config_name="generate"))
+        memvec.generate(compose(other, config_name="generate"))
 
 
 def test_resume_false_refuses_a_folder_that_holds_a_run(run: Any) -> None:
@@ -189,6 +190,7 @@ def test_a_trainer_that_shards_weights_is_refused_at_once(
     assert not Path(cfg.output_dir).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [(), DRAWN], ids=["greedy", "drawn"])
 def test_the_size_of_batches_does_not_change_the_result(
     how: tuple[str, ...], scripted: Path, write_conversations: Write, tiny_generation: Configure
@@ -224,7 +226,7 @@ def test_a_model_that_says_nothing_at_all_ends_the_run(
 def test_the_sample_runs_in_either_language_with_the_examples(language: str, scripted: Path, tmp_path: Path) -> None:
     overrides = [f"output_dir={tmp_path / 'run'}", "model=hub", f"model.name_or_path={scripted}", "data.limit=4"]
     quiet = ["trainer.accelerator=cpu", "trainer.devices=1", "trainer.enable_progress_bar=false"]
-    summary = memvec.generate(memvec.compose([f"generation={language}", *overrides, *quiet], config_name="generate"))
+    summary = memvec.generate(compose([f"generation={language}", *overrides, *quiet], config_name="generate"))
     counts = summary.counts
     assert counts.conversations == 4
     assert counts.with_memories + counts.nothing + counts.failed == counts.windows >= 4

@@ -18,6 +18,7 @@ from memvec.errors import InputError
 from memvec.generation.completions import read_completions
 from memvec.generation.summary import GenerationSummary
 from memvec.run.folder import RunFolder
+from tests.helpers.configs import compose
 from tests.helpers.conversations import generation_overrides, marked, write_lines
 from tests.helpers.processes import finish, flow, journal_bytes, kill_group, start, wait_until
 from tests.helpers.refusals import refused
@@ -36,7 +37,7 @@ def root(scripted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("generate")
     write_lines(root / "conversations.jsonl", marked(ROWS, MARKS))
     (root / "broken.jsonl").write_text('{"id": "a", "messages": [{"role": "user", "content": "Hi"}]}\n{"id": "b",\n')
-    memvec.generate(memvec.compose(overrides(root, scripted, "expected"), config_name="generate"))
+    memvec.generate(compose(overrides(root, scripted, "expected"), config_name="generate"))
     return root
 
 
@@ -45,7 +46,7 @@ def overrides(root: Path, model: Path, output: str, *other: str, data: str = "co
 
 
 def go_on(root: Path, model: Path, output: str) -> GenerationSummary:
-    return memvec.generate(memvec.compose(overrides(root, model, output), config_name="generate"))
+    return memvec.generate(compose(overrides(root, model, output), config_name="generate"))
 
 
 def windows_done(folder: RunFolder) -> int:

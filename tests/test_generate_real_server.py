@@ -16,6 +16,7 @@ import pytest
 import memvec
 from memvec.files import read_json
 from memvec.generation.summary import GenerationSummary
+from tests.helpers.configs import compose
 from tests.helpers.conversations import generation_overrides, marked, read_lines, write_lines
 from tests.helpers.processes import flow, free_port, journal_bytes, kill_group, start, wait_until
 from tests.test_generate import MARKS, texts
@@ -75,7 +76,7 @@ def asking(data: Path, output: Path, base_url: str, model: Path, *other: str) ->
 
 
 def generated(overrides: list[str]) -> GenerationSummary:
-    return memvec.generate(memvec.compose(overrides, config_name="generate"))
+    return memvec.generate(compose(overrides, config_name="generate"))
 
 
 def outputs(folder: Path) -> list[tuple[str, str, int]]:

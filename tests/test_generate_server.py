@@ -32,6 +32,7 @@ from tests.helpers.chat_server import (
     refuses,
     replies,
 )
+from tests.helpers.configs import compose
 from tests.helpers.conversations import marked, read_lines, write_lines
 from tests.helpers.processes import assert_same, finish, flow, journal_bytes, kill_group, start, torchrun, wait_until
 from tests.helpers.refusals import refused
@@ -59,7 +60,7 @@ def overrides(data: Path, output: Path, base_url: str, *other: str) -> list[str]
 
 
 def generated(data: Path, output: Path, base_url: str, *other: str) -> GenerationSummary:
-    return memvec.generate(memvec.compose(overrides(data, output, base_url, *other), config_name="generate"))
+    return memvec.generate(compose(overrides(data, output, base_url, *other), config_name="generate"))
 
 
 def windows_done(output: Path) -> int:
@@ -119,6 +120,7 @@ def test_the_manifest_counts_requests_retries_and_tokens(data: Path, tmp_path: P
     assert summary.manifest["fingerprint"]["model"] == "m"
 
 
+@pytest.mark.slow
 def test_no_more_requests_than_asked_for_are_on_their_way(data: Path, tmp_path: Path) -> None:
     double = ChatServerDouble(seconds=0.05)
     with chat_server(double):
@@ -288,7 +290,7 @@ def test_vectors_of_memories_from_a_server_are_the_local_models(
     local = ["model=hub", f"model.name_or_path={llama}", "trainer.accelerator=cpu", "trainer.devices=1"]
     with chat_server(ChatServerDouble()) as double:
         given = [line for line in overrides(data, tmp_path / "run", double.base_url, *local) if "flush" not in line]
-        summary = memvec.extract(memvec.compose(given, config_name="extract"))
+        summary = memvec.extract(compose(given, config_name="extract"))
     assert texts(tmp_path / "run" / "memories") == texts(root / "expected")
     assert summary.memories.counts.memories == summary.vectors.counts.entries
     cfg = tiny_config(root / "expected" / "memories.jsonl", output="alone")

@@ -17,12 +17,12 @@ import torch
 from omegaconf import DictConfig
 
 import memvec
-from memvec.config.compose import compose
 from memvec.errors import ConfigError, InputError, RunFolderError
 from memvec.evaluate import evaluate
 from memvec.files import read_json
 from memvec.run.folder import RunFolder
 from memvec.search import search_for_config
+from tests.helpers.configs import compose
 from tests.helpers.conversations import CHAT, generation_overrides, read_lines, write_lines
 from tests.helpers.processes import arguments, finish, resume, start
 from tests.helpers.refusals import refused
@@ -218,7 +218,7 @@ def test_columns_of_conversations_travel_to_their_vectors(scripted: Path, tmp_pa
     path = write_lines(tmp_path / "conversations.jsonl", [{**rows[0], "id": "bad", "messages": []}, *rows])
     keep = ["data.keep_columns=[user,at]", "vectors.keep_columns=[conversation_id,user]"]
     overrides = generation_overrides(path, tmp_path / "run", scripted, *keep)
-    memvec.extract(memvec.compose(overrides, config_name="extract"))
+    memvec.extract(compose(overrides, config_name="extract"))
     dataset = memvec.load(tmp_path / "run")
     assert dataset.column_names[2:5] == ["user", "at", "conversation_id"]
     users = {row["id"]: row["user"] for row in rows}
@@ -234,4 +234,4 @@ def test_columns_that_every_memory_has_are_not_kept_again(tmp_path: Path, script
     with refused(
         ConfigError, "data.keep_columns", found="'date' cannot be kept: every memory has a column of that name"
     ):
-        memvec.generate(memvec.compose(overrides, config_name="generate"))
+        memvec.generate(compose(overrides, config_name="generate"))

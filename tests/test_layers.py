@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import memvec
-from memvec.config.compose import compose
 from memvec.errors import ConfigError
 from memvec.evaluate import evaluate
 from memvec.files import read_json
@@ -20,6 +19,7 @@ from memvec.report import write_report
 from memvec.retrieval.measures import MEASURES
 from memvec.run.folder import RunFolder
 from tests.conftest import TEXTS
+from tests.helpers.configs import compose
 from tests.helpers.refusals import refused
 from tests.helpers.runs import random_vectors, write_run
 

@@ -11,9 +11,10 @@ import torch
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from memvec.config.compose import compose, register_resolvers
+from memvec.config.compose import register_resolvers
 from memvec.config.options import read_options
 from tests.conftest import TEXTS
+from tests.helpers.configs import compose
 from tests.helpers.option_tables import TABLE, with_tables
 from tests.test_rooms import FLOOR
 

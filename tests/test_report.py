@@ -200,6 +200,7 @@ def test_the_command_writes_the_page_or_says_in_one_line_why_not(
     assert said == f"memvec: error: {tmp_path / 'nothing'}: holds no finished run of a sweep\n"
 
 
+@pytest.mark.slow
 def test_a_published_runs_page_is_a_result_here(
     s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

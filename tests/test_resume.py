@@ -21,6 +21,7 @@ from memvec.run.folder import RunFolder
 from memvec.writer.finalize import Finalizer
 from memvec.writer.journal import JournalWriter, vector_rows
 from memvec.writer.vectors import read_journal
+from tests.helpers.configs import compose
 from tests.helpers.conversations import CHAT, generation_overrides, write_lines
 from tests.helpers.damage import damage
 from tests.helpers.processes import arguments, finish, start, start_disturbed, write_texts
@@ -175,7 +176,7 @@ def test_a_run_inside_its_input_is_killed_and_resumes(at: str, folder: Path, lla
     command = inside(folder, llama)
     code, said = finish(start_disturbed("predict", command[3:], at=at))
     assert code == -signal.SIGKILL, said
-    memvec.predict(memvec.compose(command[3:]))
+    memvec.predict(compose(command[3:]))
     assert memvec.load(folder / "run")["id"][:] == [f"m/{n}" for n in range(60)]
 
 
@@ -185,33 +186,33 @@ def test_a_finished_run_inside_its_input_is_complete(
 ) -> None:
     overrides = inside(folder, llama)[3:]
     overrides[0] = f"data.path={folder}{pattern}"
-    memvec.predict(memvec.compose(overrides))
+    memvec.predict(compose(overrides))
     with caplog.at_level("INFO", logger="memvec"):
-        memvec.predict(memvec.compose(overrides))
+        memvec.predict(compose(overrides))
     assert "is complete already" in caplog.text
     assert len(memvec.load(folder / "run")) == 60
 
 
 def test_another_runs_folder_is_not_read(folder: Path, llama: Path, tmp_path: Path) -> None:
-    memvec.predict(memvec.compose(inside(folder, llama)[3:]))
+    memvec.predict(compose(inside(folder, llama)[3:]))
     unfinished = folder / "deep" / "unfinished"
-    leave_unfinished(memvec.compose(arguments(folder, unfinished, llama)[3:]))
-    memvec.predict(memvec.compose(arguments(folder, tmp_path / "new", llama)[3:]))
+    leave_unfinished(compose(arguments(folder, unfinished, llama)[3:]))
+    memvec.predict(compose(arguments(folder, tmp_path / "new", llama)[3:]))
     assert memvec.load(tmp_path / "new")["id"][:] == [f"m/{n}" for n in range(60)]
 
 
 def test_what_a_run_has_written_is_read_where_it_is_named(folder: Path, llama: Path, tmp_path: Path) -> None:
-    memvec.predict(memvec.compose(inside(folder, llama)[3:]))
+    memvec.predict(compose(inside(folder, llama)[3:]))
     for number, name in enumerate(("vectors", "vectors/*.parquet", "vectors/part-00000-of-00001.parquet")):
         output_dir = tmp_path / f"again-{number}"
-        memvec.predict(memvec.compose(arguments(folder / "run" / name, output_dir, llama)[3:]))
+        memvec.predict(compose(arguments(folder / "run" / name, output_dir, llama)[3:]))
         assert len(memvec.load(output_dir)) == 60
 
 
 def test_a_folder_of_runs_alone_is_refused_in_one_line(folder: Path, llama: Path, tmp_path: Path) -> None:
-    memvec.predict(memvec.compose(arguments(folder, tmp_path / "runs" / "a", llama)[3:]))
+    memvec.predict(compose(arguments(folder, tmp_path / "runs" / "a", llama)[3:]))
     with refused(InputError, "runs", found="holds only what runs have written"):
-        memvec.predict(memvec.compose(arguments(tmp_path / "runs", tmp_path / "b", llama)[3:]))
+        memvec.predict(compose(arguments(tmp_path / "runs", tmp_path / "b", llama)[3:]))
     assert not (tmp_path / "b").exists()
 
 
@@ -243,7 +244,7 @@ def generated(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[li
     """A generation that was stopped before its results; tests work on copies of its folder."""
     root = tmp_path_factory.mktemp("generated")
     overrides = generation_overrides(write_lines(root / "chat.jsonl", CHAT), root / "run", llama)
-    return overrides, leave_unfinished(memvec.compose(overrides, config_name="generate"), memvec.generate)
+    return overrides, leave_unfinished(compose(overrides, config_name="generate"), memvec.generate)
 
 
 @pytest.mark.slow
@@ -261,7 +262,7 @@ def test_a_generations_prepared_files_are_made_again(
     path = RunFolder(root).journal / name
     whole = path.read_bytes()
     path.write_bytes(damage(whole, kind, Random(0)))
-    cfg = memvec.compose([*overrides, f"output_dir={root}"], config_name="generate")
+    cfg = compose([*overrides, f"output_dir={root}"], config_name="generate")
     with caplog.at_level("INFO", logger="memvec"):
         assert leave_unfinished(cfg, memvec.generate).root == root
     assert path.read_bytes() == whole

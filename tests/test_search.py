@@ -12,11 +12,11 @@ import pytest
 from omegaconf import DictConfig
 
 import memvec
-from memvec.config.compose import compose
 from memvec.errors import ConfigError, InputError, RunFolderError
 from memvec.run.folder import RunFolder
 from memvec.search import search_for_config
 from tests.conftest import TEXTS
+from tests.helpers.configs import compose
 from tests.helpers.processes import finish, start
 from tests.helpers.refusals import refused
 
@@ -27,7 +27,7 @@ def run(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     root = tmp_path_factory.mktemp("search")
     rows = [{"id": f"m/{n}", "text": text} for n, text in enumerate(TEXTS)]
     (root / "memories.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    cfg = memvec.compose(
+    cfg = compose(
         [
             *(f"data.path={root / 'memories.jsonl'}", f"output_dir={root / 'run'}", "model=hub"),
             *(f"model.name_or_path={llama}", "trainer.accelerator=cpu", "trainer.devices=1"),

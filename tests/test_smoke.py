@@ -17,6 +17,7 @@ from tests.helpers.processes import (
     journal_bytes,
     kill_group,
     resume,
+    slurm_tasks,
     start,
     wait_until,
     write_texts,
@@ -38,12 +39,10 @@ def undisturbed(data: Path, llama: Path) -> Dataset:
     return memvec.load(data.parent / "undisturbed")
 
 
-def test_a_command_of_two_ranks_gives_what_one_process_gives(
-    data: Path, llama: Path, undisturbed: Dataset, tmp_path: Path
-) -> None:
+def test_two_ranks_give_what_one_process_gives(data: Path, llama: Path, undisturbed: Dataset, tmp_path: Path) -> None:
     command = arguments(data, tmp_path / "run", llama, "trainer.strategy=ddp", "trainer.devices=2")
-    code, said = finish(start(command))
-    assert code == 0, said
+    (code, said), (other_code, _) = map(finish, slurm_tasks(command, tasks=2, nodes=1))
+    assert (code, other_code) == (0, 0), said
     assert f"vectors    {tmp_path / 'run' / 'vectors'}" in said
     assert read_json(tmp_path / "run" / "metrics.json")["ranks"] == 2
     assert_same(memvec.load(tmp_path / "run"), undisturbed)

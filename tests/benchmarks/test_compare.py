@@ -84,6 +84,7 @@ def test_the_fewest_tokens_count_what_prompts_share_once(llama: Path, tmp_path: 
     assert work.fewest_tokens == len(tea) + len(cats) - work.shared_prefix
 
 
+@pytest.mark.slow
 def test_the_limit_is_a_rate_of_the_models_own_products(llama: Path, tmp_path: Path) -> None:
     found = build_limit(tiny_task(["tea"], llama, tmp_path))()
     rate, (_, outputs, inputs) = found["flop_per_second"], found["shape"]

@@ -29,6 +29,7 @@ from memvec.prompt.template import Prompt
 from memvec.run.build import build_rows
 from memvec.run.folder import RunFolder
 from memvec.writer.prediction_writer import VectorWriter
+from tests.helpers import configs
 from tests.helpers.refusals import refused, refused_as
 
 CONF = conf_folder()
@@ -64,7 +65,7 @@ def name(path: Path) -> str:
 def compose_with(path: Path, *overrides: str) -> DictConfig:
     """Composes predict.yaml, or generate.yaml where the file belongs to that, with one file of a group chosen."""
     config_name = "generate" if name(path) in OF_GENERATE else "predict"
-    return compose([f"{path.parent.relative_to(CONF)}={path.stem}", *overrides], config_name=config_name)
+    return configs.compose([f"{path.parent.relative_to(CONF)}={path.stem}", *overrides], config_name=config_name)
 
 
 def commands(path: Path) -> list[str]:
@@ -142,11 +143,25 @@ def test_every_command_in_a_file_composes(path: Path, command: str) -> None:
         swept = override.is_sweep_override()
         value = next(override.sweep_string_iterator()) if swept else None
         overrides.append(f"{override.get_key_element()}={value}" if swept else str(override.input_line))
-    cfg = compose(overrides, config_name=module.removeprefix("memvec."))
+    cfg = configs.compose(overrides, config_name=module.removeprefix("memvec."))
     if path.parent.name in BUILT:  # the command does use this file
         chosen = compose_with(path, *(["model.name_or_path=a"] if path.parent.name == "model" else []))
         assert cfg[path.parent.name]._target_ == chosen[path.parent.name]._target_
         assert set(cfg[path.parent.name]) == set(chosen[path.parent.name])
+
+
+def test_values_that_tests_set_afterwards_are_as_hydra_sets_them() -> None:
+    given = ["data.path=a b,c.jsonl", "output_dir=x", "model=hub", "model.name_or_path=m", "model.layer=[0,-1]"]
+    for more in ([], ["trainer=ddp", "reuse=a", "data.keep_columns=[a,b]", "prompt.template=x {text}", "+extra=1"]):
+        found, expected = configs.compose([*given, *more]), compose([*given, *more])
+        assert found == expected
+        assert to_container(found) == to_container(expected)
+    for wrong in ("data.pth=a", "model.layer=1,2", "model=none", "data.path"):
+        with pytest.raises(ConfigError) as said:
+            configs.compose([*given, wrong])
+        with pytest.raises(ConfigError) as said_by_hydra:
+            compose([*given, wrong])
+        assert str(said.value) == str(said_by_hydra.value)
 
 
 def test_help_names_every_override_there_is() -> None:

@@ -192,6 +192,7 @@ def test_what_hydra_cannot_read_is_named_with_the_fix(override: str) -> None:
     assert "hydra.cc" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_threads_compose_side_by_side() -> None:
     def one(number: int) -> int:
         return int(compose([f"data.batch_size={number}", f"data.path=a={number}"]).data.batch_size)

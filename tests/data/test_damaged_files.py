@@ -131,6 +131,7 @@ def reader() -> Iterator[InputReader]:
         yield started
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_damaged_files_give_rows_or_one_line(kind: str, reader: InputReader, tmp_path: Path) -> None:
     draw = random.Random(13)

@@ -107,6 +107,7 @@ def test_a_mixed_folder_is_one_input(write: Write, tmp_path: Path) -> None:
     assert [Path(name).name for name in summary.files] == ["a.csv", "b.jsonl", "c.parquet"]
 
 
+@pytest.mark.slow
 def test_a_text_of_ten_megabytes_is_an_entry(write: Write, jsonl: Callable[..., Path]) -> None:
     text = "She likes tea, 茶. " * 600_000
     _, entries, _ = write(jsonl({"text": text}, {"text": "b"}))
@@ -441,6 +442,7 @@ def test_nothing_is_left_beside_the_two_files(write: Write, jsonl: Callable[...,
     assert {found.name for found in tmp_path.iterdir()} == {"a.jsonl", "out.entries.arrow", "out.rejected.jsonl"}
 
 
+@pytest.mark.slow
 def test_many_rows_with_duplicates_keep_their_order(write: Write, tmp_path: Path) -> None:
     numbers = np.random.default_rng(0).integers(0, 20_000, size=25_000)
     pq.write_table(pa.table({"id": numbers, "text": [f"text {n}" for n in range(25_000)]}), tmp_path / "a.parquet")

@@ -21,6 +21,7 @@ from memvec.run.build import build_datamodule, build_model, run_folder
 from memvec.run.folder import RunFolder
 from memvec.writer.journal import JournalWriter, vector_rows
 from memvec.writer.vectors import has_vectors
+from tests.helpers.configs import compose
 from tests.helpers.damage import DAMAGES, damage
 from tests.helpers.refusals import refused
 
@@ -32,7 +33,6 @@ Prepare = Callable[..., PromptDataModule]
 
 @pytest.fixture(scope="module")
 def model(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., DictConfig]:
-    import memvec
 
     root = tmp_path_factory.mktemp("prepared")
     path = root / "texts.jsonl"
@@ -41,7 +41,7 @@ def model(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...
     other.write_text("".join(f'{{"id": "o/{n}", "text": "{text}"}}\n' for n, text in enumerate(reversed(TEXTS))))
 
     def configure(output_dir: Path, *, another_input: bool = False) -> DictConfig:
-        return memvec.compose(
+        return compose(
             [
                 f"data.path={other if another_input else path}",
                 f"output_dir={output_dir}",
@@ -191,6 +191,7 @@ def test_an_interrupted_preparation_goes_on_where_it_was(prepare: Prepare, sound
         assert contents(root) == contents(sound)
 
 
+@pytest.mark.slow
 def test_three_hundred_damaged_files_are_made_again_or_one_line(
     prepare: Prepare, sound: Path, another: Path, tmp_path: Path
 ) -> None:

@@ -489,6 +489,7 @@ def test_a_file_that_is_not_there_is_an_input_error(tmp_path: Path) -> None:
 # --- size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*SAVERS, "a.txt"])
 def test_a_text_of_ten_megabytes_is_read(name: str, tmp_path: Path) -> None:
     text = 'She said "tea", 茶. ' * 500_000

@@ -23,6 +23,7 @@ from memvec.cache import SECONDS_UNUSED, cache_folder
 from memvec.data.source import find_sources
 from memvec.errors import ConfigError, ExtraError, InputError, MemvecError
 from tests.conftest import TEXTS
+from tests.helpers.configs import compose
 from tests.helpers.processes import arguments, journal_bytes, kill_group, start, wait_until, write_texts
 from tests.helpers.refusals import refused
 from tests.helpers.s3_server import S3Server, s3_server
@@ -49,6 +50,7 @@ def read(path: str | Sequence[str], **options: Any) -> list[tuple[str, str]]:
     ]
 
 
+@pytest.mark.slow
 def test_files_a_folder_and_a_glob_are_read_as_here(s3: S3Server, bucket: str) -> None:
     s3.fill(
         bucket,
@@ -225,8 +227,8 @@ def test_a_run_goes_on_when_its_input_is_gone(
     s3.client.delete_object(Bucket=bucket, Key="many.jsonl")
     overrides = [argument for argument in command[3:] if not argument.startswith(("output_dir=", "data.batch_size="))]
     with refused(InputError, url, found="no such file"):  # another run would have to read it
-        memvec.predict(memvec.compose([*overrides, f"output_dir={tmp_path / 'other'}"]))
-    summary = memvec.predict(memvec.compose([*overrides, f"output_dir={output_dir}"]))
+        memvec.predict(compose([*overrides, f"output_dir={tmp_path / 'other'}"]))
+    summary = memvec.predict(compose([*overrides, f"output_dir={output_dir}"]))
     assert summary.counts.entries == 400
     assert "there is no such file or folder; taking what this run has read from there before" in caplog.text
 

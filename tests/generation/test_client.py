@@ -13,7 +13,6 @@ from typing import Any
 import httpx2
 import pytest
 
-from memvec.config.compose import compose
 from memvec.errors import ConfigError, ServerError
 from memvec.generation import client as client_module
 from memvec.generation.build import build_generator
@@ -34,6 +33,7 @@ from tests.helpers.chat_server import (
     refuses,
     replies,
 )
+from tests.helpers.configs import compose
 from tests.helpers.processes import SLOWNESS
 from tests.helpers.refusals import refused, refused_as
 
@@ -132,6 +132,7 @@ TROUBLES: dict[str, tuple[Trouble, str]] = {
 }
 
 WAITED_FOR = {"hangs", "drips"}
+NAMES = [pytest.param(name, marks=pytest.mark.slow if name in WAITED_FOR else ()) for name in TROUBLES]
 
 
 def patience(name: str) -> str:
@@ -139,7 +140,7 @@ def patience(name: str) -> str:
     return f"generation.timeout={PATIENCE if name in WAITED_FOR else 60 * SLOWNESS}"
 
 
-@pytest.mark.parametrize("name", TROUBLES)
+@pytest.mark.parametrize("name", NAMES)
 def test_what_was_not_answered_is_asked_again(name: str) -> None:
     trouble, _ = TROUBLES[name]
     answer, client = asked(ChatServerDouble(troubles={"number 7": (trouble, 1)}), patience(name))
@@ -147,7 +148,7 @@ def test_what_was_not_answered_is_asked_again(name: str) -> None:
     assert (client.counts.requests, client.counts.retries) == (3, 1)
 
 
-@pytest.mark.parametrize("name", TROUBLES)
+@pytest.mark.parametrize("name", NAMES)
 def test_what_is_never_answered_is_one_failed_text(name: str) -> None:
     trouble, reason = TROUBLES[name]
     answer, client = asked(ChatServerDouble(troubles={"number 7": (trouble, None)}), patience(name))
@@ -215,6 +216,7 @@ def test_an_unusual_answer_is_taken_as_it_is(reply: Any, expected: Answer) -> No
     assert asked(ChatServerDouble(troubles={"number 7": (replies(body), None)}))[0] == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", ["seconds", "date"])
 def test_retry_after_is_heeded_by_all_requests(given: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="memvec")

@@ -149,6 +149,7 @@ def test_a_frame_of_something_else_is_damage(batch: pa.RecordBatch, tmp_path: Pa
     assert index.damaged == [f"{writer.path.name}: a frame with other columns than this run's"]
 
 
+@pytest.mark.slow
 def test_three_hundred_damaged_files_give_right_texts(tmp_path: Path) -> None:
     """What is found is right, and what is not damaged is found; never an exception."""
     choose = Random(13)

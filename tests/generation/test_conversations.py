@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 import memvec
 from memvec.errors import ConfigError, InputError
+from tests.helpers.configs import compose
 from tests.helpers.conversations import CHAT, generation_overrides, read_lines, write_lines
 from tests.helpers.refusals import refused
 from tests.test_generate import DRAWN, texts
@@ -27,7 +28,7 @@ def texts_of_chat(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     """What is written about `CHAT` as JSON lines."""
     root = tmp_path_factory.mktemp("chat")
     overrides = generation_overrides(write_lines(root / "conversations.jsonl", CHAT), root / "run", llama)
-    memvec.generate(memvec.compose(overrides, config_name="generate"))
+    memvec.generate(compose(overrides, config_name="generate"))
     return texts(root / "run")
 
 

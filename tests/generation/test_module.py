@@ -90,6 +90,7 @@ def test_a_run_writes_what_the_library_writes_one_by_one(
     assert summary.manifest["notes"]["path"] == path.value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -359,6 +359,7 @@ HOSTILE += [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60 * SLOWNESS)
 @pytest.mark.parametrize("piece", HOSTILE)
 def test_time_grows_no_faster_than_the_output(piece: str) -> None:

@@ -18,6 +18,7 @@ from memvec.generation.parser import Outcome
 from memvec.generation.writer import CompletionWriter
 from memvec.run.folder import RunFolder
 from memvec.writer.frames import journal_files, read_frames
+from tests.helpers.configs import compose
 from tests.helpers.conversations import generation_overrides, marked, write_lines
 from tests.helpers.refusals import refused
 from tests.helpers.scripted import FAILS, NOTHING, UNDECIDED
@@ -51,7 +52,7 @@ def run(
     root = tmp_path_factory.mktemp("writer")
     path = write_lines(root / "conversations.jsonl", marked(22, ("", NOTHING, FAILS, *[UNDECIDED] * 8)))
     overrides = generation_overrides(path, root / "run", scripted, RETRY, "writer.flush_every=4", "data.batch_size=5")
-    folder, frames = journal_of(memvec.compose(overrides, config_name="generate"))
+    folder, frames = journal_of(compose(overrides, config_name="generate"))
     return folder, frames, [row for frame in frames for row in frame]
 
 

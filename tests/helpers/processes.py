@@ -27,6 +27,7 @@ from memvec.data.prepared import read_signature
 from memvec.run.folder import RunFolder
 from memvec.run.summary import RunSummary
 from memvec.writer.vectors import read_journal
+from tests.helpers.configs import compose
 
 # Limits hold where this process took so long to import its libraries; on a slower machine they are longer.
 SECONDS_TO_IMPORT = 8
@@ -66,7 +67,7 @@ def resume(command: Sequence[str]) -> RunSummary:
     """Goes on, in this process and over one rank, with the run that a command line has begun; that is quicker."""
     own = ("trainer.devices=", "trainer.strategy=", "trainer=")
     overrides = [argument for argument in command if "=" in argument and not argument.startswith(own)]
-    return memvec.predict(memvec.compose([*overrides, "trainer.devices=1"]))
+    return memvec.predict(compose([*overrides, "trainer.devices=1"]))
 
 
 class Forked:

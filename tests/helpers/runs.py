@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-import memvec
 from memvec.config.compose import to_container
 from memvec.features import vector_features
 from memvec.files import write_json
@@ -19,6 +18,7 @@ from memvec.run.folder import RunFolder
 from memvec.run.summary import RunSummary, write_summary
 from memvec.schema import ID, NUM_TOKENS, PROMPT_DIGEST, TEXT, vector_columns
 from memvec.writer.finalize import Counts
+from tests.helpers.configs import compose
 
 
 def write_run(
@@ -44,7 +44,7 @@ def write_run(
     """
     folder = RunFolder(root)
     folder.vectors.mkdir(parents=True)
-    cfg = memvec.compose(overrides)
+    cfg = compose(overrides)
     layer = to_container(cfg)["model"]["layer"]
     columns_of_layers = list(vector_columns(layer).values())
     row = 0

@@ -300,6 +300,7 @@ def test_an_enormous_text_is_not_tokenised_whole_to_be_cut(piece: str) -> None:
     assert rows_of(encoded)[0] == rows_of(short)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_an_enormous_text_of_few_tokens_is_not_cut() -> None:
     """One word of ten million letters is one unknown token, which no count of characters can know."""

@@ -25,6 +25,7 @@ from memvec.run.folder import RunFolder
 from memvec.run.manifest import read_manifest
 from tests.conftest import TEXTS
 from tests.helpers.adapters import adapted_model, save_adapter
+from tests.helpers.configs import compose
 from tests.helpers.models import build_tokenizer, save_model
 from tests.helpers.reference import reference_vectors
 from tests.helpers.refusals import refused, refused_as
@@ -47,7 +48,7 @@ def finished(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder
         *(f"data.path={path}", f"output_dir={root / 'run'}", "model=hub", f"model.name_or_path={llama}"),
         *("trainer.accelerator=cpu", "trainer.devices=1", "trainer.enable_progress_bar=false"),
     ]
-    return memvec.predict(memvec.compose(overrides)).folder
+    return memvec.predict(compose(overrides)).folder
 
 
 @pytest.fixture
@@ -232,7 +233,7 @@ def test_what_a_chat_template_is_given_is_given_to_queries(run: RunFolder, chang
     assert prompt is not None
     assert (prompt.chat_template_kwargs, [turn["role"] for turn in prompt.turns]) == (words, ["user", "assistant"])
     with_queries_own = ["prompt=chat", "+prompt.chat_template_kwargs.enable_thinking=false", f"output_dir={run.root}"]
-    own = query_options(memvec.compose([*with_queries_own, "query=tea"], config_name="search")).prompt
+    own = query_options(compose([*with_queries_own, "query=tea"], config_name="search")).prompt
     assert own is not None
     assert (own.chat, own.chat_template_kwargs) == (True, words)
     change("config.prompt.chat_template_kwargs", {"f": COMMAND})

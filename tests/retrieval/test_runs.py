@@ -13,11 +13,11 @@ import pytest
 from omegaconf import DictConfig
 
 import memvec
-from memvec.config.compose import compose
 from memvec.errors import ConfigError, RunFolderError
 from memvec.retrieval.runs import SearchedRuns
 from memvec.search import search_for_config
 from tests.conftest import TEXTS
+from tests.helpers.configs import compose
 from tests.helpers.refusals import refused
 
 CPU: dict[str, Any] = {"accelerator": "cpu"}
@@ -25,7 +25,7 @@ HALF = len(TEXTS) // 2
 
 
 def compute(root: Path, name: str, rows: list[dict[str, Any]], model: Path, *overrides: str) -> Path:
-    cfg = memvec.compose(
+    cfg = compose(
         [
             *("model=hub", f"model.name_or_path={model}", f"output_dir={root / name}", "trainer.accelerator=cpu"),
             *("trainer.devices=1", "trainer.enable_progress_bar=false", *overrides),

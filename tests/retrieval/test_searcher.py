@@ -15,6 +15,7 @@ import memvec
 from memvec.errors import ConfigError, InputError, MemvecError, RunFolderError
 from memvec.run.folder import RunFolder
 from tests.conftest import TEXTS
+from tests.helpers.configs import compose
 from tests.helpers.refusals import refused, refused_as
 
 
@@ -27,7 +28,7 @@ def run(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
         *(f"data.path={path}", f"output_dir={root / 'run'}", "model=hub", f"model.name_or_path={llama}"),
         *("trainer.accelerator=cpu", "trainer.devices=1", "trainer.enable_progress_bar=false"),
     ]
-    return memvec.predict(memvec.compose(overrides)).folder
+    return memvec.predict(compose(overrides)).folder
 
 
 def test_a_second_query_loads_nothing(run: RunFolder, llama: Path, tmp_path: Path) -> None:

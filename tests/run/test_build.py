@@ -9,10 +9,10 @@ import pytest
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from omegaconf import DictConfig
 
-import memvec
 from memvec.errors import ConfigError
 from memvec.run.build import build_writer, run_folder, without_path
 from memvec.trainer.build import build_trainer
+from tests.helpers.configs import compose
 from tests.helpers.refusals import refused
 
 Configure = Callable[..., DictConfig]
@@ -84,7 +84,7 @@ def test_sizes_that_do_not_make_up_the_processes_are_one_line(build: Callable[..
 
 
 def test_rows_that_are_given_take_the_place_of_the_default_path(tmp_path: Path) -> None:
-    cfg = memvec.compose([f"output_dir={tmp_path}", "data.limit=3"])
+    cfg = compose([f"output_dir={tmp_path}", "data.limit=3"])
     given = without_path(cfg)
     assert (given.data.path, given.data.limit) == (None, 3)
     assert str(cfg.data.path).endswith("sample.jsonl")

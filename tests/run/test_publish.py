@@ -168,6 +168,7 @@ def test_a_place_that_holds_something_else_is_refused(run: RunLayout, s3: S3Serv
             open_place(f"file://{within}", run)
 
 
+@pytest.mark.slow
 def test_a_run_at_an_address_is_read_warily(run: RunLayout, s3: S3Server, place: str) -> None:
     copy(run, place)
     bucket, _, prefix = place.removeprefix("s3://").partition("/")

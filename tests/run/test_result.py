@@ -18,7 +18,6 @@ import torch
 from omegaconf import DictConfig
 
 import memvec
-from memvec.config.compose import compose
 from memvec.errors import MemvecError, RunFolderError
 from memvec.evaluate import evaluate
 from memvec.files import read_json, write_json
@@ -29,6 +28,7 @@ from memvec.run.manifest import read_manifest
 from memvec.run.parts import check_parts, part_rows
 from memvec.schema import VECTOR
 from memvec.writer import finalize
+from tests.helpers.configs import compose
 from tests.helpers.refusals import refused
 from tests.helpers.runs import random_vectors, write_run
 

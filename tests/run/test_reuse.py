@@ -27,6 +27,7 @@ from memvec.run.dry_run import plan_run
 from memvec.run.folder import RunFolder
 from memvec.run.summary import RunSummary
 from memvec.writer import finalize
+from tests.helpers.configs import compose
 from tests.helpers.conversations import generation_overrides, marked, write_lines
 from tests.helpers.processes import (
     arguments,
@@ -68,7 +69,7 @@ CHANGED["equal rows"][0][-1] = {**NEW[0], "id": "again/n/0"}
 
 
 def quiet(data_path: Path, output_dir: Path, model: Path, *overrides: str) -> DictConfig:
-    return memvec.compose([*arguments(data_path, output_dir, model, "trainer.devices=1", *overrides)[3:]])
+    return compose([*arguments(data_path, output_dir, model, "trainer.devices=1", *overrides)[3:]])
 
 
 @pytest.fixture(scope="module")
@@ -466,7 +467,7 @@ def test_an_extraction_of_more_conversations_reuses_its_vectors(scripted: Path, 
     def run(output: str, rows: int, *other: str) -> Any:
         path = write_lines(tmp_path / "conversations.jsonl", marked(rows, MARKS))
         overrides = generation_overrides(path, tmp_path / output, scripted, *DRAWN, *other)
-        return memvec.extract(memvec.compose(overrides, config_name="extract"))
+        return memvec.extract(compose(overrides, config_name="extract"))
 
     first = run("first", 6)
     second = run("second", 8, f"reuse={tmp_path / 'first'}")
@@ -487,7 +488,7 @@ def test_killed_between_two_reused_runs_it_copies_the_rest(
     code, said = finish(process)
     assert code == -signal.SIGKILL, said
     assert rows_written(tmp_path / "run") == 12
-    cfg = memvec.compose(command[3:])
+    cfg = compose(command[3:])
     summary = memvec.predict(cfg)
     assert summary.reused == {two_runs[0]: 12, two_runs[1]: 8}
     assert summary.metrics["computed_entries"] == len(NEW) + 5
@@ -508,7 +509,7 @@ def test_killed_while_computing_it_resumes_without_reuse(known: RunFolder, llama
     assert summary.metrics["computed_entries"] == len(more) + KNOWN - written
     assert summary.reused == {str(known.root): KNOWN}
     assert summary.lines()[5].endswith("computed since the run was resumed")
-    assert_as_computed(summary, memvec.compose(command[3:]), tmp_path)
+    assert_as_computed(summary, compose(command[3:]), tmp_path)
 
 
 @pytest.mark.processes

@@ -16,6 +16,7 @@ from memvec.files import read_json, write_json
 from memvec.run.folder import RunFolder
 from memvec.run.summary import RunSummary, read_summary, write_summary
 from memvec.writer.finalize import Counts
+from tests.helpers.configs import compose
 from tests.helpers.runs import random_vectors, write_run
 
 COUNTS = Counts(entries=12_345, rejected=0, truncated=1_000, unique=12_000, dimension=576)
@@ -28,7 +29,7 @@ METRICS: dict[str, Any] = {
 }
 
 
-CONFIG = to_container(memvec.compose())
+CONFIG = to_container(compose())
 
 
 def write(root: Path, counts: Counts = COUNTS) -> RunSummary:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 import memvec
 from memvec.trainer.metrics import stage_table
+from tests.helpers.configs import compose
 from tests.helpers.conversations import generation_overrides, marked, write_lines
 
 
@@ -38,7 +39,7 @@ def test_a_run_of_one_batch_has_its_profile_too(
 def test_generating_is_profiled_too(scripted: Path, tmp_path: Path) -> None:
     path = write_lines(tmp_path / "conversations.jsonl", marked(2, ("", "")))
     overrides = generation_overrides(path, tmp_path / "run", scripted, "profile=true")
-    memvec.generate(memvec.compose(overrides, config_name="generate"))
+    memvec.generate(compose(overrides, config_name="generate"))
     (operations,) = (tmp_path / "run" / "profile").glob("operations*.txt")
     assert "aten::" in operations.read_text()
 

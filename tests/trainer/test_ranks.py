@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 import memvec
 from memvec.files import read_json
+from tests.helpers.configs import compose
 from tests.helpers.models import save_bidirectional
 from tests.helpers.processes import Process, arguments, assert_same, finish, slurm_tasks, start, torchrun, write_texts
 
@@ -61,7 +62,7 @@ def root(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("ranks")
     for size, rows in ROWS.items():
         path = write_texts(root / f"{size}.jsonl", rows)
-        memvec.predict(memvec.compose(arguments(path, root / f"expected-{size}", llama, "trainer.devices=1")[3:]))
+        memvec.predict(compose(arguments(path, root / f"expected-{size}", llama, "trainer.devices=1")[3:]))
     return root
 
 
@@ -149,7 +150,7 @@ def shared(
         path = bad if model == "bad" else model_folders(model)
         common = ["data.batch_size=3", *(override for override in overrides if not override.startswith("trainer="))]
         one, two = (arguments(root / f"{texts}.jsonl", root / f"{name} {n}", path)[3:] for n in ("one", "two"))
-        memvec.predict(memvec.compose([*one, *common, "trainer.devices=1"]))
+        memvec.predict(compose([*one, *common, "trainer.devices=1"]))
         runs.append([*two, *common, overrides[0], "trainer.devices=2"])
     both_ways = save_bidirectional(root / "bidirectional")
     runs.append([*arguments(root / "many.jsonl", root / "both ways", both_ways)[3:], FSDP, "trainer.devices=2"])

@@ -202,6 +202,7 @@ def test_a_frame_may_hold_vectors_and_reasons(tmp_path: Path) -> None:
     assert index.reasons == {3: "no room"}
 
 
+@pytest.mark.slow
 def test_three_hundred_damaged_files_give_right_vectors(tmp_path: Path) -> None:
     """What is found is right, and what is not damaged is found; never an exception."""
     choose = random.Random(13)

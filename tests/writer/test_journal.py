@@ -190,6 +190,7 @@ def test_only_reasons_and_no_vector_is_a_journal_too(tmp_path: Path) -> None:
     assert index.has_vector.tolist() == [False]
 
 
+@pytest.mark.slow
 def test_a_torn_tail_loses_its_frame_only_wherever_it_is_torn(tmp_path: Path) -> None:
     frames = [[0, 1, 2], [3], [4, 5]]
     path = write(tmp_path, frames)

@@ -54,6 +54,7 @@ def kept_journal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 7, 50, 64, 500])
 def test_a_frame_holds_flush_every_entries_at_any_batch_size(
     batch_size: int, kept_journal: Path, write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
