@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import memvec
 from memvec.errors import ConfigError, InputError, ModelError, RunFolderError
-from tests.conftest import TEXTS
+from tests.fixtures import TEXTS
 from tests.helpers.reference import reference_vectors
 from tests.helpers.refusals import refused
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import memvec
-from tests.conftest import TEXTS
+from tests.fixtures import TEXTS
 from tests.helpers.processes import SECONDS_TO_START, start
 
 pytestmark = pytest.mark.processes

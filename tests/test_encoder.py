@@ -25,7 +25,7 @@ import memvec
 from memvec import Encoder
 from memvec.errors import ConfigError, InputError, ModelError
 from memvec.model.checkpoint import Checkpoint
-from tests.conftest import TEXTS
+from tests.fixtures import TEXTS
 from tests.helpers.adapters import adapted_model, save_adapter
 from tests.helpers.models import build_model, build_tokenizer
 from tests.helpers.reference import reference_vectors

@@ -17,7 +17,7 @@ from memvec.evaluate import evaluate
 from memvec.files import read_json
 from memvec.retrieval.comparison import by_layer
 from memvec.retrieval.measures import MEASURES
-from tests.conftest import TEXTS
+from tests.fixtures import TEXTS
 from tests.helpers.configs import compose
 from tests.helpers.processes import finish, start
 from tests.helpers.refusals import refused

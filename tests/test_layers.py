@@ -18,7 +18,7 @@ from memvec.files import read_json
 from memvec.report import write_report
 from memvec.retrieval.measures import MEASURES
 from memvec.run.folder import RunFolder
-from tests.conftest import TEXTS
+from tests.fixtures import TEXTS
 from tests.helpers.configs import compose
 from tests.helpers.refusals import refused
 from tests.helpers.runs import random_vectors, write_run

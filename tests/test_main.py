@@ -61,6 +61,7 @@ def test_the_list_of_commands_imports_no_package(arguments: list[str]) -> None:
     assert imported_by(by_command(*arguments)) == (0, {"memvec"})
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("by", [by_module, by_command])
 def test_help_imports_what_composes_and_no_more(by: Callable[..., list[str]], command: str) -> None:
@@ -82,6 +83,7 @@ def test_what_a_task_imports_needs_no_extra(parts: str) -> None:
     assert not packages & EXTRAS
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("command", "typed"),
     [

@@ -24,7 +24,7 @@ import memvec
 from memvec.config.compose import sample_path
 from memvec.errors import InputError, RunFolderError
 from memvec.files import read_json
-from tests.conftest import TEXTS
+from tests.fixtures import TEXTS
 from tests.helpers.refusals import refused
 
 Configure = Callable[..., DictConfig]

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from memvec.config.compose import register_resolvers
 from memvec.config.options import read_options
-from tests.conftest import TEXTS
+from tests.fixtures import TEXTS
 from tests.helpers.configs import compose
 from tests.helpers.option_tables import TABLE, with_tables
 from tests.test_rooms import FLOOR

@@ -15,7 +15,7 @@ import memvec
 from memvec.errors import ConfigError, InputError, RunFolderError
 from memvec.run.folder import RunFolder
 from memvec.search import search_for_config
-from tests.conftest import TEXTS
+from tests.fixtures import TEXTS
 from tests.helpers.configs import compose
 from tests.helpers.processes import finish, start
 from tests.helpers.refusals import refused

@@ -16,7 +16,7 @@ from tests.benchmarks.contestants import ALL, CONTESTANTS
 from tests.benchmarks.limit import build as build_limit
 from tests.benchmarks.task import Task, evenly_spaced, measure_work
 from tests.benchmarks.worker import Worker, WorkerError
-from tests.conftest import TEXTS
+from tests.fixtures import TEXTS
 
 NO_EXTRA = ("reference", "padded", "memvec")
 

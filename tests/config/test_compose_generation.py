@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from memvec.config.compose import compose, conf_folder, sample_conversations_path, to_container
+from memvec.config.compose import conf_folder, sample_conversations_path, to_container
 from memvec.errors import ConfigError
 from memvec.generation.parser import Outcome, parse
+from tests.helpers.configs import compose
 from tests.helpers.refusals import refused_as
 
 MODEL = ("model=hub", "model.name_or_path=a")

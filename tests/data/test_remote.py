@@ -22,7 +22,7 @@ import memvec
 from memvec.cache import SECONDS_UNUSED, cache_folder
 from memvec.data.source import find_sources
 from memvec.errors import ConfigError, ExtraError, InputError, MemvecError
-from tests.conftest import TEXTS
+from tests.fixtures import TEXTS
 from tests.helpers.configs import compose
 from tests.helpers.processes import arguments, journal_bytes, kill_group, start, wait_until, write_texts
 from tests.helpers.refusals import refused

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 import memvec
 from memvec import Encoder
 from memvec.files import read_json
-from tests.conftest import TEXTS
+from tests.fixtures import TEXTS
 from tests.helpers.conversations import generation_overrides, marked, write_lines
 from tests.helpers.processes import (
     arguments,

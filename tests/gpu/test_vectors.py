@@ -26,7 +26,7 @@ from memvec.model.backbone import Backbone
 from memvec.model.checkpoint import length_boundaries
 from memvec.model.parity import ExecutionMode
 from memvec.model.unpadded import can_leave_padding_out
-from tests.conftest import TEXTS
+from tests.fixtures import TEXTS
 from tests.helpers.families import FAMILIES, build_family
 from tests.helpers.models import ARCHITECTURES
 from tests.helpers.processes import random_texts

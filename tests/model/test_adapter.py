@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextT
 from memvec.errors import ExtraError, ModelError
 from memvec.model.adapter import at_commit
 from memvec.model.checkpoint import Checkpoint
-from tests.conftest import TEXTS
+from tests.fixtures import TEXTS
 from tests.helpers.adapters import adapted_model, save_adapter
 from tests.helpers.models import build_tokenizer, save_model
 from tests.helpers.reference import reference_vectors

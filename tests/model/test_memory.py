@@ -14,7 +14,7 @@ import memvec
 from memvec.errors import ModelError
 from memvec.model.memory import compute_in_parts, is_out_of_memory
 from memvec.model.module import HiddenStateModule
-from tests.conftest import TEXTS
+from tests.fixtures import TEXTS
 from tests.helpers.refusals import refused
 
 MORE_THAN_ANY_MACHINE_HAS = 2**50  # bytes

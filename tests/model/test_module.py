@@ -20,7 +20,7 @@ from memvec.errors import ConfigError
 from memvec.model import extractor
 from memvec.model.parity import ExecutionMode
 from memvec.predict import predict_or_plan
-from tests.conftest import TEXTS
+from tests.fixtures import TEXTS
 from tests.helpers.families import LONG_ROPE, build_family
 from tests.helpers.models import ARCHITECTURES, DECODER, SHARES_PREFIX, build_tokenizer
 from tests.helpers.reference import full_model, reference_vectors
@@ -44,8 +44,13 @@ WAYS = {  # overrides, and how a model is computed whose prompts may share what 
 }
 
 
+# Whole runs; each family's passes are compared in test_backbone.py and test_families.py, in the everyday lane.
+EVERY_DAY = {"llama", "qwen3", "gemma3", "gpt2"}
+RUNS = [pytest.param(name, marks=() if name in EVERY_DAY else pytest.mark.slow) for name in ARCHITECTURES]
+
+
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", RUNS)
 def test_vectors_equal_the_one_by_one_reference(
     architecture: str,
     way: str,

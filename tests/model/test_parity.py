@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoTokenizer
 import memvec
 from memvec.model import prefix
 from memvec.model.parity import TOLERANCE, ExecutionMode, choose_mode, parts_of_batch, relative_error
-from tests.conftest import TEXTS
+from tests.fixtures import TEXTS
 from tests.helpers.models import save_bidirectional
 
 ZH = '请用一个Token总结以下文本"{text}"：'

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 import memvec
 from memvec.errors import RunFolderError
 from memvec.run.folder import RunFolder
-from tests.conftest import TEXTS
+from tests.fixtures import TEXTS
 from tests.helpers.runs import random_vectors, write_run
 
 pytest.importorskip("sklearn")

@@ -23,7 +23,7 @@ from memvec.prompt.template import Prompt
 from memvec.retrieval.encoder import QueryOptions, query_encoder, query_options
 from memvec.run.folder import RunFolder
 from memvec.run.manifest import read_manifest
-from tests.conftest import TEXTS
+from tests.fixtures import TEXTS
 from tests.helpers.adapters import adapted_model, save_adapter
 from tests.helpers.configs import compose
 from tests.helpers.models import build_tokenizer, save_model

@@ -16,7 +16,7 @@ import memvec
 from memvec.errors import ConfigError, RunFolderError
 from memvec.retrieval.runs import SearchedRuns
 from memvec.search import search_for_config
-from tests.conftest import TEXTS
+from tests.fixtures import TEXTS
 from tests.helpers.configs import compose
 from tests.helpers.refusals import refused
 

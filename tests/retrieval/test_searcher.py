@@ -14,7 +14,7 @@ import pytest
 import memvec
 from memvec.errors import ConfigError, InputError, MemvecError, RunFolderError
 from memvec.run.folder import RunFolder
-from tests.conftest import TEXTS
+from tests.fixtures import TEXTS
 from tests.helpers.configs import compose
 from tests.helpers.refusals import refused, refused_as
 

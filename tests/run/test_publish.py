@@ -22,7 +22,7 @@ from memvec.errors import ConfigError, RunFolderError
 from memvec.layout import RunLayout
 from memvec.run.publish import open_place, publish_run
 from memvec.run.remote import local_run
-from tests.conftest import TEXTS
+from tests.fixtures import TEXTS
 from tests.helpers.hub_server import TOKEN, HubDouble, hub_server
 from tests.helpers.processes import finish, start
 from tests.helpers.refusals import refused, refused_as

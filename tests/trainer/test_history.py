@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 import memvec
 from memvec.files import read_json
 from memvec.trainer.history import MOMENTS, SLICES, Timeline, combine_lengths, combine_timelines, padding_by_length
-from tests.conftest import TEXTS
+from tests.fixtures import TEXTS
 
 
 @pytest.mark.parametrize(("prefix_cache", "is_padded"), [("auto", False), ("off", True)])

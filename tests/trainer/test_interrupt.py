@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 import memvec
 from memvec.errors import Interrupted
 from memvec.model.module import HiddenStateModule
-from tests.conftest import TEXTS
+from tests.fixtures import TEXTS
 from tests.helpers.processes import (
     SLOWNESS,
     Process,

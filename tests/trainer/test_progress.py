@@ -13,7 +13,7 @@ import memvec
 from memvec.generate import memory_stage
 from memvec.run.stage import run_stage
 from memvec.trainer.progress import TokenProgressBar
-from tests.conftest import TEXTS
+from tests.fixtures import TEXTS
 from tests.helpers.conversations import marked
 from tests.helpers.processes import arguments, finish, start
 

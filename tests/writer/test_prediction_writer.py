@@ -21,7 +21,7 @@ from memvec.files import read_json
 from memvec.model.module import HiddenStateModule
 from memvec.writer.frames import HEADER
 from memvec.writer.journal import JournalWriter
-from tests.conftest import TEXTS
+from tests.fixtures import TEXTS
 from tests.helpers.models import save_model
 from tests.helpers.refusals import refused
 
