@@ -135,6 +135,7 @@ def test_an_option_of_both_stages_or_the_second_holds_there(
     assert_same(memvec.load(tmp_path / "both"), memvec.load(cfg.output_dir))
 
 
+@pytest.mark.slow
 def test_the_texts_can_be_another_models(root: Path, scripted: Path, llama: Path, tmp_path: Path) -> None:
     other = f"generation.name_or_path={scripted}"
     extracted(root, tmp_path / "run", llama, other)
@@ -190,6 +191,7 @@ def test_a_folder_of_other_texts_vectors_is_refused_at_once(
     assert not (Path(cfg.output_dir) / "memories").exists()
 
 
+@pytest.mark.slow
 def test_the_weights_are_loaded_once(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other weights take their file's place between the stages: nobody may see them."""
     model = swap_weights(tmp_path / "model")

@@ -137,6 +137,7 @@ def test_equal_windows_are_asked_about_once(tmp_path: Path) -> None:
     assert (counts.windows, counts.memories, double.conversations()) == (5, 10, [0])
 
 
+@pytest.mark.slow
 def test_whatever_happens_to_some_windows_the_others_finish(root: Path, data: Path, tmp_path: Path) -> None:
     troubles = {
         "number 0.": (refuses(400, "maximum context length is 10 tokens"), None),
@@ -158,6 +159,7 @@ def test_whatever_happens_to_some_windows_the_others_finish(root: Path, data: Pa
     assert read_lines(tmp_path / "run" / "memories.jsonl") == kept
 
 
+@pytest.mark.slow
 def test_a_server_that_is_back_is_asked_for_what_is_missing(root: Path, data: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     with chat_server(ChatServerDouble()) as double:
@@ -216,6 +218,7 @@ def test_a_finished_run_asks_nobody(root: Path, data: Path) -> None:
     assert texts(root / "expected") == expected
 
 
+@pytest.mark.slow
 def test_windows_can_be_measured_with_a_tokenizer(llama: Path, tmp_path: Path) -> None:
     messages = [{"speaker": "Ann", "text": f"This is number {number}."} for number in range(20)]
     path = write_lines(tmp_path / "long.jsonl", [{"id": "a", "messages": messages}])
@@ -284,6 +287,7 @@ def test_without_the_client_the_extra_is_named(data: Path, tmp_path: Path, monke
         generated(data, tmp_path / "run", "http://127.0.0.1:1/v1")
 
 
+@pytest.mark.slow
 def test_vectors_of_memories_from_a_server_are_the_local_models(
     root: Path, data: Path, llama: Path, tmp_path: Path, tiny_config: Callable[..., Any]
 ) -> None:

@@ -91,6 +91,7 @@ def test_points_in_time_of_a_parquet_file_stay_what_they_are(tmp_path: Path, tin
     ]
 
 
+@pytest.mark.slow
 def test_rows_that_a_program_has_keep_them(tiny_config: Configure, tmp_path: Path) -> None:
     frame = pd.DataFrame([{**row, "created_at": pd.Timestamp(row["created_at"])} for row in ROWS])
     for n, data in enumerate((frame, frame.to_dict("records"), pa.Table.from_pandas(frame))):

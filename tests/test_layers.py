@@ -78,6 +78,7 @@ def test_a_search_has_to_name_one_of_the_layers(runs: dict[str, RunFolder]) -> N
         memvec.search(runs["-1"].root, ["tea"], layer=2)
 
 
+@pytest.mark.slow
 def test_the_table_of_layers_is_that_of_a_sweep(runs: dict[str, RunFolder]) -> None:
     both, sweep = runs["both"].root, runs["2"].root.parent
     header, *lines = judged(both)
@@ -123,6 +124,7 @@ def test_the_page_shows_the_last_layer_or_the_one_named(tmp_path: Path) -> None:
         write_report(folder.root, layer=3)
 
 
+@pytest.mark.slow
 def test_both_stages_of_extract_take_several_layers(
     scripted: Path, write_conversations: Callable[..., Path], tiny_generation: Callable[..., object]
 ) -> None:

@@ -45,6 +45,7 @@ def test_every_finished_job_is_a_row_in_the_order_of_the_jobs(sweep: Path) -> No
     assert all(row["entries_per_second"] > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_the_csv_holds_the_same_numbers(sweep: Path) -> None:
     lines = write_report(sweep)
     with (sweep / "sweep.csv").open(encoding="utf-8", newline="") as stream:
@@ -56,6 +57,7 @@ def test_the_csv_holds_the_same_numbers(sweep: Path) -> None:
     assert lines[0].split()[:2] == ["job", "batch"]
 
 
+@pytest.mark.slow
 def test_jobs_that_failed_are_named(sweep: Path) -> None:
     (sweep / FAILED).mkdir()
     (sweep / FAILED / "1").write_text("2")
@@ -63,6 +65,7 @@ def test_jobs_that_failed_are_named(sweep: Path) -> None:
     assert "job 1 failed with exit code 2" in write_report(sweep)
 
 
+@pytest.mark.slow
 def test_a_plot_is_drawn_where_matplotlib_is_installed(sweep: Path) -> None:
     pytest.importorskip("matplotlib")
     write_report(sweep)
@@ -153,6 +156,7 @@ def test_a_sweeps_page_shows_its_table_and_its_evaluation(sweep: Path) -> None:
     assert page["charts"][1]["series"] == [{"name": "one_token_zh", "values": [0.25]}]
 
 
+@pytest.mark.slow
 def test_the_report_of_a_sweep_writes_its_page(sweep: Path) -> None:
     lines = write_report(sweep)
     assert lines[-1] == f"report     {sweep / 'report.html'}"

@@ -69,6 +69,7 @@ def test_other_settings_of_what_is_written_are_refused(
     assert memvec.load(tiny_config(path).output_dir)["text"][:] == TEXTS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["unfinished", "finished"])
 def test_other_settings_of_a_generation_are_refused(
     state: str, write_conversations: Write, tiny_generation: Configure
@@ -201,6 +202,7 @@ def test_another_runs_folder_is_not_read(folder: Path, llama: Path, tmp_path: Pa
     assert memvec.load(tmp_path / "new")["id"][:] == [f"m/{n}" for n in range(60)]
 
 
+@pytest.mark.slow
 def test_what_a_run_has_written_is_read_where_it_is_named(folder: Path, llama: Path, tmp_path: Path) -> None:
     memvec.predict(compose(inside(folder, llama)[3:]))
     for number, name in enumerate(("vectors", "vectors/*.parquet", "vectors/part-00000-of-00001.parquet")):

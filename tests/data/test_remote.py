@@ -72,6 +72,7 @@ def test_files_a_folder_and_a_glob_are_read_as_here(s3: S3Server, bucket: str) -
     assert read([f"{root}/b.jsonl", f"{root}/a.jsonl.gz"]) == [*b, a]
 
 
+@pytest.mark.slow
 def test_splits_and_runs_are_told_apart_as_here(s3: S3Server, bucket: str) -> None:
     manifest = json.dumps({"fingerprint": {}}).encode()
     s3.fill(
@@ -104,6 +105,7 @@ def test_a_file_is_fetched_once_until_it_changes(s3: S3Server, bucket: str, capl
     assert cache_folder().joinpath("inputs").stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_one_line_that_names_the_address(s3: S3Server, bucket: str) -> None:
     s3.fill(bucket, {"a.jsonl": lines("a"), "a.md": b"", "empty.jsonl": b"", "broken.jsonl": b'{"text": "a"}\n{'})
     for name, place, found in (

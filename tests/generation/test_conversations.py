@@ -32,6 +32,7 @@ def texts_of_chat(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     return texts(root / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["parquet", "json", "openai.jsonl"])
 def test_every_form_of_the_input_gives_the_same(
     kind: str, texts_of_chat: dict[str, str], tiny_generation: Configure, tmp_path: Path
@@ -50,6 +51,7 @@ def test_every_form_of_the_input_gives_the_same(
     assert texts(cfg.output_dir) == texts_of_chat
 
 
+@pytest.mark.slow
 def test_a_document_gives_what_its_text_gives_in_a_row(
     scripted: Path, write_conversations: Write, tiny_generation: Configure, tmp_path: Path
 ) -> None:

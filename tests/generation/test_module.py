@@ -113,6 +113,7 @@ def test_how_windows_are_batched_does_not_change_what_is_written(
     assert raw_lines(cfg.output_dir) == raw_lines(reference.output_dir)
 
 
+@pytest.mark.slow
 def test_another_seed_draws_another_text(write_conversations: Write, tiny_generation: Configure) -> None:
     texts = []
     for seed in (0, 1):
@@ -142,6 +143,7 @@ def test_in_half_precision_the_rotary_frequencies_stay_float32(
     assert set(dtypes[1::2]) == {torch.bfloat16}
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit_is_halved_down_to_a_window(
     write_conversations: Write, tiny_generation: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,6 +56,7 @@ def run(
     return folder, frames, [row for frame in frames for row in frame]
 
 
+@pytest.mark.slow
 def test_each_output_is_in_the_journal_with_its_outcome(run: Any) -> None:
     first = {row["index"]: row for row in run[2] if row["attempt"] == 0}
     assert sorted(first) == list(range(22))

@@ -89,6 +89,7 @@ def bidirectional(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_bidirectional(tmp_path_factory.mktemp("both_ways"))
 
 
+@pytest.mark.slow
 def test_a_model_that_is_not_causal_runs_without_padding(
     bidirectional: Path,
     write_jsonl: Callable[..., Path],

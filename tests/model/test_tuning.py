@@ -79,6 +79,7 @@ def test_packed_weights_that_differ_or_fail_are_not_taken(decoder: PreTrainedMod
     assert list(choice.milliseconds) == [DEFAULT]
 
 
+@pytest.mark.slow
 def test_a_run_notes_its_choice(write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]) -> None:
     off = tiny_config(write_jsonl(TEXTS), "model.tune=off", output="off")
     assert memvec.predict(off).manifest["notes"]["matmul_milliseconds"] == {}

@@ -106,6 +106,7 @@ def test_a_run_in_half_precision_says_what_it_computed_in(
     assert 1e-6 < relative_error(*vectors) < TOLERANCE[torch.bfloat16]
 
 
+@pytest.mark.slow
 def test_a_measurement_does_not_change_half_precision(
     write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
 ) -> None:

@@ -444,6 +444,7 @@ def test_a_chat_template_that_cannot_serve_is_refused(chat_template: str | None,
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chat_template", [LOOP, "{{ 10 ** (10 ** 9) }}"])
 def test_a_chat_template_without_an_end_is_stopped(chat_template: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounded, "PROCESSOR_SECONDS", 1)

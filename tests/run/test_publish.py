@@ -72,6 +72,7 @@ def test_a_run_is_published_whole_and_only_once(
     assert [record.message for record in caplog.records] == [f"published in {place} already; nothing to do"]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_read_again_is_fetched_once(
     run: RunLayout, s3: S3Server, place: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -136,6 +137,7 @@ def test_a_file_that_was_lost_there_is_published_again(run: RunLayout, s3: S3Ser
     assert names(s3, place) == PUBLISHED
 
 
+@pytest.mark.slow
 def test_a_place_that_holds_something_else_is_refused(run: RunLayout, s3: S3Server, place: str, tmp_path: Path) -> None:
     bucket = place.removeprefix("s3://").partition("/")[0]
     with refused(RunFolderError, f"s3://{bucket}/other", found="holds other files (a.txt)"):
@@ -227,6 +229,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubDouble]:
         yield double
 
 
+@pytest.mark.slow
 def test_a_dataset_on_the_hub_is_one_commit_with_a_card(
     run: RunLayout, hub: HubDouble, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -118,6 +118,7 @@ def test_only_what_is_new_is_computed(
     assert all(torch.equal(found[text], old[text]) for text in old.keys() & found.keys())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [("false", "true"), ("true", "false"), ("false", "false")])
 def test_texts_need_not_be_kept(
     kept: tuple[str, str], write_jsonl: Write, tiny_config: Configure, tmp_path: Path
@@ -210,6 +211,7 @@ def two_runs(write_jsonl: Write, tiny_config: Configure, tmp_path: Path) -> list
     return [str(tmp_path / "runs" / name) for name in "ab"]
 
 
+@pytest.mark.slow
 def test_several_runs_are_reused_by_list_and_by_glob(
     two_runs: list[str], write_jsonl: Write, tiny_config: Configure, tmp_path: Path
 ) -> None:
@@ -223,6 +225,7 @@ def test_several_runs_are_reused_by_list_and_by_glob(
     assert sum(globbed.reused.values()) == 26
 
 
+@pytest.mark.slow
 def test_a_glob_does_not_mean_the_runs_own_folder(
     two_runs: list[str], write_jsonl: Write, tiny_config: Configure, tmp_path: Path
 ) -> None:
@@ -235,6 +238,7 @@ def test_a_glob_does_not_mean_the_runs_own_folder(
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reuse_again", [True, False])
 def test_a_stopped_run_resumes_with_and_without_reuse(
     reuse_again: bool, known: RunFolder, write_jsonl: Write, tiny_config: Configure, tmp_path: Path
@@ -278,6 +282,7 @@ def test_a_finished_run_does_not_look_at_what_it_has_reused(
     assert again.lines() == first.lines()
 
 
+@pytest.mark.slow
 def test_a_run_that_has_reused_is_reused_itself(
     known: RunFolder, write_jsonl: Write, tiny_config: Configure, tmp_path: Path
 ) -> None:
@@ -463,6 +468,7 @@ def test_damage_found_while_copying_loses_nothing(
     assert_as_computed(summary, cfg, tmp_path)
 
 
+@pytest.mark.slow
 def test_an_extraction_of_more_conversations_reuses_its_vectors(scripted: Path, tmp_path: Path) -> None:
     def run(output: str, rows: int, *other: str) -> Any:
         path = write_lines(tmp_path / "conversations.jsonl", marked(rows, MARKS))

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from omegaconf import DictConfig
 
 import memvec
@@ -14,6 +15,7 @@ from tests.helpers.configs import compose
 from tests.helpers.conversations import generation_overrides, marked, write_lines
 
 
+@pytest.mark.slow
 def test_a_profile_leaves_tables_and_a_trace(
     write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
 ) -> None:
@@ -36,6 +38,7 @@ def test_a_run_of_one_batch_has_its_profile_too(
     assert "aten::" in operations.read_text()
 
 
+@pytest.mark.slow
 def test_generating_is_profiled_too(scripted: Path, tmp_path: Path) -> None:
     path = write_lines(tmp_path / "conversations.jsonl", marked(2, ("", "")))
     overrides = generation_overrides(path, tmp_path / "run", scripted, "profile=true")

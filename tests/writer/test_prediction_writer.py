@@ -274,6 +274,7 @@ def test_a_run_whose_first_hundred_vectors_are_all_bad_stops(
         memvec.predict(tiny_config(write_jsonl(PLAIN), model=broken_model))
 
 
+@pytest.mark.slow
 def test_fewer_rows_that_are_all_bad_leave_no_result(
     write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig], broken_model: Path
 ) -> None:
