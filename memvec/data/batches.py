@@ -123,10 +123,17 @@ class PromptBatches:
 
         The shortest row is padded to a long one, more than most batches of the run pad it; and two rows of one middle
         length, where there are such, run side by side, for what runs without padding.
+
+        Long rows without the prefix, where no window and no boundary makes another model of them, are left out: they
+        are computed as the reference is, but for padding, whose harm would show in the rows with the prefix.
         """
         batches: list[RowIndices] = []
         padding = max(TOKENS_TO_PROBE, int(sum(int(costs.sum()) for _, costs in self.groups) * SHARE_TO_PROBE))
-        for (rows, costs), windows in zip(self.groups, self.windows, strict=True):
+        with_prefix = len(self.groups[0][0])
+        for number, ((rows, costs), windows) in enumerate(zip(self.groups, self.windows, strict=True)):
+            is_plain = number == 1 and with_prefix > 1 and len(rows) > 0 and not (windows < costs.max()).any()
+            if is_plain and costs.min() > TOKENS_TO_PROBE:
+                continue
             if len(rows) < 2:
                 batches.append(rows)
                 continue

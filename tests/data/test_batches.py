@@ -83,3 +83,20 @@ def test_each_group_is_probed_by_itself() -> None:
     """A row is never padded over a boundary, in the run and in the probe."""
     found = probed([50, 4, 40, 9, 20, 17, 16, 60], prefix_length=2, boundaries=(16,))
     assert found == [[16, 4], [60, 17]]
+
+
+@pytest.mark.parametrize(
+    ("plain", "more", "expected"),
+    [
+        ([500, 900], {}, [[30, 4]]),
+        ([700], {}, [[30, 4]]),
+        ([90, 200], {}, [[30, 4], [200, 90]]),
+        ([500, 900], {"windows": (600,)}, [[30, 4], [900, 500]]),  # which slides over one of them
+        ([500, 900], {"boundaries": (400,)}, [[30, 4], [900, 500]]),  # behind which positions are others
+    ],
+)
+def test_long_rows_without_the_prefix_are_probed_where_they_differ(
+    plain: list[int], more: dict[str, tuple[int, ...]], expected: list[list[int]]
+) -> None:
+    """A prefix of two tokens is not worth its mask in a row of more than forty."""
+    assert probed([4, 9, 30, *plain], prefix_length=2, **more) == expected
