@@ -4,8 +4,9 @@ In: a decoder on a CPU and a function that runs a few real rows through it. Out:
 (`memvec.model.packing`) where that is faster.
 
 Why measure: which of them is faster differs by processor, dtype and row length, in opposite directions and up to 2.4
-times. Why the error is checked too: a block that only looks like what it is packed as gives other vectors. Packed
-weights whose vectors differ by more than rounding are not taken, however fast.
+times. Without AVX-512 nothing is measured: there packed weights were never faster (tests/benchmarks/README.md). Why the
+error is checked too: a block that only looks like what it is packed as gives other vectors. Packed weights whose
+vectors differ by more than rounding are not taken, however fast.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ LONG_ENOUGH = 0.75  # seconds
 SMALLEST_GAIN = 1.03
 # Packed weights that are this much slower the first time are not worth measuring.
 HOPELESS = 1.5
+# As torch names a processor's instructions.
+SLOWER_PACKED = {"AVX2"}
 # A model may look into its layers.
 UNUSABLE = (RuntimeError, AttributeError, TypeError, ValueError)
 ROUNDING = {torch.float64: 1e-12, torch.float32: 5e-6, torch.float16: 0.02, torch.bfloat16: 0.05}
@@ -50,7 +53,7 @@ class Choice:
 
 
 def is_worth_measuring(decoder: PreTrainedModel, *, computed_in: torch.dtype, device: torch.device) -> bool:
-    """Whether weights can be packed at all.
+    """Whether weights can be packed at all, and it may pay on this processor.
 
     Args:
         decoder: The decoder, its weights not packed.
@@ -58,7 +61,8 @@ def is_worth_measuring(decoder: PreTrainedModel, *, computed_in: torch.dtype, de
         device: On a GPU there is nothing to choose.
     """
     dtype = decoder.dtype
-    return dtype == computed_in and can_pack(decoder, dtype=dtype, device=device)
+    may_pay = torch.backends.cpu.get_cpu_capability() not in SLOWER_PACKED
+    return may_pay and dtype == computed_in and can_pack(decoder, dtype=dtype, device=device)
 
 
 def choose_matmuls(

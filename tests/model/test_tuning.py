@@ -16,6 +16,7 @@ from tests.helpers.models import build_model, is_packed
 
 TEXTS = [f"she moved to town number {n} and likes it" for n in range(1200)]
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("measures_packing")
 
 
 @pytest.fixture
@@ -32,6 +33,13 @@ def test_layers_that_cannot_be_packed_are_not_measured(decoder: PreTrainedModel)
 def test_autocast_and_gpus_leave_nothing_to_choose(decoder: PreTrainedModel) -> None:
     assert not is_worth_measuring(decoder, computed_in=torch.bfloat16, device=CPU)
     assert not is_worth_measuring(decoder, computed_in=torch.float32, device=torch.device("cuda"))
+
+
+def test_a_processor_on_which_packing_never_paid_measures_nothing(
+    decoder: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memvec.model.tuning.SLOWER_PACKED", {torch.backends.cpu.get_cpu_capability()})
+    assert not is_worth_measuring(decoder, computed_in=torch.float32, device=CPU)
 
 
 class Clock:

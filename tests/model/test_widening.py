@@ -86,6 +86,7 @@ def test_weights_for_which_there_is_no_room_stay_as_they_are(caplog: pytest.LogC
     assert ("no memory for the weights in float32" in caplog.text) == (not has_matmul(torch.bfloat16))
 
 
+@pytest.mark.usefixtures("measures_packing")
 def test_widened_weights_can_be_packed_as_float32_can() -> None:
     decoder = half_decoder("llama", torch.bfloat16)
     widen(decoder)
@@ -107,6 +108,7 @@ def test_a_run_in_half_precision_says_what_it_computed_in(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("measures_packing")
 def test_a_measurement_does_not_change_half_precision(
     write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig]
 ) -> None:
