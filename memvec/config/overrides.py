@@ -23,6 +23,14 @@ NAMES = frozenset(
 )
 FOLDERS_OF_HYDRA = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 SWEEP = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
+# Hydra's flags that take the next argument (hydra/_internal/utils.py, get_args_parser).
+WITH_VALUE = frozenset(
+    {
+        *("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c", "--package", "-p"),
+        "--experimental-rerun",
+    }
+)
+MAYBE_WITH_VALUE = {"--info", "-i"}
 TEMPLATE_FIELD = "{text}"  # each template of a sweep over templates has it
 
 QUOTED = re.compile(r"""\s*(?P<quote>['"])(?:\\.|(?!(?P=quote))[^\\])*(?P=quote)\s*""", re.DOTALL)
@@ -30,9 +38,22 @@ SWEEP_FUNCTION = re.compile(r"(choice|range|interval|shuffle|sort|tag)\(.*\)", r
 
 
 def as_overrides(arguments: Sequence[str]) -> list[str]:
-    """Returns the arguments of a command line as Hydra reads them."""
+    """Returns the arguments of a command line as Hydra reads them: overrides first, since it takes no flag in between.
+
+    Args:
+        arguments: As typed, in any order.
+    """
     is_sweep = not SWEEP.isdisjoint(arguments)
-    return [as_override(argument, is_sweep=is_sweep) for argument in arguments]
+    overrides, flags = [], []
+    before = ""
+    for argument in arguments:
+        is_value = before in WITH_VALUE or (before in MAYBE_WITH_VALUE and "=" not in argument)
+        if is_value or argument.startswith("-"):
+            flags.append(argument)
+        else:
+            overrides.append(as_override(argument, is_sweep=is_sweep))
+        before = argument
+    return [*overrides, *flags]
 
 
 def as_override(argument: str, *, is_sweep: bool = False) -> str:

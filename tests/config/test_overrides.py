@@ -157,7 +157,7 @@ def test_other_arguments_are_left_alone(argument: str) -> None:
     ],
 )
 def test_commas_of_a_sweep_separate_its_choices(value: str, choices: list[Any]) -> None:
-    _, typed = as_overrides(["-m", f"data.path={value}"])
+    typed, _ = as_overrides(["-m", f"data.path={value}"])
     (parsed,) = OverridesParser.create().parse_overrides([typed])
     if not parsed.is_sweep_override():
         assert [parsed.value()] == choices
@@ -190,6 +190,21 @@ def test_what_hydra_cannot_read_is_named_with_the_fix(override: str) -> None:
         compose([override])
     assert "\n" not in str(caught.value)
     assert "hydra.cc" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("a=1 --config-dir d b=2", "a=1 b=2 --config-dir d"),
+        ("-cd d=1 a=1 --cfg job b=2 --resolve", "a=1 b=2 -cd d=1 --cfg job --resolve"),
+        ("-m a=1 ~b +c=2", "a=1 ~b +c=2 -m"),
+        ("--info a=1", "a=1 --info"),
+        ("--info defaults a=1", "a=1 --info defaults"),
+        ("--config-dir=d a=1", "a=1 --config-dir=d"),
+    ],
+)
+def test_flags_may_stand_anywhere_between_overrides(typed: str, read: str) -> None:
+    assert as_overrides(typed.split()) == read.split()
 
 
 @pytest.mark.slow
