@@ -150,7 +150,7 @@ def test_every_command_in_a_file_composes(path: Path, command: str) -> None:
         assert set(cfg[path.parent.name]) == set(chosen[path.parent.name])
 
 
-def test_values_that_tests_set_afterwards_are_as_hydra_sets_them() -> None:
+def test_values_tests_set_afterwards_are_as_hydra_sets_them() -> None:
     given = ["data.path=a b,c.jsonl", "output_dir=x", "model=hub", "model.name_or_path=m", "model.layer=[0,-1]"]
     for more in ([], ["trainer=ddp", "reuse=a", "data.keep_columns=[a,b]", "prompt.template=x {text}", "+extra=1"]):
         found, expected = configs.compose([*given, *more]), compose([*given, *more])

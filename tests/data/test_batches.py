@@ -95,7 +95,7 @@ def test_each_group_is_probed_by_itself() -> None:
         ([500, 900], {"boundaries": (400,)}, [[30, 4], [900, 500]]),  # behind which positions are others
     ],
 )
-def test_long_rows_without_the_prefix_are_probed_where_they_differ(
+def test_long_rows_without_prefix_are_probed_where_they_differ(
     plain: list[int], more: dict[str, tuple[int, ...]], expected: list[list[int]]
 ) -> None:
     """A prefix of two tokens is not worth its mask in a row of more than forty."""

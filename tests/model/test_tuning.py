@@ -35,7 +35,7 @@ def test_autocast_and_gpus_leave_nothing_to_choose(decoder: PreTrainedModel) -> 
     assert not is_worth_measuring(decoder, computed_in=torch.float32, device=torch.device("cuda"))
 
 
-def test_a_processor_on_which_packing_never_paid_measures_nothing(
+def test_where_packing_never_paid_nothing_is_measured(
     decoder: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("memvec.model.tuning.SLOWER_PACKED", {torch.backends.cpu.get_cpu_capability()})
