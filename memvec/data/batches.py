@@ -124,28 +124,28 @@ class PromptBatches:
         The shortest row is padded to a long one, more than most batches of the run pad it; and two rows of one middle
         length, where there are such, run side by side, for what runs without padding.
 
-        Long rows without the prefix, where no window and no boundary makes another model of them, are left out: they
-        are computed as the reference is, but for padding, whose harm would show in the rows with the prefix.
+        Rows without the prefix, where no window and no boundary makes another model of them, are left out if they are
+        much of the work: they are computed as the reference is, but for padding, whose harm would show in the rows
+        with the prefix.
         """
         batches: list[RowIndices] = []
         padding = max(TOKENS_TO_PROBE, int(sum(int(costs.sum()) for _, costs in self.groups) * SHARE_TO_PROBE))
         with_prefix = len(self.groups[0][0])
         for number, ((rows, costs), windows) in enumerate(zip(self.groups, self.windows, strict=True)):
-            is_plain = number == 1 and with_prefix > 1 and len(rows) > 0 and not (windows < costs.max()).any()
-            if is_plain and costs.min() > TOKENS_TO_PROBE:
-                continue
-            if len(rows) < 2:
-                batches.append(rows)
+            if len(rows) == 0:
                 continue
             order = np.argsort(costs, kind="stable")
             rising = costs[order]
-            last = _long_row(rising, windows, padding)
-            batches.append(rows[order[[last, 0]]])
+            last = _long_row(rising, windows, padding) if len(rows) > 1 else 0
+            is_plain = number == 1 and with_prefix > 1 and not (windows < rising[-1]).any()
+            if is_plain and rising[0] + rising[last] > padding:
+                continue
+            batches.append(rows[order[[last, 0]]] if len(rows) > 1 else rows)
             equal = np.flatnonzero(rising[1:] == rising[:-1])
             if len(equal) and len(rows) > 2:
                 first = int(equal[np.abs(equal - last // 2).argmin()])
                 batches.append(rows[order[first : first + 2]])
-        return [self.of(rows) for rows in batches if len(rows)]
+        return [self.of(rows) for rows in batches]
 
 
 def _long_row(costs: NDArray[np.integer], windows: NDArray[np.integer], padding: int) -> int:

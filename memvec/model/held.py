@@ -136,15 +136,16 @@ class HeldModel:
         if self.is_lent and self._mode is ExecutionMode.SHARED_PREFIX:  # its weights may be others now
             shares = len(table.rows) >= ROWS_TO_SHARE_PREFIX
             extractor.share_prefix(table.common_tokens()[: None if shares else 0])
-        plan = self._padded_plan(table)
+        plan = self._plan_for_mode(table)
         if plan.pays_measuring and not self._has_measured:
             extractor.speedups = self.speedups
             measure_and_probe(extractor, plan)
             self._mode, self._has_measured = extractor.mode, True
-            plan = self._padded_plan(table)
-        return plan.without_padding(Ranks()) if extractor.mode is ExecutionMode.UNPADDED else plan
+            plan = self._plan_for_mode(table)
+        return plan
 
-    def _padded_plan(self, table: PromptTable) -> BatchPlan:
+    def _plan_for_mode(self, table: PromptTable) -> BatchPlan:
+        """Plans batches as the extractor's mode computes them."""
         extractor = self.extractor
         prefix_length = len(extractor.prefix) if extractor.prefix is not None else 0
         if extractor.mode is ExecutionMode.UNPADDED:
@@ -160,6 +161,7 @@ class HeldModel:
             prefix_length=prefix_length,
             max_tokens=self._max_tokens,
             ranks=Ranks(),
+            is_padded=extractor.mode is not ExecutionMode.UNPADDED,
         )
 
     def _run(self, plan: BatchPlan, vectors: torch.Tensor, *, progress: bool) -> list[int]:

@@ -90,7 +90,8 @@ def test_each_group_is_probed_by_itself() -> None:
     [
         ([500, 900], {}, [[30, 4]]),
         ([700], {}, [[30, 4]]),
-        ([90, 200], {}, [[30, 4], [200, 90]]),
+        ([50, 70], {}, [[30, 4], [70, 50]]),
+        ([500, *[900] * 100], {}, [[30, 4], [900, 500], [900, 900]]),  # a small part of the work
         ([500, 900], {"windows": (600,)}, [[30, 4], [900, 500]]),  # which slides over one of them
         ([500, 900], {"boundaries": (400,)}, [[30, 4], [900, 500]]),  # behind which positions are others
     ],
