@@ -12,7 +12,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import gc
-from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -45,8 +44,9 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begins with the files that test a command as a whole: they take longest, and behind the last no core has work."""
-    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
+    """Begins with the files that start processes: they take longest, and behind the last file a core has no work."""
+    longest = {item.path for item in items if item.get_closest_marker("processes")}
+    items.sort(key=lambda item: item.path not in longest)
 
 
 def pytest_collection_finish() -> None:
