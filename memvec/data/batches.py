@@ -137,6 +137,7 @@ class PromptBatches:
             order = np.argsort(costs, kind="stable")
             rising = costs[order]
             last = _long_row(rising, windows, padding) if len(rows) > 1 else 0
+            # The second group has no prefix, and lies before the first boundary.
             is_plain = number == 1 and with_prefix > 1 and not (windows < rising[-1]).any()
             if is_plain and rising[0] + rising[last] > padding:
                 continue
