@@ -24,12 +24,8 @@ NAMES = frozenset(
 FOLDERS_OF_HYDRA = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 SWEEP = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
 # Hydra's flags that take the next argument (hydra/_internal/utils.py, get_args_parser).
-WITH_VALUE = frozenset(
-    {
-        *("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c", "--package", "-p"),
-        "--experimental-rerun",
-    }
-)
+WITH_VALUE = {"--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c"}
+WITH_VALUE |= {"--package", "-p", "--experimental-rerun"}
 MAYBE_WITH_VALUE = {"--info", "-i"}
 TEMPLATE_FIELD = "{text}"  # each template of a sweep over templates has it
 

@@ -136,12 +136,12 @@ class PromptBatches:
                 continue
             order = np.argsort(costs, kind="stable")
             rising = costs[order]
-            last = _long_row(rising, windows, padding) if len(rows) > 1 else 0
+            last = _long_row(rising, windows, padding)
             # The second group has no prefix, and lies before the first boundary.
             is_plain = number == 1 and with_prefix > 1 and not (windows < rising[-1]).any()
             if is_plain and rising[0] + rising[last] > padding:
                 continue
-            batches.append(rows[order[[last, 0]]] if len(rows) > 1 else rows)
+            batches.append(rows[order[[last, 0][: len(rows)]]])
             equal = np.flatnonzero(rising[1:] == rising[:-1])
             if len(equal) and len(rows) > 2:
                 first = int(equal[np.abs(equal - last // 2).argmin()])
@@ -158,7 +158,7 @@ def _long_row(costs: NDArray[np.integer], windows: NDArray[np.integer], padding:
     a window that slides has not slid over a short row: a row well behind the last window that any is behind is taken.
 
     Args:
-        costs: Tokens each row costs, `[N]`, N at least 2.
+        costs: Tokens each row costs, `[N]`, N at least 1.
         windows: Rows that cost more are seen by some layers in part.
         padding: Tokens it is longer, at most, where there is such a row.
     """

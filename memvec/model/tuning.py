@@ -29,7 +29,7 @@ LONG_ENOUGH = 0.75  # seconds
 SMALLEST_GAIN = 1.03
 # Packed weights that are this much slower the first time are not worth measuring.
 HOPELESS = 1.5
-# As torch names a processor's instructions.
+# Where packed weights were never faster, as torch names a processor's instructions.
 SLOWER_PACKED = {"AVX2"}
 # A model may look into its layers.
 UNUSABLE = (RuntimeError, AttributeError, TypeError, ValueError)
