@@ -34,9 +34,10 @@ from memvec.data.rules import BatchRules
 from memvec.data.texts import as_values, why_unusable
 from memvec.errors import ConfigError, InputError, ModelError, one_line
 from memvec.model.backbone import Backbone
-from memvec.model.checkpoint import Checkpoint, locate_model, prompt_limit, vocabulary_size
+from memvec.model.checkpoint import Checkpoint, locate_model
 from memvec.model.held import HeldModel, float32_copy
 from memvec.model.lending import decoder_of, lent_tokenizer, tokenizer_of, weights_digest
+from memvec.model.limits import prompt_limit, vocabulary_size
 from memvec.model.speedups import Speedups
 from memvec.model.widening import widen_where_emulated
 from memvec.prompt.encoder import PromptEncoder, text_limit

@@ -16,7 +16,7 @@ from memvec.generation.inputs import AskedWindows, PromptWindows
 from memvec.generation.module import GenerationModule
 from memvec.generation.server import ChatServer
 from memvec.generation.writer import CompletionWriter
-from memvec.model.checkpoint import prompt_limit, vocabulary_size
+from memvec.model.limits import prompt_limit, vocabulary_size
 from memvec.run.build import build_rows
 from memvec.run.folder import RunFolder
 from memvec.trainer.build import cluster_environment

@@ -22,9 +22,9 @@ from memvec.data.collator import Batch, real_tokens
 from memvec.generation.cache import preallocated_cache
 from memvec.generation.decoding import Prompts, write_answers
 from memvec.generation.sampling import Sampling, row_seed
-from memvec.model.checkpoint import attention_windows, length_boundaries
 from memvec.model.compilation import compile_regions
 from memvec.model.copies import to_device
+from memvec.model.limits import attention_windows, length_boundaries
 from memvec.model.lockstep import WeightGroup
 from memvec.model.memory import compute_in_parts
 from memvec.model.parity import ExecutionMode, choose_mode, parts_of_batch

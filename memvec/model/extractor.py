@@ -23,9 +23,9 @@ from memvec.data.collator import Batch, real_tokens
 from memvec.data.trie import TokenTrie, build_trie
 from memvec.errors import ModelError, one_line
 from memvec.model.backbone import Backbone, decoder_layers
-from memvec.model.checkpoint import attention_windows, length_boundaries
 from memvec.model.compilation import compile_regions
 from memvec.model.copies import move_trie, to_device
+from memvec.model.limits import attention_windows, length_boundaries
 from memvec.model.lockstep import WeightGroup
 from memvec.model.memory import compute_in_parts, is_out_of_memory
 from memvec.model.packing import is_packed, unpack

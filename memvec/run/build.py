@@ -20,7 +20,7 @@ from memvec.data.memories import MemoryTexts
 from memvec.data.rows import InputRows
 from memvec.errors import ConfigError
 from memvec.model.backbone import refuse_same_layers
-from memvec.model.checkpoint import prompt_limit, vocabulary_size
+from memvec.model.limits import prompt_limit, vocabulary_size
 from memvec.model.module import HiddenStateModule
 from memvec.run.folder import RunFolder
 from memvec.writer.prediction_writer import VectorWriter

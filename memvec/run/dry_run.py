@@ -31,8 +31,8 @@ from memvec.data.plan import plan_all_ranks
 from memvec.data.ranks import RankPlan, balance
 from memvec.files import read_json
 from memvec.layout import RunLayout
-from memvec.model.checkpoint import length_boundaries
 from memvec.model.copies import to_device
+from memvec.model.limits import length_boundaries
 from memvec.model.module import HiddenStateModule
 from memvec.quiet import ignore_lightning_warnings
 from memvec.run.build import build_datamodule, build_model, build_writer

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokeniz
 from transformers import logging as transformers_logging
 
 from memvec.config.compose import compose
-from memvec.model.checkpoint import prompt_limit
+from memvec.model.limits import prompt_limit
 
 DTYPES = {"32-true": torch.float32, "bf16-true": torch.bfloat16}
 

@@ -23,7 +23,7 @@ import memvec
 from memvec import Encoder
 from memvec.encoder import DTYPES
 from memvec.model.backbone import Backbone
-from memvec.model.checkpoint import length_boundaries
+from memvec.model.limits import length_boundaries
 from memvec.model.parity import ExecutionMode
 from memvec.model.unpadded import can_leave_padding_out
 from tests.fixtures import TEXTS

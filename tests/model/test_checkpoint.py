@@ -17,7 +17,6 @@ from transformers import (
     AutoConfig,
     BertConfig,
     BertLMHeadModel,
-    MambaConfig,
     PreTrainedConfig,
     PreTrainedModel,
     T5Config,
@@ -26,8 +25,8 @@ from transformers import (
 
 from memvec.errors import ModelError
 from memvec.model.backbone import Backbone
-from memvec.model.checkpoint import Checkpoint, attention_windows, length_boundaries, locate_model, prompt_limit
-from tests.helpers.models import ARCHITECTURES, MODEL_SIZE, build_model, build_tokenizer, load_backbone
+from memvec.model.checkpoint import Checkpoint, locate_model
+from tests.helpers.models import MODEL_SIZE, build_model, build_tokenizer, load_backbone
 from tests.helpers.refusals import refused
 
 IDS = torch.tensor([[5, 17, 250, 33, 8, 91]])
@@ -326,58 +325,6 @@ def test_a_padding_token_without_an_embedding_does_no_harm(llama_copy: Path) -> 
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
     tokenizer.save_pretrained(llama_copy)
     assert Checkpoint(str(llama_copy)).load_tokenizer().pad_token_id == 400
-
-
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
-        ({"rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 16}}, (16,)),
-        ({"rope_parameters": {"rope_type": "longrope"}, "original_max_position_embeddings": 32}, (32,)),
-        ({"rope_parameters": {"type": "su"}, "original_max_position_embeddings": 32}, (32,)),
-        ({"rope_parameters": {"a": {"rope_type": "longrope", "original_max_position_embeddings": 8}, "b": {}}}, (8,)),
-        ({"rope_parameters": {"rope_type": "yarn", "original_max_position_embeddings": 16}}, ()),
-        ({"rope_parameters": {"rope_type": "dynamic", "original_max_position_embeddings": 16}}, ()),
-        ({"rope_parameters": None}, ()),
-        ({}, ()),
-    ],
-)
-def test_lengths_behind_which_a_model_changes(fields: dict[str, Any], expected: tuple[int, ...]) -> None:
-    config = PreTrainedConfig()
-    for name, value in fields.items():
-        setattr(config, name, value)
-    assert length_boundaries(config) == expected
-
-
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
-        ({"sliding_window": 4096}, (4096,)),
-        ({"sliding_window": 512, "attention_chunk_size": 64}, (64, 512)),
-        ({"sliding_window": None, "use_sliding_window": True, "chunk_size": 0}, ()),
-        ({}, ()),
-    ],
-)
-def test_lengths_behind_which_layers_see_not_all(fields: dict[str, Any], expected: tuple[int, ...]) -> None:
-    config = PreTrainedConfig()
-    for name, value in fields.items():
-        setattr(config, name, value)
-    assert attention_windows(config) == expected
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_prompt_limit_is_what_the_model_was_made_for(
-    architecture: str, model_folders: Callable[[str], Path]
-) -> None:
-    config = AutoConfig.from_pretrained(model_folders(architecture))
-    expected = config.get_text_config().max_position_embeddings
-    assert prompt_limit(Checkpoint(str(model_folders(architecture))).config) == expected
-    if architecture != "qwen2_5_vl":  # which has its family's own limit
-        assert expected == 256
-
-
-@pytest.mark.parametrize("config", [MambaConfig(), PreTrainedConfig(), T5Config()])
-def test_a_model_without_a_limit_has_none(config: PreTrainedConfig) -> None:
-    assert prompt_limit(config) is None
 
 
 def digest_of(folder: Path) -> str:

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from memvec.data.trie import build_trie
 from memvec.model.backbone import Backbone
-from memvec.model.checkpoint import length_boundaries
 from memvec.model.copies import move_trie
+from memvec.model.limits import length_boundaries
 from memvec.model.pooling import last_token
 from memvec.model.prefix import SharedPrefix, compute_prefix
 from memvec.model.unpadded import can_leave_padding_out, last_states
