@@ -39,7 +39,7 @@ from memvec.model.held import HeldModel, float32_copy
 from memvec.model.lending import decoder_of, lent_tokenizer, tokenizer_of, weights_digest
 from memvec.model.limits import prompt_limit, vocabulary_size
 from memvec.model.speedups import Speedups
-from memvec.model.widening import widen_where_emulated
+from memvec.model.widening import widen_where_slow
 from memvec.prompt.encoder import PromptEncoder, text_limit
 from memvec.prompt.template import Prompt
 from memvec.schema import TEXT, VECTOR
@@ -290,7 +290,7 @@ class Encoder:
         device = _device(self.device)
         decoder = cast(PreTrainedModel, checkpoint.load_decoder(self.dtype).to(cast(Any, device)))
         if self.tune == "auto":
-            widen_where_emulated(decoder)
+            widen_where_slow(decoder)
         return self._hold(
             Backbone(decoder, layers=self.layers).eval(),
             prompts,

@@ -32,7 +32,7 @@ from memvec.model.lockstep import WeightGroup
 from memvec.model.module import computing_dtype, model_fingerprint, weights_dtype
 from memvec.model.speedups import Speedups
 from memvec.model.warm_up import warm_up, warm_up_notes
-from memvec.model.widening import widen_where_emulated
+from memvec.model.widening import widen_where_slow
 
 
 class GenerationModule(pl.LightningModule):
@@ -154,7 +154,7 @@ class GenerationModule(pl.LightningModule):
         if self.loaded is None:
             raise RuntimeError("configure_model has not run: use this module with a Lightning Trainer")
         if self.speedups.tune == "auto":
-            widen_where_emulated(self.loaded.model, processes=self.trainer.num_devices)
+            widen_where_slow(self.loaded.model, processes=self.trainer.num_devices)
         self.generator = Generator(
             self.loaded.model,
             decoding=Decoding(self.sampling, self.end_token_ids, self.max_new_tokens, self.seed),

@@ -31,7 +31,7 @@ from memvec.model.lockstep import WeightGroup
 from memvec.model.parallel import shard_weights, weights_mesh
 from memvec.model.speedups import Speedups
 from memvec.model.warm_up import warm_up, warm_up_notes
-from memvec.model.widening import widen_where_emulated
+from memvec.model.widening import widen_where_slow
 
 DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
 
@@ -64,8 +64,8 @@ class HiddenStateModule(pl.LightningModule):
         prefix_cache: `auto` computes the tokens that prompts begin with once and leaves padding out, where the
             model allows; `off` computes every token of every row.
         attn_implementation: transformers' name (`sdpa`, `eager`, `flash_attention_2`); None is the model's default.
-        tune: `auto` measures on a CPU whether packed weights are faster, and computes in float32 what the CPU would
-            emulate; `off` leaves weights as they are.
+        tune: `auto` measures on a CPU whether packed weights are faster, and computes in float32 the half
+            precision in which the CPU is slower; `off` leaves weights as they are.
         compile: Whether layers, or what of them holds no cache, are compiled, which costs 5 to 60 seconds; `auto` does
             where that pays and is faster.
         probe: `auto` compares the fast way with the plain one on a few rows before it is trusted; `off` trusts it.
@@ -148,7 +148,7 @@ class HiddenStateModule(pl.LightningModule):
         if self.backbone is None:
             raise RuntimeError("configure_model has not run: use this module with a Lightning Trainer")
         if self.speedups.tune == "auto" and not self.group.is_sharded:
-            widen_where_emulated(self.backbone.decoder, processes=self.trainer.num_devices)
+            widen_where_slow(self.backbone.decoder, processes=self.trainer.num_devices)
         self.extractor = Extractor(
             self.backbone,
             speedups=self.speedups,

@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from memvec.model.torch_internals import (
+    has_fast_matmul,
     has_hooks,
-    has_matmul,
     has_packed_matmul,
     pack_weight,
     packed_linear,
@@ -89,7 +89,7 @@ def can_pack(decoder: nn.Module, *, dtype: torch.dtype, device: torch.device) ->
     """Whether this processor multiplies packed weights of a dtype, and the decoder has layers to pack."""
     if device.type != "cpu" or not has_packed_matmul():
         return False
-    if dtype != torch.float32 and not (dtype == torch.bfloat16 and has_matmul(dtype)):
+    if dtype != torch.float32 and not (dtype == torch.bfloat16 and has_fast_matmul(dtype)):
         return False
     return any(_is_packable(module) for module in decoder.modules())
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import linear
 
-from memvec.model.torch_internals import has_matmul
+from memvec.model.torch_internals import has_fast_matmul
 from tests.benchmarks.task import Task, product_shapes, quiet_libraries
 
 ROWS = {"cpu": (256, 512, 1024, 2048), "cuda": (4096, 8192, 16_384, 32_768)}
@@ -32,7 +32,7 @@ def build(task: Task) -> Callable[[], dict[str, object]]:
     quiet_libraries()
     torch.set_num_threads(task.threads)
     shapes = product_shapes(task.model)
-    dtype = task.dtype if task.device == "cuda" or has_matmul(task.dtype) else torch.float32
+    dtype = task.dtype if task.device == "cuda" or has_fast_matmul(task.dtype) else torch.float32
     routes = [route for route in ("none", "bf16") if _is_usable(route, task.device, dtype, shapes[-1])]
 
     @torch.inference_mode()

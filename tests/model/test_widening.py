@@ -17,9 +17,9 @@ import memvec
 from memvec.model.backbone import Backbone
 from memvec.model.packing import pack, unpack
 from memvec.model.parity import TOLERANCE, relative_error
-from memvec.model.torch_internals import has_matmul
+from memvec.model.torch_internals import has_fast_matmul, hides_tiles
 from memvec.model.tuning import is_worth_measuring
-from memvec.model.widening import has_room, widen, widen_where_emulated
+from memvec.model.widening import has_room, widen, widen_where_slow
 from tests.helpers.models import build_model
 
 CPU = torch.device("cpu")
@@ -65,15 +65,28 @@ def test_cast_back_the_weights_are_bit_for_bit_what_they_were(dtype: torch.dtype
 
 
 @pytest.mark.parametrize("dtype", [*HALF, torch.float32])
-def test_weights_are_widened_where_their_dtype_is_emulated(
-    dtype: torch.dtype, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_weights_are_widened_where_their_dtype_is_slow(dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
     decoder = half_decoder("llama", dtype)
     with caplog.at_level(logging.INFO, logger="memvec"):
-        widen_where_emulated(decoder)
-    assert decoder.dtype == (dtype if has_matmul(dtype) else torch.float32)
-    assert ("are computed in float32" in caplog.text) == (not has_matmul(dtype))
-    assert has_matmul(torch.float32)
+        widen_where_slow(decoder)
+    assert decoder.dtype == (dtype if has_fast_matmul(dtype) else torch.float32)
+    assert ("are computed in float32" in caplog.text) == (not has_fast_matmul(dtype))
+    assert has_fast_matmul(torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"cpu_name": "Intel Xeon", "avx512_fp16": True, "avx512_bf16": True, "amx_bf16": False}, True),
+        ({"cpu_name": "Intel Xeon", "avx512_fp16": True, "avx512_bf16": True, "amx_bf16": True}, False),
+        ({"cpu_name": "Intel Xeon", "avx512_fp16": False, "avx512_bf16": True, "amx_bf16": False}, False),  # no tiles
+        ({"cpu_name": "AMD EPYC", "avx512_fp16": True, "avx512_bf16": True, "amx_bf16": False}, False),
+        ({"architecture": "aarch64", "bf16": True}, False),
+        ({}, False),
+    ],
+)
+def test_a_processor_that_hides_its_tiles_is_told_by_the_rest(capabilities: dict[str, object], expected: bool) -> None:
+    assert hides_tiles(capabilities) == expected
 
 
 def test_weights_for_which_there_is_no_room_stay_as_they_are(caplog: pytest.LogCaptureFixture) -> None:
@@ -81,9 +94,9 @@ def test_weights_for_which_there_is_no_room_stay_as_they_are(caplog: pytest.LogC
     assert has_room(decoder)
     assert not has_room(decoder, processes=10**9)
     with caplog.at_level(logging.INFO, logger="memvec"):
-        widen_where_emulated(decoder, processes=10**9)
+        widen_where_slow(decoder, processes=10**9)
     assert decoder.dtype == torch.bfloat16
-    assert ("no memory for the weights in float32" in caplog.text) == (not has_matmul(torch.bfloat16))
+    assert ("no memory for the weights in float32" in caplog.text) == (not has_fast_matmul(torch.bfloat16))
 
 
 @pytest.mark.usefixtures("measures_packing")
@@ -100,7 +113,7 @@ def test_a_run_in_half_precision_says_what_it_computed_in(
     path = write_jsonl([f"she moved to town number {n} and likes it" for n in range(rows)])
     half = memvec.predict(tiny_config(path, "trainer.precision=bf16-true", f"model.tune={tune}", output="half"))
     exact = memvec.predict(tiny_config(path, output="exact"))
-    is_widened = tune == "auto" and not has_matmul(torch.bfloat16)
+    is_widened = tune == "auto" and not has_fast_matmul(torch.bfloat16)
     assert half.manifest["notes"]["computed_in"] == ("float32" if is_widened else "bfloat16")
     assert half.manifest["fingerprint"]["dtype"] == "bfloat16"
     vectors = [memvec.load(run.folder.root)["vector"][:5] for run in (half, exact)]
@@ -120,4 +133,4 @@ def test_a_measurement_does_not_change_half_precision(
     assert many.manifest["notes"]["matmul_milliseconds"]
     assert few.manifest["notes"]["matmul_milliseconds"] == {}
     vectors = [memvec.load(run.folder.root)["vector"][:5] for run in (many, few)]
-    assert relative_error(*vectors) < (TOLERANCE[torch.bfloat16] if has_matmul(torch.bfloat16) else 1e-5)
+    assert relative_error(*vectors) < (TOLERANCE[torch.bfloat16] if has_fast_matmul(torch.bfloat16) else 1e-5)

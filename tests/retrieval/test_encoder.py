@@ -18,7 +18,7 @@ import memvec
 from memvec.config.prompts import named_prompt
 from memvec.encoder import Encoder
 from memvec.errors import ConfigError, ModelError, RunFolderError
-from memvec.model.torch_internals import has_matmul
+from memvec.model.torch_internals import has_fast_matmul
 from memvec.prompt.template import Prompt
 from memvec.retrieval.encoder import QueryOptions, query_encoder, query_options
 from memvec.run.folder import RunFolder
@@ -77,7 +77,7 @@ def test_a_query_gets_the_vector_that_the_run_gave_it(run: RunFolder) -> None:
     vectors = encoder_of(run).encode(TEXTS[:5])
     expected = memvec.load(run.root)["vector"][:]
     torch.testing.assert_close(vectors, expected, rtol=0.02, atol=0.02)
-    assert (vectors == vectors.bfloat16().float()).all() == has_matmul(torch.bfloat16)
+    assert (vectors == vectors.bfloat16().float()).all() == has_fast_matmul(torch.bfloat16)
 
 
 def test_a_query_is_computed_in_the_dtype_that_was_asked_for(
