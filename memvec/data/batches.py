@@ -25,7 +25,7 @@ from memvec.data.rules import BatchRules
 ROWS_TO_CHOOSE_FROM = 65_536
 # The probe pads a row by at least so many tokens where there are such, and by more where that is a small part of all
 # there is to compute: each of these tokens is computed three times.
-TOKENS_TO_PROBE, SHARE_TO_PROBE = 128, 1 / 32
+TOKENS_TO_PROBE, SHARE_TO_PROBE = 128, 1 / 128
 
 
 @dataclass(frozen=True)
