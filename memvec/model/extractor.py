@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,19 +29,22 @@ from memvec.model.copies import move_trie, to_device
 from memvec.model.limits import attention_windows, length_boundaries
 from memvec.model.lockstep import WeightGroup
 from memvec.model.memory import compute_in_parts, is_out_of_memory
-from memvec.model.packing import is_packed, unpack
+from memvec.model.packing import is_packed, pack, unpack
 from memvec.model.parity import ExecutionMode, choose_mode, parts_of_batch
 from memvec.model.pooling import last_token
 from memvec.model.prefix import SharedPrefix, share_prefix
 from memvec.model.speedups import Speedups
 from memvec.model.torch_internals import forget_compiled
-from memvec.model.tuning import UNUSABLE, Choice, choose_matmuls, measure
+from memvec.model.tuning import DEFAULT, UNUSABLE, Choice, choose_matmuls, measure
 from memvec.model.unpadded import can_leave_padding_out, last_states
 
 # With fewer seconds left to compute, compiling takes longer than compiled layers save: half of them on a GPU, a tenth
 # on a processor. With fewer batches left, there cannot be so many, or finding out takes too large a part of them.
 SECONDS_TO_PAY = {"cuda": 60.0, "cpu": 600.0}
 BATCHES_TO_PAY = {"cuda": 16, "cpu": 256}
+# Compiled layers were never more than 1.15 times as fast as plain ones on a processor, and no compiler takes packed
+# weights: what gained more than that stays packed.
+MOST_GAIN_OF_COMPILING = 1.15
 
 log = logging.getLogger(__name__)
 
@@ -229,7 +233,7 @@ class Extractor:
             Whether something is compiled now.
         """
         is_unpadded = self.mode is ExecutionMode.UNPADDED
-        takes_layers = is_unpadded and not is_packed(self.decoder)  # no compiler takes packed weights
+        takes_layers = is_unpadded and (self.matmuls is None or self.matmuls.gain < MOST_GAIN_OF_COMPILING)
         may_pay = takes_layers and batches >= BATCHES_TO_PAY[self.device.type]
         if not (self.speedups.compile is True or (self.speedups.compile == "auto" and may_pay)):
             return False
@@ -249,11 +253,18 @@ class Extractor:
         layers = decoder_layers(self.decoder) if takes_layers else None
         if layers is not None and self.backbone.takes_states_within(list(layers)):
             layers = None
+        gives_way = layers is not None and is_packed(self.decoder)
+        if gives_way:
+            unpack(self.decoder)
         self.compile_seconds = compile_regions(self.decoder, compute, layers=list(layers or []))
         if before < torch.inf and self.compile_seconds is not None and measure(compute, calls=2)[0] > before:
             log.info("model.compile: compiled layers are not faster, and are not taken")
             forget_compiled(self.decoder)
             self.compile_seconds = None
+        if gives_way and self.compile_seconds is None:
+            pack(self.decoder)
+        elif gives_way and self.matmuls is not None:
+            self.matmuls = replace(self.matmuls, matmuls=DEFAULT)
         return self.compile_seconds is not None
 
     # --- one batch ---
