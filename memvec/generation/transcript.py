@@ -18,11 +18,10 @@ from typing import Any
 import pyarrow as pa
 
 from memvec.data.dataset import asked_column
-from memvec.data.formats.fields import MISSING, SET_TEXT_COLUMN, Malformed, Record
+from memvec.data.formats.fields import MISSING, Malformed, Record, without_text_column
 from memvec.data.given import GivenRows
 from memvec.data.source import Source
 from memvec.data.validation import lone_surrogate
-from memvec.errors import InputError
 from memvec.schema import DATE
 
 SPEAKER_KEYS = ("speaker", "role")
@@ -116,15 +115,11 @@ class TranscriptSource:
             lines = "\n".join(record[2] for record in records)
             yield 1, Path(self.name).stem, _to_json(lines, None), *(MISSING for _ in more)
             return
-        try:
+        with without_text_column("set data.messages_column"):
             for row, record_id, messages, *others in records:
                 date = others[-1] if dates else MISSING
                 self.has_dates = self.has_dates or date is not MISSING
                 yield row, record_id, _to_json(messages, date), *others[: len(more)]
-        except InputError as error:  # the reader of texts names the option that texts have
-            if error.advice == SET_TEXT_COLUMN:
-                error.advice = "set data.messages_column"
-            raise
 
 
 def _to_json(messages: Any, date: Any) -> Any:

@@ -7,11 +7,12 @@ Out: `Query`s. A row that cannot be used ends the reading: a missing query would
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memvec.data.formats.fields import MISSING
+from memvec.data.formats.fields import MISSING, without_text_column
 from memvec.data.formats.files import SUFFIXES, file_format
 from memvec.data.reader import read_file
 from memvec.data.validation import reject_reason
@@ -50,8 +51,7 @@ def read_queries(path: str | Path) -> list[Query]:
         InputError: The file cannot be read, a row has no usable query, or there is none at all.
     """
     path = _checked(path)
-    rows = read_file(path, text_column=QUERY, id_column=None)
-    return _at_least_one([Query(_text(text, f"{path}, row {row}")) for row, _, text in rows], path)
+    return _at_least_one([Query(_text(text, f"{path}, row {row}")) for row, text in _rows(path)], path)
 
 
 def read_judged_queries(path: str | Path) -> list[Query]:
@@ -62,7 +62,7 @@ def read_judged_queries(path: str | Path) -> list[Query]:
     """
     path = _checked(path)
     queries = []
-    for row, _, text, ids, prefix in read_file(path, text_column=QUERY, id_column=None, more=(RELEVANT, WITHIN)):
+    for row, text, ids, prefix in _rows(path, more=(RELEVANT, WITHIN)):
         place = f"{path}, row {row}"
         queries.append(Query(_text(text, place), _relevant(ids, place), _within(prefix, place), place))
     return _at_least_one(queries, path)
@@ -75,6 +75,13 @@ def _checked(path: str | Path) -> Path:
     if file_format(path) is None:
         raise InputError(path, found="not a file of queries", allowed=SUFFIXES)
     return path
+
+
+def _rows(path: Path, *, more: Sequence[str] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yields the number, the text and further fields of every row."""
+    with without_text_column(f"call the column of the queries {QUERY!r}"):
+        for row, _, *fields in read_file(path, text_column=QUERY, id_column=None, more=more):
+            yield row, *fields
 
 
 def _text(text: Any, place: str) -> str:

@@ -64,6 +64,15 @@ def test_a_file_that_cannot_be_used_is_named(name: str, content: str, found: str
         read_queries(tmp_path / name)
 
 
+def test_a_column_of_another_name_is_advised_queries_own(tmp_path: Path) -> None:
+    path = tmp_path / "q.csv"
+    path.write_text("question,day\ntea?,1\n")
+    with refused(
+        InputError, path, found="columns found: question, day", advice="call the column of the queries 'query'"
+    ):
+        read_queries(path)
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with refused(InputError, "missing.jsonl", found="cannot be read"):
         read_queries(tmp_path / "missing.jsonl")

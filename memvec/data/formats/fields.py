@@ -9,6 +9,7 @@ A name with dots, `memory.text`, means the field `text` of the object `memory`, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -28,6 +29,21 @@ class _Missing:
 
 
 MISSING: Final = _Missing()
+
+
+@contextmanager
+def without_text_column(advice: str) -> Iterator[None]:
+    """Has the error about a column that is not there advise what helps where the column is not `data.text_column`.
+
+    Args:
+        advice: What to do in its place.
+    """
+    try:
+        yield
+    except InputError as error:
+        if error.advice == SET_TEXT_COLUMN:
+            error.advice = advice
+        raise
 
 
 @dataclass(frozen=True)
