@@ -112,6 +112,10 @@ class Encoder:
         self.model = model if _is_module(model) else str(model)
         self.is_lent = _is_module(model)
         held = "a model that the program holds"
+        if isinstance(tokenizer, str | os.PathLike):
+            raise ConfigError(
+                "tokenizer", tokenizer, allowed="a tokenizer or processor that the program holds, or None"
+            )
         if self.is_lent and tokenizer is None:
             raise ConfigError("tokenizer", None, found=f"{held} needs its tokenizer or processor")
         if self.is_lent and adapter is not None:
@@ -133,7 +137,7 @@ class Encoder:
         self.tune = one_of("tune", tune, ("auto", "off"))
         self.compile = one_of("compile", compile, ("auto", True, False))
         if self.is_lent and self.compile is True:
-            raise ConfigError("compile", True, found=f"{held} is left as it is", advice="compile it yourself")
+            raise ConfigError("compile", True, found=f"{held} is left as it is", advice="give the model's name")
         self.probe = one_of("probe", probe, ("auto", "off"))
         self.trust_remote_code = one_of("trust_remote_code", trust_remote_code, (True, False))
         self.use_safetensors = one_of("use_safetensors", use_safetensors, (True, False))
@@ -256,6 +260,10 @@ class Encoder:
         names = batch.column_names if hasattr(batch, "column_names") else list(batch)
         if TEXT not in names:
             raise InputError("batch", found=f"no column {TEXT!r}; columns found: {', '.join(map(str, names))}")
+        if isinstance(batch[TEXT], str):
+            raise InputError(
+                "batch", found="found one row", allowed="columns of several", advice="map with batched=True"
+            )
         vectors = self.encode(batch[TEXT]).numpy()
         if isinstance(batch, Mapping):
             return {**batch, VECTOR: vectors}
@@ -377,9 +385,11 @@ def _device(name: str) -> torch.device:
     """
     if name != "auto":
         try:
-            return torch.device(name)
-        except RuntimeError as error:
-            raise ConfigError("device", name, found=one_line(error)) from error
+            device = torch.device(name)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch asserts that it was built for CUDA
+            raise ConfigError("device", name, found=f"cannot be used: {one_line(error)}") from error
+        return device
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return found or torch.device("cpu")
 

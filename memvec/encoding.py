@@ -12,20 +12,10 @@ from typing import Any, Literal
 
 import torch
 
-from memvec.config.values import one_of
+from memvec.config.values import PRECISIONS, one_of
 from memvec.data.texts import as_values
 from memvec.encoder import EMBEDDED, Encoder
 from memvec.errors import InputError
-
-# Lightning's words for dtypes: those of the weights, and of autocast.
-PRECISIONS: dict[str, tuple[str, str | None]] = {
-    "32-true": ("float32", None),
-    "bf16-true": ("bfloat16", None),
-    "16-true": ("float16", None),
-    "64-true": ("float64", None),
-    "bf16-mixed": ("float32", "bfloat16"),
-    "16-mixed": ("float32", "float16"),
-}
 
 _kept: list[tuple[tuple[Any, ...], Encoder]] = []
 _kept_lock = threading.Lock()

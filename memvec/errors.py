@@ -15,7 +15,8 @@ import copyreg
 import json
 import logging
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,22 @@ class ConfigError(MemvecError):
     """An override or option that does not exist or does not make sense; the subject is its name."""
 
     exit_code = 2
+
+
+@contextmanager
+def options_named(before: str, now: str) -> Iterator[None]:
+    """Has errors about options say what they are called here.
+
+    Args:
+        before: What the names begin with where the options are checked, such as `data.`.
+        now: What they begin with here.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        if error.subject.startswith(before):
+            error.subject = now + error.subject.removeprefix(before)
+        raise
 
 
 class ExtraError(MemvecError):

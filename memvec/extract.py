@@ -14,6 +14,7 @@ With `generation=server` a server writes the texts, and the model here computes 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from memvec.cli import main
-from memvec.errors import InputError
+from memvec.errors import ConfigError, InputError, options_named
 from memvec.generate import memory_stage
 from memvec.layout import MEMORIES
 from memvec.predict import vector_stage
+from memvec.schema import PROVENANCE
 
 if TYPE_CHECKING:
     from memvec.generation.module import GenerationModule
@@ -70,6 +72,7 @@ def extract(cfg: DictConfig) -> ExtractSummary:
     from memvec.run.reuse import find_runs
     from memvec.run.stage import run_stage
 
+    _check_second_stage(cfg.vectors, cfg.data.keep_columns)
     folder = run_folder(cfg)
     folder.check_stage_before()
     if not folder.is_finished:
@@ -81,12 +84,32 @@ def extract(cfg: DictConfig) -> ExtractSummary:
         if not first.computation.leads:
             raise SystemExit(0)  # the first rank says it
         raise InputError(first.folder.root, found=f"no memory was found in {memories.counts.windows} windows")
-    second = vector_stage(_vectors_config(cfg, first.folder.memories))
+    with options_named("data.", "vectors."):
+        second = vector_stage(_vectors_config(cfg, first.folder.memories))
     before, computation = first.computation, second.computation
     if isinstance(before, TrainerComputation) and isinstance(computation, TrainerComputation):
         computation.follow(before)
         share_weights(before.module, computation.module)
     return ExtractSummary(memories, run_stage(second))
+
+
+def _check_second_stage(vectors: DictConfig, kept_by_first: Sequence[str]) -> None:
+    """Refuses before texts are generated what the second stage would refuse behind them.
+
+    Args:
+        vectors: Its options.
+        kept_by_first: The columns that memories have besides their own.
+    """
+    from memvec.config.values import at_least_or_none
+    from memvec.data.rules import BatchRules
+
+    with options_named("data.", "vectors."):
+        BatchRules(batch_size=vectors.batch_size, max_tokens=vectors.max_tokens)
+        at_least_or_none("data.max_length", vectors.max_length, 1)
+    there = (*PROVENANCE, *kept_by_first)
+    for name in vectors.keep_columns:
+        if name.partition(".")[0] not in there:
+            raise ConfigError("vectors.keep_columns", name, found="memories have no such column", allowed=there)
 
 
 def share_weights(generator: GenerationModule, module: HiddenStateModule) -> bool:

@@ -88,6 +88,11 @@ def _say(lines: list[str]) -> None:
     sys.stdout.write("".join(f"{on_one_line(line)}\n" for line in lines))
 
 
+def _folder(argument: str) -> str:
+    """Returns a folder, which may be typed as it is to other commands, `output_dir=FOLDER`."""
+    return argument.removeprefix("output_dir=")
+
+
 def _layer(argument: str) -> int:
     """Returns the layer of `layer=N`; argparse makes a line of its error."""
     name, _, value = argument.partition("=")
@@ -126,7 +131,7 @@ class SweepTable(Callback):
 def main() -> None:
     """Makes the report of the folder that the command line names."""
     parser = _Parser(prog="python -m memvec.report", description="A finished run or sweep as a page.")
-    parser.add_argument("folder", help="the folder of a run or of a sweep, or a published run's address")
+    parser.add_argument("folder", type=_folder, help="the folder of a run or of a sweep, or a published run's address")
     parser.add_argument("layer", type=_layer, nargs="?", metavar="layer=N", help="of a run of several, the one to show")
     try:
         arguments = parser.parse_args()

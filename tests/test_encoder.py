@@ -207,12 +207,16 @@ def test_what_does_not_exist_is_named(tmp_path: Path, llama: Path) -> None:
         ("data.batch_size", 0, {"allowed": "an integer of at least 1"}),
         ("dtype", "int8", {"allowed": "float32"}),
         ("device", "nowhere", {"found": "nowhere"}),
+        ("device", "xpu", {"found": "cannot be used"}),
+        ("prompt", 5, {"found": "no such prompt"}),
         ("layer", [], {"allowed": "a list of at least one"}),
         ("model.layer", 9, {"found": "the model has 3 layers"}),
         ("data.max_length", 5, {"found": "leaves no room"}),
     ]:
         with refused(ConfigError, option, value, **expected):
             Encoder(llama, **{**CPU, option.rpartition(".")[2]: value}).load()
+    with refused(ConfigError, "tokenizer", str(llama), allowed="a tokenizer or processor that the program holds"):
+        Encoder(llama, tokenizer=str(llama))
     with refused(ConfigError, "tokenizer", None):
         Encoder(build_model("llama"))
     with refused(ModelError, "model", found="found Linear"):
@@ -233,6 +237,14 @@ def test_the_fingerprint_changes_with_whatever_changes_vectors(llama: Path) -> N
 
 
 # --- a model that the program holds ---
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # torch's own, as it imports its compiler
+def test_a_compiled_model_gives_the_vectors_of_what_it_wraps() -> None:
+    model, tokenizer = build_model("llama"), build_tokenizer()
+    expected = Encoder(model, tokenizer=tokenizer).encode(["tea", "cat"])
+    assert torch.equal(Encoder(torch.compile(model), tokenizer=tokenizer).encode(["tea", "cat"]), expected)
 
 
 @pytest.mark.parametrize("architecture", LENT)

@@ -97,7 +97,7 @@ def test_layers_counted_from_the_end_stand_behind_the_others() -> None:
 def test_what_cannot_be_evaluated_is_said(
     questions: Path, write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
-    with refused(RunFolderError, "nothing", found="holds no finished run of a sweep"):
+    with refused(RunFolderError, "nothing", found="no such folder"):
         evaluate(configured(tmp_path / "nothing", questions))
     (tmp_path / "half" / "journal").mkdir(parents=True)
     with refused(RunFolderError, "half", found="an unfinished run", advice="run the same command again"):

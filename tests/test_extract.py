@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 
 import memvec
-from memvec.errors import InputError, RunFolderError
+from memvec.errors import ConfigError, InputError, RunFolderError
 from memvec.extract import ExtractSummary
 from memvec.files import read_json
 from tests.helpers.adapters import save_adapter
@@ -263,6 +263,19 @@ def test_after_an_interruption_the_named_folder_resumes(
     counts = summary.memories.counts
     assert counts.windows == 150
     assert 0 < summary.memories.metrics["computed_entries"] < counts.windows + counts.retried
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"), [("batch_size", 0, 0), ("max_length", 0, 0), ("keep_columns", ["nope"], "nope")]
+)
+def test_the_second_stages_options_are_checked_first(
+    name: str, value: Any, shown: Any, root: Path, scripted: Path, tmp_path: Path
+) -> None:
+    cfg = compose(generation_overrides(root / "many.jsonl", tmp_path / "run", scripted), config_name="extract")
+    cfg.vectors[name] = value
+    with refused(ConfigError, f"vectors.{name}", shown):
+        memvec.extract(cfg)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.processes

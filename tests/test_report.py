@@ -163,6 +163,14 @@ def test_the_report_of_a_sweep_writes_its_page(sweep: Path) -> None:
     assert "batch size 8" in (sweep / "report.html").read_text(encoding="utf-8")
 
 
+def test_the_folder_may_be_typed_as_to_other_commands(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["memvec.report", f"output_dir={sweep}"])
+    main()
+    assert f"report     {sweep / 'report.html'}" in capsys.readouterr().out
+
+
 def test_a_folder_without_a_finished_run_is_named(tmp_path: Path) -> None:
     with refused(RunFolderError, tmp_path, found="holds no finished run of a sweep"):
         write_report(tmp_path)
@@ -201,7 +209,10 @@ def test_the_command_writes_the_page_or_says_in_one_line_why_not(
         main()
     said = capsys.readouterr().err
     assert ended.value.code == 1
-    assert said == f"memvec: error: {tmp_path / 'nothing'}: holds no finished run of a sweep\n"
+    assert (
+        said
+        == f"memvec: error: {tmp_path / 'nothing'}: no such folder; allowed: a run, or the folder of a sweep's runs\n"
+    )
 
 
 @pytest.mark.slow

@@ -172,7 +172,12 @@ def config_error(error: BaseException, *, config_name: str = "predict") -> Confi
         cause = cause.__cause__
     said = " ".join(lines)
     if match := re.search(r"Could not override '([^']+)'", said):
-        near = difflib.get_close_matches(match[1], known_overrides(config_name), n=1)
+        known = known_overrides(config_name)
+        if match[1] in known and match[1].startswith("prompt."):
+            return ConfigError(match[1], found="no prompt was chosen that has it", advice="add prompt=raw")
+        if match[1] in known:  # of another command's choice of its group, such as data=conversations
+            return ConfigError(match[1], found=f"memvec.{config_name} has no such option", advice="--help lists them")
+        near = difflib.get_close_matches(match[1], known, n=1)
         advice = f"did you mean {near[0]}? (--help lists them)" if near else "--help lists them"
         return ConfigError(match[1], found="no such override", advice=advice)
     if match := re.search(r"Missing mandatory value: (\S+)", said):

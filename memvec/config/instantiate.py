@@ -5,6 +5,7 @@ In: a group of a composed configuration, which names a class (`_target_`) and it
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,8 @@ from memvec.errors import ConfigError, MemvecError, one_line
 
 # Options whose values the errors of Lightning's Trainer do not name.
 NOT_IN_ERRORS = ("accelerator", "devices")
+# What Python says of an option that a class does not take.
+UNKNOWN_OPTION = re.compile(r"(?P<owner>\w+)\.__init__\(\) got an unexpected keyword argument '(?P<option>\w+)'")
 
 
 def build_group(group: str, cfg: DictConfig, **known: Any) -> Any:
@@ -51,9 +54,19 @@ def one_line_errors(group: str, asked: str = "") -> Iterator[None]:
         yield
     except MemvecError:
         raise
-    except (InstantiationException, MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
+    except (
+        InstantiationException,
+        MisconfigurationException,
+        ImportError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ) as error:
         cause = error.__cause__ or error
         if isinstance(cause, MemvecError):
             raise cause from error
+        if match := UNKNOWN_OPTION.search(str(cause)):
+            found = f"{match['owner']} has no such option"
+            raise ConfigError(f"{group}.{match['option']}", found=found, advice="--help lists them") from error
         named = asked or f"the {group} group of the configuration"
         raise ConfigError(named, found=f"cannot be used: {one_line(cause)}") from error

@@ -20,7 +20,7 @@ def named_prompt(prompt: str) -> tuple[str, bool]:
     Raises:
         ConfigError: There is no such prompt.
     """
-    if "{text}" in prompt:
+    if isinstance(prompt, str) and "{text}" in prompt:
         return prompt, False
     path = conf_folder() / "prompt" / f"{prompt}.yaml"
     if not path.is_file():

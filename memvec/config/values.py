@@ -13,6 +13,16 @@ from memvec.urls import is_url
 
 Value = TypeVar("Value")
 
+# Lightning's words for dtypes: those of the weights, and of autocast.
+PRECISIONS: dict[str, tuple[str, str | None]] = {
+    "32-true": ("float32", None),
+    "bf16-true": ("bfloat16", None),
+    "16-true": ("float16", None),
+    "64-true": ("float64", None),
+    "bf16-mixed": ("float32", "bfloat16"),
+    "16-mixed": ("float32", "float16"),
+}
+
 
 def at_least(name: str, value: Any, minimum: int) -> int:
     """Returns `value` where it is an integer of at least `minimum`.

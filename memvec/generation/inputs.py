@@ -20,7 +20,7 @@ from memvec.generation.completions import has_completions
 from memvec.generation.conversations import Conversations, Spans
 from memvec.generation.prompt import MemoryPrompt
 from memvec.layout import RunLayout
-from memvec.prompt.encoder import PromptEncoder
+from memvec.prompt.encoder import MAX_LENGTH, PromptEncoder
 
 
 class PromptWindows:
@@ -63,7 +63,14 @@ class PromptWindows:
         self.rules = BatchRules(batch_size=batch_size, max_tokens=max_tokens, output_tokens=output_tokens)
         self.num_workers = at_least("data.num_workers", num_workers, 0)
         max_length = None if model_limit is None else model_limit - output_tokens
-        self.encoder = PromptEncoder(tokenizer, prompt.to_prompt(), max_length=max_length, vocabulary=vocabulary)
+        try:
+            self.encoder = PromptEncoder(tokenizer, prompt.to_prompt(), max_length=max_length, vocabulary=vocabulary)
+        except ConfigError as error:
+            if error.subject != MAX_LENGTH:
+                raise
+            found = f"with the {model_limit} tokens that the model takes, the prompt included, it {error.found}"
+            advice = "take a model with a longer context, or a shorter generation.prompt"
+            raise ConfigError("generation.max_new_tokens", output_tokens, found=found, advice=advice) from error
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns what decides the prompts of a run."""

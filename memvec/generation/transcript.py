@@ -155,7 +155,9 @@ def _message(message: Any, place: str) -> Message:
     if not isinstance(message, dict):
         raise _Unusable(f"{place} is of type {type(message).__name__}, not an object")
     speaker = _first(message, SPEAKER_KEYS)
-    if not isinstance(speaker, str) or not speaker.strip():
+    if not isinstance(speaker, str | None):
+        raise _Unusable(f"the speaker of {place} is of type {type(speaker).__name__}, not a string")
+    if speaker is None or not speaker.strip():
         raise _Unusable(f"{place} has no {' or '.join(map(repr, SPEAKER_KEYS))}")
     if not any(key in message for key in TEXT_KEYS):
         raise _Unusable(f"{place} has no {' or '.join(map(repr, TEXT_KEYS))}")

@@ -204,9 +204,9 @@ def locate_model(name_or_path: str) -> str:
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         return str(path)
+    allowed = "a model folder, a .gguf file, a Hub name"
     if path.is_file():
-        allowed = "a model folder, a .gguf file, a Hub name"
         raise ModelError("model.name_or_path", name_or_path, found="is a file", allowed=allowed)
     if name_or_path.startswith(("/", ".", "~")) or name_or_path.count("/") > 1:
-        raise ModelError("model.name_or_path", name_or_path, found="no such folder")
+        raise ModelError("model.name_or_path", name_or_path, found="no such folder", allowed=allowed)
     return name_or_path

@@ -26,6 +26,7 @@ def decoder_of(model: Any) -> PreTrainedModel:
     Raises:
         ModelError: It is no transformers model, or one whose adapter does not stand inside its layers.
     """
+    model = getattr(model, "_orig_mod", model)  # what `torch.compile` wraps: its hidden states are not to be had
     if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
         if getattr(model.active_peft_config, "is_prompt_learning", False):
             kind = type(model.active_peft_config).__name__

@@ -31,6 +31,7 @@ from memvec.prompt.template import FIELD, Prompt
 
 # Few texts have tokens longer than this on average; where one has, the chunk is doubled until it fills the prompt.
 CHARACTERS_PER_TOKEN = 8
+MAX_LENGTH = "data.max_length"  # the option, in errors
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ class PromptEncoder:
         vocabulary: int | None = None,
     ) -> None:
         if not getattr(tokenizer, "is_fast", False):
-            raise ModelError(tokenizer.name_or_path, found="has no fast tokenizer (tokenizer.json), which memvec needs")
+            name = getattr(tokenizer, "name_or_path", type(tokenizer).__name__)
+            raise ModelError(name, found="has no fast tokenizer (tokenizer.json), which memvec needs")
         self.head, self.tail = prompt.render(tokenizer).split(FIELD)
         self.add_special_tokens = not prompt.chat  # a chat template spells the tokenizer's own special tokens itself
         self.prompt = prompt
@@ -93,7 +95,7 @@ class PromptEncoder:
         self._frame = self._encode([""])[0].ids
         if max_length is not None and len(self._frame) >= max_length:
             found = f"leaves no room for a text: the prompt template alone takes {len(self._frame)} tokens"
-            raise ConfigError("data.max_length", max_length, found=found, allowed=f"{len(self._frame) + 1} or more")
+            raise ConfigError(MAX_LENGTH, max_length, found=found, allowed=f"{len(self._frame) + 1} or more")
         self._check_vocabulary(self._literal.real_ids[self._frame])
         self.head_ids = self._literal.real_ids[self._ids(self._head)]  # [P]
 
@@ -234,7 +236,7 @@ def text_limit(max_length: int | None, model_limit: int | None) -> int | None:
     Raises:
         ConfigError: What was asked for is no length, or longer than the model takes.
     """
-    at_least_or_none("data.max_length", max_length, 1)
+    at_least_or_none(MAX_LENGTH, max_length, 1)
     if max_length is not None and model_limit is not None and max_length > model_limit:
-        raise ConfigError("data.max_length", max_length, found=f"the model takes at most {model_limit} tokens")
+        raise ConfigError(MAX_LENGTH, max_length, found=f"the model takes at most {model_limit} tokens")
     return max_length or model_limit

@@ -55,6 +55,8 @@ def finished_jobs(folder: Path) -> list[RunFolder]:
     jobs = [RunFolder(path) for path in sorted(folder.glob("*/"), key=lambda path: (len(path.name), path.name))]
     finished = [job for job in jobs if find_manifest(job) is not None]
     if not finished:
+        if not folder.is_dir():
+            raise RunFolderError(folder, found="no such folder", allowed="a run, or the folder of a sweep's runs")
         raise RunFolderError(folder, found="holds no finished run of a sweep")
     return finished
 

@@ -15,7 +15,7 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from omegaconf import DictConfig, OmegaConf
 
 from memvec.config.instantiate import build_group, one_line_errors
-from memvec.config.values import one_of
+from memvec.config.values import PRECISIONS, one_of
 from memvec.errors import ConfigError
 from memvec.layout import RunLayout
 from memvec.quiet import without_lightning_tips
@@ -45,6 +45,7 @@ def build_trainer(
     if str(cfg.trainer.strategy).startswith(("fsdp", "deepspeed")):
         found = "memvec shards weights over devices with trainer=fsdp or trainer=tensor_parallel"
         raise ConfigError("trainer.strategy", cfg.trainer.strategy, found=found)
+    one_of("trainer.precision", cfg.trainer.precision, tuple(PRECISIONS))
     # In this order: the metrics stop their clock when the writer is done, and a signal is heeded after both.
     numbers = [RankMetrics(folder.journal, writer.counters), RankHistory(folder.journal)]
     callbacks: list[pl.Callback] = [RankLog(folder.logs), writer, *numbers, StopOnSignal()]

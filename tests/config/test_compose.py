@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +198,21 @@ def test_a_misspelt_override_is_told_what_its_command_has(config_name: str, over
         compose([override], config_name=config_name)
 
 
+@pytest.mark.parametrize(
+    ("config_name", "override", "expected"),
+    [
+        ("predict", "data.window_tokens=3", {"found": "memvec.predict has no such option"}),
+        ("generate", "data.max_length=3", {"found": "memvec.generate has no such option"}),
+        ("search", "prompt.template=x", {"found": "no prompt was chosen that has it", "advice": "add prompt=raw"}),
+    ],
+)
+def test_an_option_of_another_choice_is_not_meant_again(
+    config_name: str, override: str, expected: dict[str, str]
+) -> None:
+    with refused(ConfigError, override.partition("=")[0], **expected):
+        compose([override], config_name=config_name)
+
+
 def test_the_default_is_the_sample_through_the_embedded_model() -> None:
     cfg = compose()
     assert cfg.data.path == sample_path()
@@ -304,6 +319,8 @@ def test_a_choice_outside_the_list_names_the_list() -> None:
         ("writer.fsync", "never", {"allowed": "flush, close"}),
         ("model.prefix_cache", True, {"allowed": "auto, off"}),  # `on` is YAML's true
         ("model.layer", "last", {"allowed": "a layer's number"}),
+        ("trainer.precision", "transformer-engine", {"allowed": "32-true, bf16-true"}),
+        ("trainer.precision", 16, {"allowed": "32-true, bf16-true"}),
     ],
 )
 def test_an_option_that_makes_no_sense_says_what_is_allowed(
@@ -314,6 +331,23 @@ def test_an_option_that_makes_no_sense_says_what_is_allowed(
     with refused(ConfigError, name, value, **fields):
         memvec.predict(cfg)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "name", "found"),
+    [
+        ("+trainer.nosuch=1", "trainer.nosuch", "Trainer has no such option"),
+        ("data=conversations", "data.batch_size", "Conversations has no such option"),
+    ],
+)
+def test_an_option_that_nothing_takes_is_named(
+    typed: str, name: str, found: str, llama: Path, write_jsonl: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = write_jsonl(["tea"])
+    cfg = compose([f"output_dir={tmp_path / 'run'}", "model=hub", f"model.name_or_path={llama}", typed])
+    cfg.data.path = str(path)
+    with refused(ConfigError, name, found=found, advice="--help lists them"):
+        memvec.predict(cfg)
 
 
 def test_without_an_output_folder_a_program_is_told_to_name_one() -> None:

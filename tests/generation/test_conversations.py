@@ -91,7 +91,8 @@ def test_an_answer_that_leaves_no_room_for_a_prompt_is_refused(
 ) -> None:
     with refused(ConfigError, "generation.max_new_tokens", 256, found="the model takes 256 tokens"):
         memvec.generate(tiny_generation(write_conversations(), "generation.max_new_tokens=256"))
-    with refused(ConfigError, "data.max_length", 6, found="leaves no room for a text: the prompt template alone takes"):
+    room = "leaves no room for a text: the prompt template alone takes"
+    with refused(ConfigError, "generation.max_new_tokens", 250, found=room, advice="a model with a longer context"):
         memvec.generate(tiny_generation(write_conversations(), "generation.max_new_tokens=250"))
 
 

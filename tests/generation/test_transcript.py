@@ -67,7 +67,7 @@ def test_both_spellings_of_a_message_are_read(message: Any, expected: Message, w
         (["Hi"], "message 0 is of type str, not an object"),
         ([{"speaker": "Ann", "text": "Hi"}, {"text": "Hi"}], "message 1 has no 'speaker' or 'role'"),
         ([{"speaker": "Ann", "txt": "Hi"}], "message 0 has no 'text' or 'content'"),
-        ([{"speaker": 3, "text": "Hi"}], "message 0 has no 'speaker' or 'role'"),
+        ([{"speaker": 3, "text": "Hi"}], "the speaker of message 0 is of type int, not a string"),
         ([{"speaker": "Ann", "text": 3}], "the text of message 0 is of type int, not a string"),
         ([{"speaker": "Ann", "text": ["Hi"]}], "the text of message 0 is of type list"),
         ([{"speaker": "Ann", "text": "\ud800"}], "the text of message 0 has a lone surrogate"),

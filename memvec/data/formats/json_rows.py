@@ -1,6 +1,7 @@
 """JSON: an object a line, an array of objects, or an object that wraps one such array.
 
-In: a `.jsonl .ndjson .json` file; what it holds, and not its name, says which of the three it is. Out: its objects.
+In: a `.jsonl .ndjson .json` file; what it holds, and not its name, says which of the three it is, but that a line of
+JSON lines is a row, whatever arrays are in it. Out: its objects.
 
 How: lines are parsed one by one, an array item by item, so that memory does not grow with the file; an object over
 several lines is read whole, up to a bound.
@@ -16,7 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from memvec.data.formats.fields import MISSING, NAMES_SHOWN, Record, Wanted, field_of, missing_column
-from memvec.data.formats.files import LONGEST, TextFormat, decoded_lines, first_characters, open_text, too_long
+from memvec.data.formats.files import (
+    LONGEST,
+    TextFormat,
+    decoded_lines,
+    file_format,
+    first_characters,
+    open_text,
+    too_long,
+)
 from memvec.errors import InputError, one_line
 
 CHARACTERS_PER_READ = 2**20
@@ -95,9 +104,9 @@ def _objects(path: Path, wanted: Wanted, text_format: TextFormat) -> Iterator[tu
 
 
 def _rows_within(path: Path, number: int, record: Any, wanted: Wanted) -> Iterator[tuple[int, Any]]:
-    """Yields a file's only object, or the objects of the one list in it where it is no row itself."""
+    """Yields a file's only object, or of `.json` the objects of the one list in it where it is no row itself."""
     lists = []
-    if isinstance(record, dict) and field_of(record, wanted.text) is MISSING:
+    if file_format(path) == ".json" and isinstance(record, dict) and field_of(record, wanted.text) is MISSING:
         lists = [name for name, value in record.items() if _is_list_of_objects(value)]
     if len(lists) > 1:
         found = f"an object with several lists of objects: {', '.join(lists[:NAMES_SHOWN])}"

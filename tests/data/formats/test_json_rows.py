@@ -34,12 +34,22 @@ def fields(path: Path, text_column: str = "text", id_column: str | None = "id") 
 
 
 @pytest.mark.parametrize("indent", [None, 2])
-@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.json.gz"])
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz"])
 @pytest.mark.parametrize("more", [{}, {"version": 1, "tags": ["x"], "empty": [], "info": {"n": 2}}])
 def test_an_object_that_wraps_the_rows_is_read(indent: int | None, name: str, more: Any, tmp_path: Path) -> None:
     content = json.dumps({**more, "data": ROWS}, indent=indent).encode()
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
     assert read(tmp_path / name) == [(number, *found) for number, found in enumerate(EXPECTED)]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "a.jsonl.gz"])
+def test_the_only_line_of_json_lines_is_a_row_itself(name: str, tmp_path: Path) -> None:
+    """Its lists are of what the row has besides; their texts are other texts."""
+    content = json.dumps({"id": "7", "memory": "likes tea", "sources": [{"text": "one"}, {"text": "two"}]}).encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    with refused(InputError, name, found="no column 'text'; columns found: id, memory, sources"):
+        read(tmp_path / name)
+    assert read(tmp_path / name, "memory") == [(1, "7", "likes tea")]
 
 
 @pytest.mark.parametrize("indent", [None, 2])
