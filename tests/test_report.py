@@ -107,6 +107,14 @@ def test_every_override_that_was_swept_has_a_column(tmp_path: Path) -> None:
     assert job_labels(sweep_rows(folder))[0].startswith("prompt raw, ")
 
 
+def test_jobs_that_differ_in_much_are_labelled_by_number(tmp_path: Path) -> None:
+    """As the runs of a folder are that is no sweep's."""
+    others = ["data.max_length=20", "model.tune=off", "data.path=b.jsonl", "data.limit=3", "data.encoding=utf-8"]
+    folder = swept(tmp_path, [*others, "prompt=raw", "data.num_workers=1"], [])
+    write_report(folder)
+    assert job_labels(sweep_rows(folder)) == ["job 0", "job 1"]
+
+
 def test_an_option_that_only_some_jobs_have_is_a_column(tmp_path: Path) -> None:
     folder = swept(tmp_path, ["+trainer.inference_mode=true"], [])
     assert [row["trainer.inference_mode"] for row in sweep_rows(folder)] == [True, None]

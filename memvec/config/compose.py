@@ -135,6 +135,8 @@ def compose(overrides: Sequence[str] = (), *, config_name: str = "predict") -> D
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    if isinstance(overrides, str):
+        raise ConfigError("overrides", overrides, allowed=f"a list, such as [{overrides!r}]")
     with _COMPOSING:
         register_resolvers()
         running = GlobalHydra.instance().hydra  # a program that runs under Hydra itself

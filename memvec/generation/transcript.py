@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from memvec.data.dataset import asked_column
-from memvec.data.formats.fields import MISSING, Malformed, Record, without_text_column
+from memvec.data.formats.fields import MISSING, NAMES_SHOWN, Malformed, Record, without_text_column
 from memvec.data.given import GivenRows
 from memvec.data.source import Source
 from memvec.data.validation import lone_surrogate
@@ -158,14 +158,20 @@ def _message(message: Any, place: str) -> Message:
     if not isinstance(speaker, str | None):
         raise _Unusable(f"the speaker of {place} is of type {type(speaker).__name__}, not a string")
     if speaker is None or not speaker.strip():
-        raise _Unusable(f"{place} has no {' or '.join(map(repr, SPEAKER_KEYS))}")
+        raise _Unusable(_without(SPEAKER_KEYS, message, place))
     if not any(key in message for key in TEXT_KEYS):
-        raise _Unusable(f"{place} has no {' or '.join(map(repr, TEXT_KEYS))}")
+        raise _Unusable(_without(TEXT_KEYS, message, place))
     text = _spoken(_first(message, TEXT_KEYS), place)
     for name, value in (("speaker", speaker), ("text", text)):
         if lone_surrogate(value) is not None:
             raise _Unusable(f"the {name} of {place} has a lone surrogate, which is not a Unicode text")
     return Message(" ".join(text.split()), " ".join(speaker.split()))
+
+
+def _without(keys: Sequence[str], message: dict[str, Any], place: str) -> str:
+    """Says that a message has none of some fields, and which it has."""
+    found = ", ".join(list(map(str, message))[:NAMES_SHOWN]) or "none"
+    return f"{place} has no {' or '.join(map(repr, keys))}; fields found: {found}"
 
 
 def _first(message: dict[str, Any], keys: Sequence[str]) -> Any:

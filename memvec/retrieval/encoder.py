@@ -127,7 +127,7 @@ def _device(accelerator: str) -> str:
         if name != "auto":
             torch.empty(0, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        allowed = "auto, cpu, gpu"
+        allowed = ("auto", "cpu", *(["gpu"] if torch.accelerator.is_available() else []))
         raise ConfigError("accelerator", accelerator, found="this machine has none", allowed=allowed) from error
     return name
 

@@ -35,6 +35,7 @@ MEASURED = {
     "peak_memory_bytes": "memory",
 }
 MOST_CHARACTERS = 60  # of a setting, where people read it
+MOST_IN_LABEL = 6  # settings of a job
 # Settings that few sweeps vary: shown where they differ.
 SHOWN_IF_VARIED = ("prompt", "layer")
 # Overrides that one of SETTINGS shows; and one that every job has of its own.
@@ -81,7 +82,7 @@ def settings(jobs: Sequence[RunFolder]) -> list[Row]:
     swept = [name for name in dict.fromkeys(name for row in found for name in row) if _differs(found, name)]
     if all(row.get("data.max_tokens") == shown["max_tokens"] for row, shown in zip(found, known, strict=True)):
         swept = [name for name in swept if name != "data.max_tokens"]
-    swept = [name for name in swept if name not in SHOWN_OTHERWISE]
+    swept = [name for name in swept if name not in SHOWN_OTHERWISE and not name.endswith("._target_")]
     return [{**shown, **{name: row.get(name) for name in swept}} for shown, row in zip(known, found, strict=True)]
 
 
@@ -132,8 +133,9 @@ def _shown(name: str, value: Any) -> str:
 
 
 def job_labels(rows: list[Row]) -> list[str]:
-    """Returns a label for every job: the settings in which the jobs differ, or its number where they differ in none."""
+    """Returns a label for every job: the settings in which the jobs differ, or its number where that says too much."""
     varied = [name for name in rows[0] if name not in ("job", *MEASURED) and _differs(rows, name)]
+    varied = varied if len(varied) <= MOST_IN_LABEL else []
     return [", ".join(f"{_title(n)} {_shown(n, row[n])}" for n in varied) or f"job {row['job']}" for row in rows]
 
 

@@ -213,6 +213,11 @@ def test_an_option_of_another_choice_is_not_meant_again(
         compose([override], config_name=config_name)
 
 
+def test_overrides_that_are_one_string_are_refused() -> None:
+    with refused(ConfigError, "overrides", "data.limit=3", allowed="a list, such as ['data.limit=3']"):
+        compose("data.limit=3")
+
+
 def test_the_default_is_the_sample_through_the_embedded_model() -> None:
     cfg = compose()
     assert cfg.data.path == sample_path()

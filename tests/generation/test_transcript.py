@@ -66,7 +66,7 @@ def test_both_spellings_of_a_message_are_read(message: Any, expected: Message, w
         ("\n", "no message has any text"),
         (["Hi"], "message 0 is of type str, not an object"),
         ([{"speaker": "Ann", "text": "Hi"}, {"text": "Hi"}], "message 1 has no 'speaker' or 'role'"),
-        ([{"speaker": "Ann", "txt": "Hi"}], "message 0 has no 'text' or 'content'"),
+        ([{"speaker": "Ann", "txt": "Hi"}], "message 0 has no 'text' or 'content'; fields found: speaker, txt"),
         ([{"speaker": 3, "text": "Hi"}], "the speaker of message 0 is of type int, not a string"),
         ([{"speaker": "Ann", "text": 3}], "the text of message 0 is of type int, not a string"),
         ([{"speaker": "Ann", "text": ["Hi"]}], "the text of message 0 is of type list"),
