@@ -47,7 +47,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_sdist_builds_the_same_wheel(built: Path, tmp_path: Path) -> None:
     [sdist], [wheel] = built.glob("*.tar.gz"), built.glob("*.whl")
     with tarfile.open(sdist) as archive:
-        archive.extractall(tmp_path, filter="data")
+        if hasattr(tarfile, "data_filter"):  # Python 3.11.4 and later
+            archive.extraction_filter = tarfile.data_filter
+        archive.extractall(tmp_path)
     [source] = tmp_path.iterdir()
     build(source, tmp_path / "again", "wheel")
     assert (tmp_path / "again" / wheel.name).read_bytes() == wheel.read_bytes()
