@@ -295,7 +295,7 @@ class Encoder:
             use_safetensors=self.use_safetensors,
         )
         prompts = self._prompts(self.tokenizer or checkpoint.load_tokenizer(), checkpoint.config)
-        device = _device(self.device)
+        device = usable_device(self.device)
         decoder = cast(PreTrainedModel, checkpoint.load_decoder(self.dtype).to(cast(Any, device)))
         if self.tune == "auto":
             widen_where_slow(decoder)
@@ -377,11 +377,11 @@ def _is_module(model: Any) -> bool:
     return isinstance(model, torch.nn.Module)
 
 
-def _device(name: str) -> torch.device:
+def usable_device(name: str) -> torch.device:
     """Returns a device by its name; `auto` is the accelerator where there is one.
 
     Raises:
-        ConfigError: There is none of that name.
+        ConfigError: This machine has none of that name.
     """
     if name != "auto":
         try:

@@ -14,7 +14,6 @@ With `generation=server` a server writes the texts, and the model here computes 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from memvec.cli import main
+from memvec.config.compose import to_container
 from memvec.errors import ConfigError, InputError, options_named
 from memvec.generate import memory_stage
 from memvec.layout import MEMORIES
@@ -72,7 +72,7 @@ def extract(cfg: DictConfig) -> ExtractSummary:
     from memvec.run.reuse import find_runs
     from memvec.run.stage import run_stage
 
-    _check_second_stage(cfg.vectors, cfg.data.keep_columns)
+    _check_second_stage(to_container(cfg.vectors), to_container(cfg.data)["keep_columns"])
     folder = run_folder(cfg)
     folder.check_stage_before()
     if not folder.is_finished:
@@ -93,22 +93,25 @@ def extract(cfg: DictConfig) -> ExtractSummary:
     return ExtractSummary(memories, run_stage(second))
 
 
-def _check_second_stage(vectors: DictConfig, kept_by_first: Sequence[str]) -> None:
+def _check_second_stage(vectors: dict[str, Any], kept_by_first: Any) -> None:
     """Refuses before texts are generated what the second stage would refuse behind them.
 
     Args:
         vectors: Its options.
         kept_by_first: The columns that memories have besides their own.
     """
-    from memvec.config.values import at_least_or_none
+    from memvec.data.formats.fields import paths
+    from memvec.data.kept import names_to_keep
     from memvec.data.rules import BatchRules
+    from memvec.prompt.encoder import text_limit
 
     with options_named("data.", "vectors."):
-        BatchRules(batch_size=vectors.batch_size, max_tokens=vectors.max_tokens)
-        at_least_or_none("data.max_length", vectors.max_length, 1)
-    there = (*PROVENANCE, *kept_by_first)
-    for name in vectors.keep_columns:
-        if name.partition(".")[0] not in there:
+        BatchRules(batch_size=vectors["batch_size"], max_tokens=vectors["max_tokens"])
+        text_limit(vectors["max_length"], None)
+        wanted = names_to_keep(vectors["keep_columns"])
+    there = (*PROVENANCE, *names_to_keep(kept_by_first))
+    for name in wanted:
+        if name not in there and not any(column in there for column, _ in paths(name)):
             raise ConfigError("vectors.keep_columns", name, found="memories have no such column", allowed=there)
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import memvec
 from memvec.errors import ConfigError, InputError, RunFolderError
-from memvec.extract import ExtractSummary
+from memvec.extract import ExtractSummary, _check_second_stage
 from memvec.files import read_json
 from tests.helpers.adapters import save_adapter
 from tests.helpers.configs import compose
@@ -266,7 +266,8 @@ def test_after_an_interruption_the_named_folder_resumes(
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "shown"), [("batch_size", 0, 0), ("max_length", 0, 0), ("keep_columns", ["nope"], "nope")]
+    ("name", "value", "shown"),
+    [("batch_size", 0, 0), ("max_length", 0, 0), ("keep_columns", ["nope"], "nope"), ("keep_columns", "date", "date")],
 )
 def test_the_second_stages_options_are_checked_first(
     name: str, value: Any, shown: Any, root: Path, scripted: Path, tmp_path: Path
@@ -276,6 +277,12 @@ def test_the_second_stages_options_are_checked_first(
     with refused(ConfigError, f"vectors.{name}", shown):
         memvec.extract(cfg)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["date", "user", "user.name", "meta.tags.first"])
+def test_what_a_memory_brings_along_may_be_kept(name: str) -> None:
+    vectors = {"batch_size": 8, "max_tokens": None, "max_length": None, "keep_columns": [name]}
+    _check_second_stage(vectors, ["user", "meta.tags"])
 
 
 @pytest.mark.processes

@@ -217,10 +217,8 @@ def test_the_command_writes_the_page_or_says_in_one_line_why_not(
         main()
     said = capsys.readouterr().err
     assert ended.value.code == 1
-    assert (
-        said
-        == f"memvec: error: {tmp_path / 'nothing'}: no such folder; allowed: a run, or the folder of a sweep's runs\n"
-    )
+    allowed = "a run, or the folder of a sweep's runs"
+    assert said == f"memvec: error: {tmp_path / 'nothing'}: no such folder; allowed: {allowed}\n"
 
 
 @pytest.mark.slow

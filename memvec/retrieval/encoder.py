@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from memvec.encoder import Encoder
+from memvec.encoder import Encoder, usable_device
 from memvec.encoding import device_of, precision_dtypes
 from memvec.errors import ConfigError, ModelError, RunFolderError
 from memvec.model.adapter import COMMIT, at_commit
@@ -124,9 +124,8 @@ def _device(accelerator: str) -> str:
     """
     name = device_of(accelerator)
     try:
-        if name != "auto":
-            torch.empty(0, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        usable_device(name)
+    except ConfigError as error:
         allowed = ("auto", "cpu", *(["gpu"] if torch.accelerator.is_available() else []))
         raise ConfigError("accelerator", accelerator, found="this machine has none", allowed=allowed) from error
     return name
