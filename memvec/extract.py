@@ -79,6 +79,8 @@ def extract(cfg: DictConfig) -> ExtractSummary:
         find_runs(cfg.reuse, own=folder)  # one that is not there is said before texts are generated
     first = memory_stage(_memories_config(cfg, folder.root / MEMORIES))
     first.named = folder
+    if isinstance(first.computation, TrainerComputation):
+        first.computation.module.keeps_weights = True
     memories = run_stage(first, is_last=False)
     if memories.counts.memories == 0:
         if not first.computation.leads:
@@ -124,9 +126,9 @@ def share_weights(generator: GenerationModule, module: HiddenStateModule) -> boo
     from memvec.model.backbone import Backbone
     from memvec.model.packing import unpack
 
-    if generator.loaded is None or generator.checkpoint != module.checkpoint:
-        return False
     loaded, generator.loaded = generator.loaded, None  # its head is not needed any more
+    if loaded is None or generator.checkpoint != module.checkpoint:
+        return False
     unpack(loaded)  # the second stage chooses its own matmuls
     language_model: Any = loaded.model
     module.backbone = Backbone(language_model.get_decoder(), layers=module.layers).eval()

@@ -107,6 +107,7 @@ class GenerationModule(pl.LightningModule):
         self.seed = at_least("generation.seed", seed, 0)
         self.loaded: LoadedModel | None = None
         self.generator: Generator | None = None
+        self.keeps_weights = False  # for what computes with them after this
         self.end_token_ids: list[int] = []
 
     @property
@@ -163,6 +164,12 @@ class GenerationModule(pl.LightningModule):
             context=self.trainer.precision_plugin.predict_step_context,
         )
         return warm_up(self.generator, table, rules, ranks=ranks)
+
+    def on_predict_end(self) -> None:
+        """Frees the weights, as `memvec.model.module` does, unless they are wanted; another attempt loads them again."""
+        self.generator = None
+        if not self.keeps_weights:
+            self.loaded = None
 
     def has_own_batches_in_step(self) -> bool:
         """No process waits for another."""

@@ -162,6 +162,13 @@ class HiddenStateModule(pl.LightningModule):
         """Returns the supervision vectors of a batch, `[B, D]` or `[B, L, D]` float32 on the module's device."""
         return self.engine(batch)
 
+    def on_predict_end(self) -> None:
+        """Frees the weights, which Lightning's `Strategy.teardown` would copy to host memory.
+
+        Of a model of eight billion weights these are 16 GB, in eight seconds on an H100.
+        """
+        self.backbone = self.extractor = None
+
     def has_own_batches_in_step(self) -> bool:
         """Whether processes with batches of their own must run equally many of them."""
         return self.group.has_own_batches

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, ClassVar, Generic, TypeVar
 
+from memvec import __version__
 from memvec.fields import JsonObject
 from memvec.files import read_json, write_json
 from memvec.run.folder import RunFolder
@@ -15,7 +18,7 @@ from memvec.run.manifest import Manifest, known_of, read_manifest
 from memvec.run.parts import check_parts, part_rows
 from memvec.writer.finalize import Counts
 
-LIBRARIES = ("memvec", "torch", "lightning", "transformers", "tokenizers", "datasets", "pyarrow", "numpy")
+LIBRARIES = ("torch", "lightning", "transformers", "tokenizers", "datasets", "pyarrow", "numpy")
 # So many runs whose vectors were taken are named in one line.
 RUNS_SHOWN = 3
 
@@ -143,12 +146,21 @@ def write_summary(
         "parts": part_rows(folder),
         "notes": notes,
         "config": config,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        "versions": {"python": platform.python_version(), "memvec": __version__, **_versions(LIBRARIES)},
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     write_json(folder.metrics, metrics)
     write_json(folder.manifest, manifest)
     return summary(folder, manifest, metrics)
+
+
+def _versions(distributions: Iterable[str]) -> dict[str, str]:
+    """Returns the versions of those packages that are installed, and not just put on the path."""
+    found = {}
+    for name in distributions:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def read_summary(folder: RunFolder, summary: type[Summary]) -> Summary:

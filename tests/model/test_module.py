@@ -18,6 +18,7 @@ from transformers import (
 import memvec
 from memvec.errors import ConfigError
 from memvec.model import extractor
+from memvec.model.module import HiddenStateModule
 from memvec.model.parity import ExecutionMode
 from memvec.predict import predict_or_plan
 from tests.fixtures import TEXTS
@@ -227,6 +228,22 @@ def test_a_rope_that_changes_with_length_is_right_on_both_sides(
     expected = ExecutionMode.UNPADDED if is_known else ExecutionMode.EQUAL_LENGTHS
     assert summary.manifest["notes"]["path"] == expected.value
     assert relative_error(memvec.load(cfg.output_dir)["vector"][:], reference) < 1e-5
+
+
+def test_no_weights_are_left_when_lightning_moves_them(
+    write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a GPU to host memory, after each run (`Strategy.teardown`)."""
+    moved: list[int] = []
+    move = HiddenStateModule.cpu
+
+    def cpu(self: HiddenStateModule) -> HiddenStateModule:
+        moved.append(sum(1 for _ in self.parameters()))
+        return move(self)
+
+    monkeypatch.setattr(HiddenStateModule, "cpu", cpu)
+    memvec.predict(tiny_config(write_jsonl(TEXTS)))
+    assert moved == [0]
 
 
 @pytest.mark.parametrize("layer", [4, -5])

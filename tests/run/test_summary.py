@@ -13,6 +13,7 @@ import pytest
 import memvec
 from memvec.config.compose import to_container
 from memvec.files import read_json, write_json
+from memvec.run import summary as run_summary
 from memvec.run.folder import RunFolder
 from memvec.run.summary import RunSummary, read_summary, write_summary
 from memvec.writer.finalize import Counts
@@ -85,7 +86,8 @@ def test_a_summary_reads_back_as_it_was_written(tmp_path: Path) -> None:
     assert read.lines()[0] == "entries    20 (20 different) of 16 numbers each"
 
 
-def test_the_manifest_says_what_ran_on_what(tmp_path: Path) -> None:
+def test_the_manifest_says_what_ran_on_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_summary, "LIBRARIES", ("torch", "not-installed"))  # such as memvec on the path alone
     write(tmp_path)
     manifest = read_json(tmp_path / "manifest.json")
     assert manifest["fingerprint"] == {"layer": -1}
@@ -94,6 +96,7 @@ def test_the_manifest_says_what_ran_on_what(tmp_path: Path) -> None:
     assert manifest["notes"] == NOTES
     assert manifest["versions"]["memvec"] == memvec.__version__
     assert manifest["versions"]["torch"] == version("torch")
+    assert "not-installed" not in manifest["versions"]
     finished = datetime.fromisoformat(manifest["finished"])
     assert finished.tzinfo is not None
     assert abs((datetime.now(UTC) - finished).total_seconds()) < 600
