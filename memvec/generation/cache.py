@@ -78,9 +78,20 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         """Counts what stands in the buffers up to a length."""
         self.keys, self.values = _longer(self.keys, length), _longer(self.values, length)
 
+    def buffers(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns keys and values with their whole room, `[B, H, room, K]`."""
+        return _longer(self.keys, self.room), _longer(self.values, self.room)
+
+    def clear_room(self) -> int:
+        """Sets the room that is left to zero: masked, NaN would still be NaN. Returns the whole room, in tokens."""
+        for states in self.buffers():
+            states[:, :, self.get_seq_length() :] = 0
+        return self.room
+
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keeps some rows of the batch."""
-        self.keys, self.values = self._with_room(self.keys[indices]), self._with_room(self.values[indices])
+        """Keeps some rows of the batch; there are none where the model has put a cache of its own in this one's place."""
+        if self.is_initialized:
+            self.keys, self.values = self._with_room(self.keys[indices]), self._with_room(self.values[indices])
 
     def _with_room(self, states: torch.Tensor) -> torch.Tensor:
         """Copies states into the beginning of a buffer, and returns them as a view of it."""

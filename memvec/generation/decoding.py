@@ -5,12 +5,14 @@ In: a model, left-padded prompts, how tokens are chosen. Out: the tokens of each
 How: prefill runs over a few rows of similar length at a time, since a processor's caches hold no more and padding costs
 time, and all rows decode together, since a step costs little more for many. They decode in chunks of some tokens; after
 each, finished rows leave the batch with their keys and values, so that a long answer does not make the short ones'
-places cost as much as its own. A row ends with one of the model's end tokens, in a repetition loop, or at its longest.
+places cost as much as its own; where steps are replayed (`memvec.generation.replay`), once there are enough of them. A
+row ends with one of the model's end tokens, in a repetition loop, or at its longest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,8 +27,10 @@ from transformers import (
 from transformers.cache_utils import Cache
 
 from memvec.generation.cache import PreallocatedLayer, has_room, lengthen, of_rows, put
+from memvec.generation.replay import StepReplay
 from memvec.generation.sampling import Sampling
 from memvec.model.prefix import cache_argument
+from memvec.model.transformers_internals import forget_rope_deltas
 from memvec.prompt.template import fill_chat_template
 
 # Short enough that few steps are run for rows that have ended, long enough that leaving costs little.
@@ -36,6 +40,8 @@ TOKENS_READ_AT_ONCE = 2048
 # A model that has written the same so many tokens so many times will not stop by itself.
 REPEATED_TOKENS = 24
 REPEATS = 3
+# Recording a step for fewer rows takes as long as two steps: rows leave once a quarter of them have finished.
+MOST_STAYING_WHERE_REPLAYED = 0.75
 
 
 @dataclass
@@ -54,6 +60,7 @@ class Prompts:
 
     def generate(self, model: Any, config: GenerationConfig, **how: Any) -> Any:
         """Calls the model's `generate`."""
+        forget_rope_deltas(model)
         return model.generate(
             input_ids=self.input_ids,
             attention_mask=self.attention_mask,
@@ -71,6 +78,7 @@ def write_answers(
     seeds: Sequence[int],
     end_token_ids: Sequence[int],
     max_new_tokens: int,
+    replays: bool = False,
 ) -> torch.Tensor:
     """Returns what the model writes to each prompt, `[B, max_new_tokens]` int64 with -1 behind a row's end.
 
@@ -81,52 +89,95 @@ def write_answers(
         seeds: `[B]`, each row's own, for where tokens are drawn.
         end_token_ids: An answer ends with the first of these, which belongs to it.
         max_new_tokens: Most tokens of an answer.
+        replays: Whether decode steps are recorded and replayed (`memvec.generation.replay`).
     """
     width, device = prompts.input_ids.shape[1], prompts.input_ids.device
     answers = torch.full((len(prompts.input_ids), max_new_tokens), -1, device=device)
-    rows = torch.arange(len(answers), device=device)  # which of the batch's rows are still written to
-    while len(rows) > 0:
-        written = prompts.input_ids.shape[1] - width
-        left = max_new_tokens - written
-        parts = _prefill_parts(prompts) if written == 0 else [slice(None)]
-        chunk = min(TOKENS_IN_A_CHUNK, left) if _can_leave(prompts.cache) else left
-        chunk = 1 if len(parts) > 1 else chunk  # the first token comes with prefill
-        config = GenerationConfig(  # type: ignore[no-untyped-call]
-            max_new_tokens=chunk,
-            do_sample=False,  # the processors draw, where anything is to be drawn
-            eos_token_id=list(end_token_ids) or None,
-            pad_token_id=next(iter(end_token_ids), 0),
-            return_dict_in_generate=True,
-        )
-        new, stopped_at = [], []
-        for part in parts:
-            prompts_of_part = prompts if len(parts) == 1 else _part(prompts, part)
-            read = prompts_of_part.input_ids.shape[1]
-            repetition = RepetitionStop(width=read - written, rows=len(rows[part]), device=device)
-            output = prompts_of_part.generate(
+    rows = torch.arange(len(answers), device=device)  # which answers the batch's rows are
+    length = torch.full_like(rows, max_new_tokens + 1)  # of their answers; more than there can be while unfinished
+    most_staying = MOST_STAYING_WHERE_REPLAYED if replays else 1
+    with StepReplay(model) if replays else nullcontext():
+        while len(rows) > 0:
+            written = prompts.input_ids.shape[1] - width
+            prompts, stopped_at = _decode(
                 model,
-                config,
-                logits_processor=sampling.processors([seeds[row] for row in rows[part].tolist()], width=read - written),
-                stopping_criteria=StoppingCriteriaList([repetition]),
+                prompts,
+                written=written,
+                left=max_new_tokens - written,
+                sampling=sampling,
+                seeds=[seeds[row] for row in rows.tolist()],
+                end_token_ids=end_token_ids,
             )
-            new.append(output.sequences[:, read:])
-            stopped_at.append(repetition.stopped_at)
-            if prompts.cache is not None and prompts_of_part.cache is not None and len(parts) > 1:
-                put(prompts.cache, part, prompts_of_part.cache, length=width)
-        if prompts.cache is not None and len(parts) > 1:
-            lengthen(prompts.cache, width)
-        prompts = replace(prompts, input_ids=torch.cat([prompts.input_ids, torch.cat(new)], dim=1))
-        tokens = prompts.input_ids[:, width:]  # [b, written + new]
-        length = _answer_length(
-            tokens, end_token_ids, torch.cat(stopped_at)
-        )  # [b], more than there is while it is unfinished
-        positions = torch.arange(tokens.shape[1], device=device)
-        answers[rows, : tokens.shape[1]] = tokens.masked_fill(positions >= length[:, None], -1)
-        staying = ((length > tokens.shape[1]) & (tokens.shape[1] < max_new_tokens)).nonzero()[:, 0]
-        rows = rows[staying]
-        if len(rows) > 0:
+            tokens = prompts.input_ids[:, width:]  # [b, written + new]
+            found = _answer_length(tokens, end_token_ids, stopped_at, unfinished=max_new_tokens + 1)
+            length = length.minimum(found)  # what a row that stays writes behind its end does not count
+            positions = torch.arange(tokens.shape[1], device=device)
+            answers[rows, : tokens.shape[1]] = tokens.masked_fill(positions >= length[:, None], -1)
+            staying = (length > max_new_tokens).nonzero()[:, 0]
+            if len(staying) == 0 or tokens.shape[1] >= max_new_tokens:
+                break
+            if len(staying) > most_staying * len(rows):
+                staying = torch.arange(len(rows), device=device)
+            rows, length = rows[staying], length[staying]
             prompts = _keep(prompts, staying)
     return answers
+
+
+def _decode(
+    model: PreTrainedModel,
+    prompts: Prompts,
+    *,
+    written: int,
+    left: int,
+    sampling: Sampling,
+    seeds: Sequence[int],
+    end_token_ids: Sequence[int],
+) -> tuple[Prompts, torch.Tensor]:
+    """Writes the next tokens of every row, a chunk of them.
+
+    Args:
+        model: The whole model.
+        prompts: With the tokens that are written already.
+        written: How many these are.
+        left: How many there may be yet.
+        sampling: How tokens are chosen.
+        seeds: `[b]`, each row's own.
+        end_token_ids: What ends a row.
+
+    Returns:
+        The prompts with the new tokens, and how many tokens a row had written when it began to repeat itself, `[b]`; 0
+        where it did not.
+    """
+    width = prompts.input_ids.shape[1]
+    parts = _prefill_parts(prompts) if written == 0 else [slice(None)]
+    chunk = min(TOKENS_IN_A_CHUNK, left) if _can_leave(prompts.cache) else left
+    config = GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=1 if len(parts) > 1 else chunk,  # the first token comes with prefill
+        do_sample=False,  # the processors draw, where anything is to be drawn
+        eos_token_id=list(end_token_ids) or None,
+        pad_token_id=next(iter(end_token_ids), 0),
+        return_dict_in_generate=True,
+        use_cache=True,  # many checkpoints say false, from their training
+    )
+    new, stopped_at = [], []
+    for part in parts:
+        prompts_of_part = prompts if len(parts) == 1 else _part(prompts, part)
+        rows, read = prompts_of_part.input_ids.shape
+        repetition = RepetitionStop(width=read - written, rows=rows, device=prompts.input_ids.device)
+        output = prompts_of_part.generate(
+            model,
+            config,
+            logits_processor=sampling.processors(seeds[part], width=read - written),
+            stopping_criteria=StoppingCriteriaList([repetition]),
+        )
+        new.append(output.sequences[:, read:])
+        stopped_at.append(repetition.stopped_at)
+        if prompts.cache is not None and prompts_of_part.cache is not None and len(parts) > 1:
+            put(prompts.cache, part, prompts_of_part.cache, length=width)
+    if prompts.cache is not None and len(parts) > 1:
+        lengthen(prompts.cache, width)
+    input_ids = torch.cat([prompts.input_ids, torch.cat(new)], dim=1)
+    return replace(prompts, input_ids=input_ids), torch.cat(stopped_at)
 
 
 def _can_leave(cache: Cache | None) -> bool:
@@ -194,16 +245,19 @@ class RepetitionStop(StoppingCriteria):
         return ends  # type: ignore[no-any-return]
 
 
-def _answer_length(tokens: torch.Tensor, end_token_ids: Sequence[int], stopped_at: torch.Tensor) -> torch.Tensor:
-    """Returns the tokens of each answer, its end counted, `[B]`; one more than there are where it has not ended.
+def _answer_length(
+    tokens: torch.Tensor, end_token_ids: Sequence[int], stopped_at: torch.Tensor, *, unfinished: int
+) -> torch.Tensor:
+    """Returns the tokens of each answer, its end counted, `[B]`.
 
     Args:
         tokens: `[B, G]`, written; a row that has ended is filled up.
         end_token_ids: What ends a row.
         stopped_at: How many tokens a row had written when something else ended it, `[B]`; 0 where nothing did.
+        unfinished: What is returned where an answer has not ended.
     """
     is_end = torch.isin(tokens, torch.tensor(end_token_ids, device=tokens.device, dtype=tokens.dtype))
-    length = torch.where(is_end.any(dim=1), is_end.int().argmax(dim=1) + 1, tokens.shape[1] + 1)
+    length = torch.where(is_end.any(dim=1), is_end.int().argmax(dim=1) + 1, unfinished)
     return torch.where(stopped_at > 0, length.minimum(stopped_at), length)
 
 

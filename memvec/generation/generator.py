@@ -10,9 +10,11 @@ and values cannot tell. Sliding windows can, since they count places, so a model
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,22 +23,27 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from memvec.data.collator import Batch, real_tokens
 from memvec.generation.cache import preallocated_cache
 from memvec.generation.decoding import Prompts, write_answers
+from memvec.generation.replay import StepReplay
 from memvec.generation.sampling import Sampling, row_seed
 from memvec.model.compilation import compile_regions
 from memvec.model.copies import to_device
 from memvec.model.limits import attention_windows, length_boundaries
 from memvec.model.lockstep import WeightGroup
 from memvec.model.memory import compute_in_parts
-from memvec.model.parity import ExecutionMode, choose_mode, parts_of_batch
+from memvec.model.parity import ExecutionMode, choose_mode, parts_of_batch, relative_error, tolerance_of
 from memvec.model.prefix import SharedPrefix, share_prefix
 from memvec.model.speedups import Speedups
 from memvec.model.tuning import Choice, choose_matmuls
 
 # Tokens decoded while matmuls are timed: decoding then takes about as long as the prefill before it.
 TOKENS_TO_MEASURE = 8
+# The first comes with prefill; of the others, two are replayed from one record.
+TOKENS_TO_PROBE = 3
 # Rows decode together, and the more of them, the less each costs: a batch is as large as its keys and values may be.
 CACHE_BYTES_ON_CPU = 2 * 2**30
 CACHE_SHARE_OF_FREE_MEMORY = 0.4  # of an accelerator's, with the weights on it
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,7 @@ class Generator:
         self.mode = ExecutionMode.BATCHED
         self.probe_errors: dict[str, float] = {}
         self.matmuls: Choice | None = None
+        self.replays = False  # decode steps
         self.compile_seconds: float | None = None
         self.rejections: dict[int, str] = {}  # rows that do not fit into memory even alone, and why
 
@@ -175,7 +183,7 @@ class Generator:
             )
 
     def choose_mode(self, probes: list[Batch]) -> None:
-        """Takes the fastest execution mode whose scores agree with those of one row at a time."""
+        """Takes the fastest execution mode whose scores agree with those of one row at a time, and may replay steps."""
         if self.speedups.probe == "off" or not probes:
             return
         batches = [to_device(batch, self.device) for batch in probes]
@@ -184,6 +192,8 @@ class Generator:
             first=self.mode,
             dtype=self.computed_in,
         )
+        if self.speedups.tune == "auto" and self.device.type == "cuda":
+            self.replays = self._steps_replay(batches[0])
 
     def compile(self, full_batch: Callable[[], Batch], *, batches: float) -> bool:
         """Compiles what packed weights have left to compile, where that was asked for; says whether it has."""
@@ -204,13 +214,28 @@ class Generator:
             seeds=[row_seed(decoding.seed, attempt=attempt, row=row) for row in batch["index"][part].tolist()],
             end_token_ids=decoding.end_token_ids,
             max_new_tokens=decoding.max_new_tokens,
+            replays=self.replays,
         )
+
+    def _steps_replay(self, batch: Batch) -> bool:
+        """Whether decode steps can be recorded and give, replayed, the scores that they give without."""
+        scores = partial(self._scores, self.mode, batch, tokens=TOKENS_TO_PROBE)
+        with StepReplay(self.model) as replay:
+            replayed = scores()
+        if not replay.has_recorded:
+            return False
+        error = relative_error(replayed, scores())
+        if error > tolerance_of(self.computed_in):
+            log.info("decode steps are not replayed: their scores differ by %.2g", error)
+            return False
+        log.info("decode steps are replayed")
+        return True
 
     def _scores(self, mode: ExecutionMode, batch: Batch, *, tokens: int) -> torch.Tensor:
         """Returns the scores of the next tokens, `[B, tokens * V]`, whichever were the likeliest."""
         token = int(batch["input_ids"][0, -1])  # taken for each of them, in all modes
         config = GenerationConfig(  # type: ignore[no-untyped-call]
-            max_new_tokens=tokens, do_sample=False, return_dict_in_generate=True, output_logits=True
+            max_new_tokens=tokens, do_sample=False, use_cache=True, return_dict_in_generate=True, output_logits=True
         )
 
         def scores(part: slice) -> torch.Tensor:

@@ -166,7 +166,7 @@ class GenerationModule(pl.LightningModule):
         return warm_up(self.generator, table, rules, ranks=ranks)
 
     def on_predict_end(self) -> None:
-        """Frees the weights, as `memvec.model.module` does, unless they are wanted; another attempt loads them again."""
+        """Frees the weights, as `memvec.model.module` does, unless they are wanted; another attempt loads them."""
         self.generator = None
         if not self.keeps_weights:
             self.loaded = None
@@ -183,4 +183,5 @@ class GenerationModule(pl.LightningModule):
 
     def notes(self) -> dict[str, Any]:
         """Returns what was found out while running, for the manifest."""
-        return warm_up_notes(self.generator)
+        replays = self.generator is not None and self.generator.replays
+        return {**warm_up_notes(self.generator), "decode_steps": "replayed" if replays else "launched one by one"}

@@ -37,3 +37,10 @@ def cut_matrices(decoder: PreTrainedModel, mesh: DeviceMesh, plan: dict[str, str
     from transformers.distributed.tensor_parallel import apply_tensor_parallelism  # slow to import, and rare
 
     apply_tensor_parallelism(decoder, mesh, decoder._expand_parallel_plan(plan))
+
+
+def forget_rope_deltas(model: nn.Module) -> None:
+    """Has a vision-language model count positions anew: it keeps how far images have moved those of its last rows."""
+    for module in model.modules():
+        if getattr(module, "rope_deltas", None) is not None:
+            vars(module)["rope_deltas"] = None

@@ -14,6 +14,7 @@ from memvec.generation.cache import preallocated_cache
 from memvec.generation.decoding import Prompts, RepetitionStop, turn_end_ids, write_answers
 from memvec.generation.sampling import Sampling, row_seed
 from memvec.model.prefix import SharedPrefix, compute_prefix
+from tests.helpers.families import FAMILIES, build_family
 from tests.helpers.models import build_model
 
 ROOM = 20
@@ -54,7 +55,9 @@ def written(answers: torch.Tensor) -> list[list[int]]:
 
 
 @torch.inference_mode()
-def write(model: PreTrainedModel, prompts: Prompts, seeds: list[int] = SEEDS, **sampling: Any) -> list[list[int]]:
+def write(
+    model: PreTrainedModel, prompts: Prompts, seeds: list[int] = SEEDS, *, replays: bool = False, **sampling: Any
+) -> list[list[int]]:
     return written(
         write_answers(
             model,
@@ -63,22 +66,24 @@ def write(model: PreTrainedModel, prompts: Prompts, seeds: list[int] = SEEDS, **
             seeds=seeds,
             end_token_ids=ENDS,
             max_new_tokens=ROOM,
+            replays=replays,
         )
     )
 
 
+@pytest.mark.parametrize("replays", [False, True])
 @pytest.mark.parametrize("chunk", [1, 3, 100])
 def test_a_batch_gets_what_the_library_writes_to_each_alone(
-    chunk: int, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+    chunk: int, replays: bool, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decoding, "TOKENS_IN_A_CHUNK", chunk)
     prompts = prompts_of([30, 5, 17, 17, 9])
     expected = [alone(model, prompt) for prompt in prompts]
     assert len({len(row) for row in expected}) > 1  # rows do leave before others
-    assert write(model, batch_of(prompts, model)) == expected
+    assert write(model, batch_of(prompts, model), replays=replays) == expected
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "qwen2_5_vl"])
 @pytest.mark.parametrize("read_at_once", [1, 10, 2048])
 def test_a_shared_prefix_before_the_padding_changes_nothing(
     read_at_once: int, family: str, monkeypatch: pytest.MonkeyPatch
@@ -90,8 +95,10 @@ def test_a_shared_prefix_before_the_padding_changes_nothing(
     prefix = compute_prefix(model.get_decoder(), torch.tensor(head))
     assert isinstance(prefix, SharedPrefix)
     expected = [alone(model, head + prompt) for prompt in prompts]
-    for _ in range(2):  # the prefix itself is not written to
-        assert write(model, batch_of(prompts, model, prefix)) == expected
+    for rows in (4, 4, 3):  # the prefix itself is not written to
+        for replays in (False, True):
+            batch = batch_of(prompts[:rows], model, prefix)
+            assert write(model, batch, replays=replays) == expected[:rows]
 
 
 def test_prompts_are_read_some_rows_at_a_time_unpadded(
@@ -109,6 +116,35 @@ def test_prompts_are_read_some_rows_at_a_time_unpadded(
     assert read[:3] == [(1, 16), (2, 9), (1, 3)]
     assert {width for _, width in read[3:]} == {1}  # the other tokens are written together
     assert read[3][0] > 1
+
+
+# Whose numbers depend on how long a row's batch is, or on its padding; the probe finds that out.
+DEPEND_ON_THE_BATCH = {"llama_dynamic_rope", "minimax", "rwkv"}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")  # RWKV knows no cache
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_writes_to_a_batch_what_it_does_alone(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "TOKENS_IN_A_CHUNK", 3)
+    model, prompts = build_family(family), prompts_of([30, 5, 17, 17, 9])
+    expected = [alone(model, prompt) for prompt in prompts]
+    batches = [[row] for row in range(5)] if family in DEPEND_ON_THE_BATCH else [[0, 1, 2, 3, 4], [3, 0, 1]]
+    for rows in batches:
+        for replays in (False, True):
+            batch = batch_of([prompts[row] for row in rows], model)
+            assert write(model, batch, replays=replays) == [expected[row] for row in rows]
+
+
+def test_a_checkpoint_that_says_no_cache_decodes_with_one() -> None:
+    model = build_model("llama")
+    model.config.use_cache = model.generation_config.use_cache = False
+    widths: list[int] = []
+    model.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    write(model, batch_of(prompts_of([16, 9]), model))
+    assert set(widths[1:]) == {1}
 
 
 def test_a_recurrent_model_runs_with_the_librarys_cache() -> None:

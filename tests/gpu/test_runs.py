@@ -14,7 +14,7 @@ import memvec
 from memvec import Encoder
 from memvec.files import read_json
 from tests.fixtures import TEXTS
-from tests.helpers.conversations import generation_overrides, marked, write_lines
+from tests.helpers.conversations import generation_overrides, marked, read_lines, write_lines
 from tests.helpers.processes import (
     arguments,
     assert_same,
@@ -43,6 +43,36 @@ def test_a_model_writes_what_it_writes_on_the_processor(scripted: Path, on_devic
         overrides = generation_overrides(path, tmp_path / name, scripted, where)
         memvec.generate(memvec.compose(overrides, config_name="generate"))
     assert texts(tmp_path / "there") == texts(tmp_path / "here") != []
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3_moe", "gemma3", "qwen2_5_vl"])
+def test_replayed_decode_steps_write_what_launched_ones_do(
+    architecture: str, model_folders: Callable[[str], Path], device: torch.device, on_device: str, tmp_path: Path
+) -> None:
+    path = write_lines(tmp_path / "conversations.jsonl", marked(12))
+    written, steps = [], []
+    for tune in ("off", "auto"):
+        overrides = ["generation.max_new_tokens=60", "generation.temperature=1.0", "generation.attempts=1"]
+        folder = tmp_path / tune
+        given = generation_overrides(path, folder, model_folders(architecture), on_device, *overrides)
+        cfg = memvec.compose([*given, f"model.tune={tune}"], config_name="generate")
+        steps.append(memvec.generate(cfg).manifest["notes"]["decode_steps"])
+        written.append([line["text"] for line in read_lines(folder / "raw.jsonl")])
+    assert written[0] == written[1]
+    assert steps[0] == "launched one by one"
+    if architecture == "llama" and device.type == "cuda":
+        assert steps[1] == "replayed"
+
+
+def test_a_run_leaves_no_weights_on_the_device(
+    llama: Path, device: torch.device, on_device: str, tmp_path: Path
+) -> None:
+    if device.type != "cuda":
+        pytest.skip("it is about the memory of a CUDA device")
+    path = write_texts(tmp_path / "texts.jsonl", 20)
+    before = torch.cuda.memory_allocated()
+    resume(arguments(path, tmp_path / "run", llama, on_device))
+    assert torch.cuda.memory_allocated() <= before
 
 
 def test_both_stages_run_on_the_device(scripted: Path, on_device: str, tmp_path: Path) -> None:
