@@ -3,12 +3,14 @@
     python -m tests.benchmarks.generation --data conversations.jsonl --limit 10 --repeats 3
     transformers serve MODEL --port 8000 &
     python -m tests.benchmarks.generation --base-url http://127.0.0.1:8000/v1 --served-model MODEL …
+    python -m tests.benchmarks.generation --device cuda --shape qwen3-0.6b --limit 300 --batch-sizes 64
 
 In: conversations and a model. Out: a table of tokens written a second, as a ratio to memvec's, and of the share of
 outputs that could be understood.
 
-How: all read the same windows with the same prompt, greedily and in float32, with the same penalty; all but the server
-have the same rules of when to stop too. transformers' `generate` is called on batches of windows sorted by length,
+How: all read the same windows with the same prompt, greedily and in float32 (on a GPU in bfloat16), with the same
+penalty; all but the server have the same rules of when to stop too. A model of random weights ends where a number drawn
+for its row says. transformers' `generate` is called on batches of windows sorted by length,
 padded on the left; with one window a batch it is the loop that memvec replaces. memvec runs as a user runs it, without
 the second attempt, and its predict stage counts, choosing matmuls and probing included. All take turns, so that a busy
 moment of the machine hits each of them.
@@ -20,25 +22,31 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
+import numpy as np
 import torch
 from datasets import Dataset
 from omegaconf import DictConfig
-from transformers import GenerationConfig, StoppingCriteriaList
+from transformers import AutoTokenizer, GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 
 import memvec
 from memvec.files import read_json
+from memvec.generation import decoding
 from memvec.generation.build import build_conversations, build_generator
 from memvec.generation.decoding import RepetitionStop, turn_end_ids
 from memvec.generation.module import GenerationModule
 from memvec.generation.parser import Outcome, parse
 from memvec.generation.rows import prompt_content
+from memvec.generation.sampling import Sampling, row_seed
 from memvec.run.build import run_folder
+from tests.benchmarks.shapes import SHAPES, save_shape
 from tests.helpers.conversations import read_lines
 
 
@@ -55,8 +63,46 @@ class Written:
 def configure(options: argparse.Namespace, output_dir: Path, *overrides: str) -> DictConfig:
     """Returns the configuration of a run; `output_dir` is its folder."""
     given = [f"data.path={options.data}", f"data.limit={options.limit}", f"output_dir={output_dir}"]
-    quiet = ["trainer.enable_progress_bar=false", "trainer.accelerator=cpu", "trainer.devices=1"]
+    quiet = ["trainer.enable_progress_bar=false", f"trainer.accelerator={options.device}", "trainer.devices=1"]
+    if options.device == "cuda":
+        quiet.append("trainer.precision=bf16-true")
+    if options.shape:
+        quiet += ["model=hub", f"model.name_or_path={options.shape}"]
     return memvec.compose([*given, *quiet, "generation.attempts=1", *overrides], config_name="generate")
+
+
+class DrawnEnd(LogitsProcessor):
+    """Ends each row at a length that its seed decides, 100 tokens in the mean, and nowhere else.
+
+    Args:
+        seeds: `[B]`.
+        end: The token that ends a row.
+        width: T, tokens of the prompts with their padding.
+    """
+
+    def __init__(self, seeds: Sequence[int], *, end: int, width: int) -> None:
+        drawn = [np.random.default_rng(seed).gamma(4, 25) for seed in seeds]
+        self.length = torch.tensor(drawn).clamp(20, 250)
+        self.end = end
+        self.width = width
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Returns the scores `[B, V]`, of which the end's is the largest or the smallest."""
+        is_over = input_ids.shape[1] - self.width >= self.length.to(scores.device)
+        scores[:, self.end] = torch.where(is_over, 1e9, -1e9)
+        return scores
+
+
+@contextmanager
+def drawn_ends(end: int) -> Iterator[None]:
+    """Has every answer end where `DrawnEnd` says, and no row for repeating itself, as random weights do."""
+    processors = Sampling.processors
+
+    def with_end(self: Sampling, seeds: Sequence[int], *, width: int) -> LogitsProcessorList:
+        return LogitsProcessorList([*processors(self, seeds, width=width), DrawnEnd(seeds, end=end, width=width)])
+
+    with patch.object(Sampling, "processors", with_end), patch.object(decoding, "REPEATS", 10**6):
+        yield
 
 
 class Batches:
@@ -104,12 +150,13 @@ class Batches:
 
     def _write(self, rows: list[int]) -> list[list[int]]:
         width = max(len(self.prompts[row]) for row in rows)
-        input_ids = torch.full((len(rows), width), self.ends[0])
+        device = self.model.device
+        input_ids = torch.full((len(rows), width), self.ends[0], device=device)
         mask = torch.zeros_like(input_ids)
         for place, row in enumerate(rows):
-            input_ids[place, width - len(self.prompts[row]) :] = torch.tensor(self.prompts[row])
+            input_ids[place, width - len(self.prompts[row]) :] = torch.tensor(self.prompts[row], device=device)
             mask[place, width - len(self.prompts[row]) :] = 1
-        repetition = RepetitionStop(width=width, rows=len(rows), device=torch.device("cpu"))
+        repetition = RepetitionStop(width=width, rows=len(rows), device=device)
         output = self.model.generate(
             input_ids=input_ids,
             attention_mask=mask,
@@ -119,7 +166,9 @@ class Batches:
                 eos_token_id=self.ends,
                 pad_token_id=self.ends[0],
             ),
-            logits_processor=self.module.sampling.processors([0] * len(rows), width=width),
+            logits_processor=self.module.sampling.processors(
+                [row_seed(self.module.seed, attempt=0, row=row) for row in rows], width=width
+            ),
             stopping_criteria=StoppingCriteriaList([repetition]),
         )
         return [self._answer(tokens.tolist()) for tokens in output[:, width:]]
@@ -178,14 +227,26 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16], help="of transformers' generate")
     parser.add_argument("--base-url", help="of a server that serves the same model")
     parser.add_argument("--served-model", help="the name under which it does")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--shape", choices=list(SHAPES), help="of a model of random weights, in the place of the default"
+    )
     parser.add_argument("overrides", nargs="*", help="of conf/generate.yaml, such as model=hub model.name_or_path=…")
     options = parser.parse_intermixed_args()
-    with tempfile.TemporaryDirectory(prefix="memvec-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="memvec-") as scratch, ExitStack() as stack:
+        if options.shape:
+            options.shape = save_shape(options.shape, Path(scratch) / "model", options.device)
+            end = AutoTokenizer.from_pretrained(options.shape).eos_token_id
+            stack.enter_context(drawn_ends(end))
         folders = (Path(scratch) / f"run-{number}" for number in range(10**6))
         module, windows = read_windows(options, next(folders))
-        model = module.checkpoint.load_language_model(torch.float32)
+        dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
+        model = module.checkpoint.load_language_model(dtype).to(options.device)
         contestants: dict[str, Callable[[], Written]] = {
             "memvec": lambda: run_memvec(configure(options, next(folders), *options.overrides)),
+            "memvec, model.tune=off": lambda: run_memvec(
+                configure(options, next(folders), *options.overrides, "model.tune=off")
+            ),
             **{
                 f"transformers, {rows} a batch": Batches(module, windows, model, rows=rows).run
                 for rows in options.batch_sizes
