@@ -12,10 +12,10 @@ import copy
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from memvec.model.prefix import SHAREABLE_KINDS, SHAREABLE_LAYERS
+from memvec.model.prefix import SHAREABLE_KINDS, SHAREABLE_LAYERS, cache_argument
 
 
 class PreallocatedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
@@ -89,7 +89,7 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         return self.room
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keeps some rows of the batch; there are none where the model has put a cache of its own in this one's place."""
+        """Keeps some rows of the batch; there are none where the model has put another cache in this one's place."""
         if self.is_initialized:
             self.keys, self.values = self._with_room(self.keys[indices]), self._with_room(self.values[indices])
 
@@ -119,6 +119,19 @@ def preallocated_cache(config: PreTrainedConfig, *, room: int, prefix: Cache | N
         return None
     cache.layers = [PreallocatedLayer(room, layer) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache  # type: ignore[no-any-return]
+
+
+def bytes_per_token(decoder: PreTrainedModel) -> int:
+    """Returns what all layers keep of a token, by computing one: no two configurations say it alike.
+
+    Where it is not keys and values, it is a state, of a size that does not grow: then that of the hidden states.
+    """
+    output = decoder(input_ids=torch.zeros((1, 1), dtype=torch.long, device=decoder.device), use_cache=True)
+    layers = getattr(getattr(output, cache_argument(decoder), None), "layers", ())
+    states = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
+    kept = sum(state.nbytes for state in states if isinstance(state, torch.Tensor))
+    config = decoder.config.get_text_config()
+    return kept or int(config.num_hidden_layers * config.hidden_size * decoder.dtype.itemsize)
 
 
 def has_room(cache: Cache | None) -> bool:

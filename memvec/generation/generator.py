@@ -21,7 +21,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from memvec.data.collator import Batch, real_tokens
-from memvec.generation.cache import preallocated_cache
+from memvec.generation.cache import bytes_per_token, preallocated_cache
 from memvec.generation.decoding import Prompts, write_answers
 from memvec.generation.replay import StepReplay
 from memvec.generation.sampling import Sampling, row_seed
@@ -125,10 +125,8 @@ class Generator:
         free = CACHE_BYTES_ON_CPU
         if self.device.type == "cuda":
             free = int(torch.cuda.mem_get_info(self.device)[0] * CACHE_SHARE_OF_FREE_MEMORY)
-        config: Any = self.model.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return max(1, free // int(2 * config.num_hidden_layers * heads * size * self.model.dtype.itemsize))
+        with self.context():
+            return max(1, free // bytes_per_token(self.decoder))
 
     def __call__(self, batch: Batch, *, attempt: int = 0, temperature: float | None = None) -> torch.Tensor:
         """Returns what is written to each row, `[B, max_new_tokens]` int64 with -1 behind its end.

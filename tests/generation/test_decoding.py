@@ -10,7 +10,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from memvec.data.collator import real_tokens
 from memvec.generation import decoding
-from memvec.generation.cache import preallocated_cache
+from memvec.generation.cache import bytes_per_token, preallocated_cache
 from memvec.generation.decoding import Prompts, RepetitionStop, turn_end_ids, write_answers
 from memvec.generation.sampling import Sampling, row_seed
 from memvec.model.prefix import SharedPrefix, compute_prefix
@@ -116,6 +116,19 @@ def test_prompts_are_read_some_rows_at_a_time_unpadded(
     assert read[:3] == [(1, 16), (2, 9), (1, 3)]
     assert {width for _, width in read[3:]} == {1}  # the other tokens are written together
     assert read[3][0] > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_token_takes_is_known_of_every_family(family: str) -> None:
+    model = build_family(family)
+    with torch.inference_mode():
+        taken = bytes_per_token(model.get_decoder())
+    if family in ("llama", "mistral", "gpt2"):
+        heads = model.config.num_key_value_heads if family != "gpt2" else model.config.num_attention_heads
+        size = model.config.hidden_size // model.config.num_attention_heads
+        assert taken == 2 * 4 * model.config.num_hidden_layers * heads * size
+    assert 256 <= taken <= 32 * 1024  # of gemma4, some layers have heads of another size
 
 
 # Whose numbers depend on how long a row's batch is, or on its padding; the probe finds that out.
