@@ -23,13 +23,13 @@ from memvec.data.budget import TOKENS_ON_ACCELERATOR, TOKENS_ON_CPU
 from memvec.data.collator import Batch, real_tokens
 from memvec.data.trie import TokenTrie, build_trie
 from memvec.errors import ModelError, one_line
-from memvec.model.backbone import Backbone, decoder_layers
-from memvec.model.compilation import compile_regions
+from memvec.model.backbone import Backbone
+from memvec.model.compilation import MOST_GAIN_OF_COMPILING, compile_decoder, has_enough
 from memvec.model.copies import move_trie, to_device
 from memvec.model.limits import attention_windows, length_boundaries
 from memvec.model.lockstep import WeightGroup
 from memvec.model.memory import compute_in_parts, is_out_of_memory
-from memvec.model.packing import is_packed, pack, unpack
+from memvec.model.packing import is_packed, unpack
 from memvec.model.parity import ExecutionMode, choose_mode, parts_of_batch
 from memvec.model.pooling import last_token
 from memvec.model.prefix import SharedPrefix, share_prefix
@@ -37,14 +37,6 @@ from memvec.model.speedups import Speedups
 from memvec.model.torch_internals import forget_compiled
 from memvec.model.tuning import DEFAULT, UNUSABLE, Choice, choose_matmuls, measure
 from memvec.model.unpadded import can_leave_padding_out, last_states
-
-# With fewer seconds left to compute, compiling takes longer than compiled layers save: half of them on a GPU, a tenth
-# on a processor. With fewer batches left, there cannot be so many, or finding out takes too large a part of them.
-SECONDS_TO_PAY = {"cuda": 60.0, "cpu": 600.0}
-BATCHES_TO_PAY = {"cuda": 16, "cpu": 256}
-# Compiled layers were 1.1 to 1.16 times as fast as plain ones on a processor, and no compiler takes packed weights:
-# those that gained more than this stay packed.
-MOST_GAIN_OF_COMPILING = 1.2
 
 log = logging.getLogger(__name__)
 
@@ -233,9 +225,9 @@ class Extractor:
             Whether something is compiled now.
         """
         is_unpadded = self.mode is ExecutionMode.UNPADDED
-        takes_layers = is_unpadded and (self.matmuls is None or self.matmuls.gain < MOST_GAIN_OF_COMPILING)
-        may_pay = takes_layers and batches >= BATCHES_TO_PAY[self.device.type]
-        if not (self.speedups.compile is True or (self.speedups.compile == "auto" and may_pay)):
+        whole_layers = is_unpadded and (self.matmuls is None or self.matmuls.gain < MOST_GAIN_OF_COMPILING)
+        tries = self.speedups.compile == "auto"
+        if not (self.speedups.compile is True or (tries and whole_layers and has_enough(batches, on=self.device))):
             return False
         batch = to_device(full_batch(), self.device)
         if is_unpadded:
@@ -244,26 +236,13 @@ class Extractor:
         def compute() -> torch.Tensor:
             return self._compute(self.mode, batch)[0].cpu()
 
-        before = torch.inf
-        if self.speedups.compile == "auto":
-            before, _ = measure(compute, calls=2)
-            if before * batches < SECONDS_TO_PAY[self.device.type]:
-                return False
-        self.backbone.trace()  # whose hooks are not for a compiler
-        layers = decoder_layers(self.decoder) if takes_layers else None
-        if layers is not None and self.backbone.takes_states_within(list(layers)):
-            layers = None
-        gives_way = layers is not None and is_packed(self.decoder)
-        if gives_way:
-            unpack(self.decoder)
-        self.compile_seconds = compile_regions(self.decoder, compute, layers=list(layers or []))
-        if before < torch.inf and self.compile_seconds is not None and measure(compute, calls=2)[0] > before:
-            log.info("model.compile: compiled layers are not faster, and are not taken")
-            forget_compiled(self.decoder)
-            self.compile_seconds = None
-        if gives_way and self.compile_seconds is None:
-            pack(self.decoder)
-        elif gives_way and self.matmuls is not None:
+        before, _ = measure(compute, calls=2) if tries else (torch.inf, None)
+        if tries and not has_enough(batches, on=self.device, seconds=before):
+            return False
+        self.compile_seconds = compile_decoder(
+            self.backbone, compute, whole_layers=whole_layers, unless_slower_than=before
+        )
+        if self.matmuls is not None and not is_packed(self.decoder):
             self.matmuls = replace(self.matmuls, matmuls=DEFAULT)
         return self.compile_seconds is not None
 
