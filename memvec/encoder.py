@@ -33,10 +33,17 @@ from memvec.config.values import at_least_or_none, one_of, one_or_more_layers
 from memvec.data.rules import BatchRules
 from memvec.data.texts import as_values, why_unusable
 from memvec.errors import ConfigError, InputError, ModelError, one_line
-from memvec.model.backbone import Backbone
+from memvec.model.backbone import Backbone, takes_token_types
 from memvec.model.checkpoint import Checkpoint, locate_model
-from memvec.model.held import HeldModel, float32_copy
-from memvec.model.lending import decoder_of, lent_tokenizer, tokenizer_of, weights_digest
+from memvec.model.held import PROBE_TEXTS, HeldModel, float32_copy
+from memvec.model.lending import (
+    count_tokens,
+    decoder_of,
+    lent_tokenizer,
+    refuse_other_tokens,
+    tokenizer_of,
+    weights_digest,
+)
 from memvec.model.limits import prompt_limit, vocabulary_size
 from memvec.model.speedups import Speedups
 from memvec.model.widening import widen_where_slow
@@ -120,6 +127,9 @@ class Encoder:
             raise ConfigError("tokenizer", None, found=f"{held} needs its tokenizer or processor")
         if self.is_lent and adapter is not None:
             raise ConfigError("adapter", adapter, found=f"{held} brings its own", advice="lend a `PeftModel`")
+        for option, value in {"revision": revision, "attn_implementation": attn_implementation}.items():
+            if self.is_lent and value is not None:
+                raise ConfigError(option, value, found=f"{held} is taken as it is", advice="leave it out")
         self.tokenizer = tokenizer
         self.prompt = prompt if isinstance(prompt, Prompt) else Prompt(*named_prompt(prompt))
         checked = one_or_more_layers("layer", layer)
@@ -142,6 +152,7 @@ class Encoder:
         self.trust_remote_code = one_of("trust_remote_code", trust_remote_code, (True, False))
         self.use_safetensors = one_of("use_safetensors", use_safetensors, (True, False))
         self._held: HeldModel | None = None
+        self._tokens = 0  # that a lent tokenizer knew
         self._lock = threading.RLock()
         self._process = os.getpid()
 
@@ -221,6 +232,7 @@ class Encoder:
             ModelError: With `on_error="raise"`, a vector is not finite.
         """
         one_of("on_error", on_error, ("raise", "nan"))
+        device = usable_device(str(to), option="to")
         values = as_values(texts, name="texts")
         reasons = {row: reason for row, text in enumerate(values) if (reason := why_unusable(text))}
         if reasons and on_error == "raise":
@@ -229,30 +241,30 @@ class Encoder:
         usable = [row for row in range(len(values)) if row not in reasons]
         held = self._loaded()
         shape = (len(self.layers), held.extractor.dimension) if self.is_list else (held.extractor.dimension,)
-        vectors = torch.empty((0, *shape), device=to)
+        vectors = torch.empty((0, *shape), dtype=torch.float32, device=device)
         if usable:
             prompts = held.prompts.encode([str.__str__(values[row]) for row in usable])
             with self._lock:
-                computed, failed = held.compute(prompts, progress=progress, to=torch.device(to))
+                computed, failed = held.compute(prompts, progress=progress, to=device)
             if failed and on_error == "raise":
                 row, reason = next(iter(failed.items()))
                 raise ModelError(f"texts[{usable[row]}]", found=reason)
             vectors = computed.view(len(usable), *shape)
         if not reasons:
             return vectors
-        spread = torch.full((len(values), *shape), torch.nan, device=to)
-        spread[torch.tensor(usable, dtype=torch.long, device=to)] = vectors
+        spread = torch.full((len(values), *shape), torch.nan, dtype=torch.float32, device=device)
+        spread[torch.tensor(usable, dtype=torch.long, device=device)] = vectors
         return spread
 
     def __call__(self, batch: Any) -> Any:
         """Adds vectors to a batch of an engine: Ray Data's `map_batches`, `datasets.map(batched=True)`, Daft, Spark.
 
         Args:
-            batch: A mapping of columns, or an Arrow table, with the texts as `text`.
+            batch: A mapping of columns, an Arrow table or a DataFrame, with the texts as `text`.
 
         Returns:
             The same mapping with `vector` added, `[N, D]` float32 (numpy); or the same table, a fixed-size list column
-            added.
+            added; or a DataFrame, with an array in each row.
 
         Raises:
             InputError: There is no such column, or a text cannot be used.
@@ -267,6 +279,8 @@ class Encoder:
         vectors = self.encode(batch[TEXT]).numpy()
         if isinstance(batch, Mapping):
             return {**batch, VECTOR: vectors}
+        if hasattr(batch, "assign"):
+            return batch.assign(**{VECTOR: list(vectors)})
         import pyarrow as pa  # only where a batch is Arrow's
 
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), int(np.prod(vectors.shape[1:])))
@@ -280,8 +294,9 @@ class Encoder:
             self._start_in_process()
         _heed_fork()
         with self._lock:
-            if self._held is None:
-                self._held = self._borrow() if self.is_lent else self._load()
+            tokens = count_tokens(self.tokenizer) if self.is_lent else 0
+            if self._held is None or tokens != self._tokens:  # some may have been added
+                self._held, self._tokens = self._borrow() if self.is_lent else self._load(), tokens
             return self._held
 
     def _load(self) -> HeldModel:
@@ -294,23 +309,30 @@ class Encoder:
             trust_remote_code=self.trust_remote_code,
             use_safetensors=self.use_safetensors,
         )
-        prompts = self._prompts(self.tokenizer or checkpoint.load_tokenizer(), checkpoint.config)
+        tokenizer = self.tokenizer or checkpoint.load_tokenizer()
+        prompts = self._prompts(tokenizer, checkpoint.config)
         device = usable_device(self.device)
         decoder = cast(PreTrainedModel, checkpoint.load_decoder(self.dtype).to(cast(Any, device)))
         if self.tune == "auto":
             widen_where_slow(decoder)
+
+        def backbone_of(decoder: PreTrainedModel) -> Backbone:
+            has_token_types = takes_token_types(decoder, tokenizer_of(tokenizer))
+            return Backbone(decoder, layers=self.layers, has_token_types=has_token_types).eval()
+
         return self._hold(
-            Backbone(decoder, layers=self.layers).eval(),
+            backbone_of(decoder),
             prompts,
             Speedups(self.prefix_cache, self.tune, self.compile, self.probe),
-            lambda: Backbone(checkpoint.load_decoder(torch.float32), layers=self.layers).eval().to(device),
+            lambda: backbone_of(checkpoint.load_decoder(torch.float32)).to(device),
             cache(lambda: checkpoint.identity),
         )
 
     def _borrow(self) -> HeldModel:
         """Holds the model that the program lends; its weights are left alone."""
         decoder = decoder_of(self.model)
-        backbone = Backbone(decoder, layers=self.layers)
+        has_token_types = takes_token_types(decoder, tokenizer_of(self.tokenizer))
+        backbone = Backbone(decoder, layers=self.layers, has_token_types=has_token_types)
         prompts = self._prompts(self.tokenizer, decoder.config)
         speedups = Speedups(self.prefix_cache, "off", False, self.probe)
         load_exact, identity = lambda: float32_copy(backbone), lambda: {"model": weights_digest(decoder)}
@@ -320,6 +342,7 @@ class Encoder:
         limit = text_limit(self.max_length, prompt_limit(config))
         inner = tokenizer_of(tokenizer)
         with lent_tokenizer(inner):
+            refuse_other_tokens(tokenizer, PROBE_TEXTS[-1])
             return PromptEncoder(inner, self.prompt, max_length=limit, vocabulary=vocabulary_size(config))
 
     def _hold(
@@ -377,8 +400,12 @@ def _is_module(model: Any) -> bool:
     return isinstance(model, torch.nn.Module)
 
 
-def usable_device(name: str) -> torch.device:
+def usable_device(name: str, *, option: str = "device") -> torch.device:
     """Returns a device by its name; `auto` is the accelerator where there is one.
+
+    Args:
+        name: Of the device.
+        option: What names it, for the error.
 
     Raises:
         ConfigError: This machine has none of that name.
@@ -388,7 +415,7 @@ def usable_device(name: str) -> torch.device:
             device = torch.device(name)
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch asserts that it was built for CUDA
-            raise ConfigError("device", name, found=f"cannot be used: {one_line(error)}") from error
+            raise ConfigError(option, name, found=f"cannot be used: {one_line(error)}") from error
         return device
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return found or torch.device("cpu")

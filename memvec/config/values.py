@@ -6,6 +6,7 @@ In: an option's name and the value a user gave. Out: the value, or a `ConfigErro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, TypeVar
 
 from memvec.errors import ConfigError
@@ -52,9 +53,10 @@ def one_or_more_layers(name: str, value: Any) -> int | list[int]:
     """
     is_list = isinstance(value, Sequence) and not isinstance(value, str)
     layers = list(value) if is_list else [value]
-    if not layers or not all(isinstance(layer, int) and not isinstance(layer, bool) for layer in layers):
+    if not layers or not all(isinstance(layer, Integral) and not isinstance(layer, bool) for layer in layers):
         raise ConfigError(name, value, allowed="a layer's number, or a list of at least one")
-    return layers if is_list else value
+    numbers = [int(layer) for layer in layers]
+    return numbers if is_list else numbers[0]
 
 
 def number(name: str, value: Any, *, least: float, most: float | None = None) -> float:

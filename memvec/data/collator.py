@@ -138,7 +138,7 @@ class PaddingCollator:
         length = rows.length  # [B]
         shares = self.prefix_rows is not None and bool(self.prefix_rows[rows.index].all())
         prefix_length = self.prefix_length if shares else 0
-        input_ids = torch.full((len(length), int(length.max())), PADDING)
+        input_ids = torch.full((len(length), int(length.max())), PADDING, device="cpu")
         side = prefix_length if self.padding_side == "left" else None
         mask = real_tokens(torch.from_numpy(length), width=input_ids.shape[1], left_behind=side)
         input_ids.masked_scatter_(mask, torch.from_numpy(rows.input_ids.astype(np.int64)))  # [sum of lengths] -> [B, T]

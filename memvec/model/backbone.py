@@ -12,6 +12,7 @@ by architecture, and a decoder that is lent has to be given back as it was.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,8 @@ from memvec.errors import ConfigError
 from memvec.model.casting import DtypeKeeper
 from memvec.model.prefix import cache_argument
 from memvec.model.tracing import Place, all_hidden_states, find_places, take_states
+
+TOKEN_TYPES = "token_type_ids"
 
 
 def layer_position(config: PreTrainedConfig, layer: int) -> int:
@@ -62,6 +65,16 @@ def decoder_layers(decoder: PreTrainedModel) -> nn.ModuleList | None:
     return next(lists, None)  # modules() yields outer modules first
 
 
+def takes_token_types(decoder: PreTrainedModel, tokenizer: Any) -> bool:
+    """Whether a tokenizer gives `token_type_ids` with its tokens, and the decoder takes them.
+
+    GPT-2 adds an embedding of them, that of the token 0, to each token's: `model(**tokenizer(text))` is another vector
+    than that of the tokens alone. Of one text all are 0.
+    """
+    gives = TOKEN_TYPES in getattr(tokenizer, "model_input_names", ())
+    return gives and TOKEN_TYPES in inspect.signature(decoder.forward).parameters
+
+
 class Backbone(DtypeKeeper):
     """A decoder that returns some layers' hidden states.
 
@@ -69,17 +82,21 @@ class Backbone(DtypeKeeper):
         decoder: The decoder, without a language-model head.
         layers: Which states, in the order they are returned in: -1 is `hidden_states[-1]`, after the final norm in most
             models; 0 the embeddings; k after k decoder layers. A layer may come twice.
+        has_token_types: Whether the decoder is given `token_type_ids` of 0 with its tokens (`takes_token_types`).
 
     Raises:
         ConfigError: The decoder has no such layer.
     """
 
-    def __init__(self, decoder: PreTrainedModel, *, layers: Sequence[int] = (-1,)) -> None:
+    def __init__(
+        self, decoder: PreTrainedModel, *, layers: Sequence[int] = (-1,), has_token_types: bool = False
+    ) -> None:
         super().__init__()
         for layer in layers:
             layer_position(decoder.config, layer)
         self.decoder = decoder
         self.layers = tuple(layers)
+        self.has_token_types = has_token_types
         self.dimension: int = decoder.config.get_text_config().hidden_size
         self._cache_argument = cache_argument(decoder)
         self._places: tuple[Place | None, ...] | None = None
@@ -102,6 +119,11 @@ class Backbone(DtypeKeeper):
         inner = [place.module for place in self._places or () if place is not None]
         return any(place.startswith(f"{name}.") for place in inner for name in names)
 
+    def inputs(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Returns what the decoder is given with tokens, `[B, T]`."""
+        types = {TOKEN_TYPES: torch.zeros_like(input_ids)} if self.has_token_types else {}
+        return {"input_ids": input_ids, **types}
+
     def forward(
         self, input_ids: torch.Tensor, *, cache: Cache | None = None, others: Mapping[str, Any] | None = None
     ) -> tuple[torch.Tensor, ...]:
@@ -121,7 +143,7 @@ class Backbone(DtypeKeeper):
         self.trace()
         assert self._places is not None
         cached = {"use_cache": False} if cache is None else {"use_cache": True, self._cache_argument: cache}
-        inputs = {"input_ids": input_ids, **cached, **(others or {})}
+        inputs = {**self.inputs(input_ids), **cached, **(others or {})}
         places = [place for place in self._places if place is not None]
         if len(places) < len(self._places):  # a state that passes from no module to another: the decoder alone has it
             every = all_hidden_states(self.decoder, inputs)

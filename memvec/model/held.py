@@ -29,7 +29,7 @@ from memvec.digest import first_occurrence
 from memvec.model.backbone import Backbone
 from memvec.model.copies import CopiedBatch, to_device, to_host
 from memvec.model.extractor import Extractor
-from memvec.model.lending import lent
+from memvec.model.lending import lent, state_of
 from memvec.model.parity import ExecutionMode
 from memvec.model.speedups import Speedups
 from memvec.model.warm_up import measure_and_probe, token_budget, warm_up
@@ -84,6 +84,8 @@ class HeldModel:
             backbone, speedups=replace(speedups, compile=False), computed_in=computed_in, context=context
         )
         self._mode: ExecutionMode | None = None  # what the probe allows; None before it has run
+        self._mode_of_few = ExecutionMode.BATCHED  # what it allows where the prefix is not worth computing anew
+        self._probed: tuple[object, ...] = ()  # the state of a lent model then
         self._max_tokens: int | None = None
         self._has_measured = False  # which matmuls are faster, and compiled layers
 
@@ -105,7 +107,7 @@ class HeldModel:
         table = self._table(encoded, rows=np.flatnonzero(first == np.arange(len(first))))
         with lent(self.extractor.decoder) if self.is_lent else nullcontext():
             plan = self._plan(table)
-            vectors = torch.empty((len(first), *self.extractor.shape), device=to)
+            vectors = torch.empty((len(first), *self.extractor.shape), dtype=torch.float32, device=to)
             broken = self._run(plan, vectors, progress=progress)
             failed = self._retry(plan, vectors, broken)
             if self.is_lent:
@@ -127,15 +129,17 @@ class HeldModel:
     def _plan(self, table: PromptTable) -> BatchPlan:
         """Plans a call's batches; warms the model up at the first, and measures at the first that is large."""
         extractor = self.extractor
-        if self._mode is None:
-            probes = self._table(self.prompts.encode(PROBE_TEXTS), rows=np.arange(len(PROBE_TEXTS)))
-            warm_up(extractor, probes, replace(self.rules, max_tokens=None), ranks=Ranks())
-            self._mode = extractor.mode
+        state = state_of(extractor.decoder) if self.is_lent else ()
+        if self._mode is None or state != self._probed:
+            self._probe()
+            self._probed = state
         extractor.rejections.clear()
-        extractor.mode = self._mode
         if self.is_lent and self._mode is ExecutionMode.SHARED_PREFIX:  # its weights may be others now
             shares = len(table.rows) >= ROWS_TO_SHARE_PREFIX
             extractor.share_prefix(table.common_tokens()[: None if shares else 0])
+            extractor.mode = self._mode if extractor.prefix is not None else self._mode_of_few
+        elif self._mode is not None:
+            extractor.mode = self._mode
         plan = self._plan_for_mode(table)
         if plan.pays_measuring and not self._has_measured:
             extractor.speedups = self.speedups
@@ -143,6 +147,18 @@ class HeldModel:
             self._mode, self._has_measured = extractor.mode, True
             plan = self._plan_for_mode(table)
         return plan
+
+    def _probe(self) -> None:
+        """Warms the model up on a few texts."""
+        extractor = self.extractor
+        encoded = probe_prompts(self.prompts)
+        table = self._table(encoded, rows=np.arange(len(encoded.truncated)))
+        plan = warm_up(extractor, table, replace(self.rules, max_tokens=None), ranks=Ranks())
+        self._mode = extractor.mode
+        if self.is_lent and self._mode is ExecutionMode.SHARED_PREFIX:
+            extractor.share_prefix(table.common_tokens()[:0])
+            extractor.choose_mode(plan.to_probe())
+            self._mode_of_few = extractor.mode
 
     def _plan_for_mode(self, table: PromptTable) -> BatchPlan:
         """Plans batches as the extractor's mode computes them."""
@@ -198,8 +214,26 @@ class HeldModel:
                 if bool(vectors[row].isfinite().all()):
                     continue
                 reason = f"the vector of its {len(input_ids)} tokens holds NaN or infinity"
+            vectors[row] = torch.nan
             failed[row] = reason
         return failed
+
+
+def probe_prompts(prompts: PromptEncoder) -> EncodedPrompts:
+    """Returns the prompts of `PROBE_TEXTS`, and one more that is as long as the last and holds its tokens reversed.
+
+    Only rows of one length show what goes wrong when such rows run side by side.
+    """
+    encoded = prompts.encode(PROBE_TEXTS)
+    last, shared = encoded.input_ids[encoded.offsets[-2] :], int(encoded.shared[-1])
+    reversed_ids = np.concatenate([last[:shared], last[shared:-1][::-1], last[-1:]])
+    return EncodedPrompts(
+        input_ids=np.concatenate([encoded.input_ids, reversed_ids]),
+        offsets=np.append(encoded.offsets, encoded.offsets[-1] + len(last)),
+        shared=np.append(encoded.shared, encoded.shared[-1]),
+        truncated=np.append(encoded.truncated, encoded.truncated[-1]),
+        digests=np.concatenate([encoded.digests, ~encoded.digests[-1:]]),
+    )
 
 
 OFF = Speedups(prefix_cache="off", tune="off", probe="off")
@@ -227,5 +261,6 @@ def _store(vectors: torch.Tensor, copied: CopiedBatch | None) -> list[int]:
 
 def float32_copy(backbone: Backbone) -> Backbone:
     """Returns a copy of a backbone in float32; the backbone itself stays as it is."""
-    exact = Backbone(copy.deepcopy(backbone.decoder), layers=backbone.layers)
+    decoder = copy.deepcopy(backbone.decoder)
+    exact = Backbone(decoder, layers=backbone.layers, has_token_types=backbone.has_token_types)
     return exact.float().eval()

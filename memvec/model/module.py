@@ -24,7 +24,7 @@ from memvec.data.collator import Batch
 from memvec.data.datamodule import is_anything_left
 from memvec.data.plan import BatchPlan, Ranks
 from memvec.data.rules import BatchRules
-from memvec.model.backbone import Backbone
+from memvec.model.backbone import Backbone, takes_token_types
 from memvec.model.checkpoint import Checkpoint, locate_model
 from memvec.model.extractor import Extractor
 from memvec.model.lockstep import WeightGroup
@@ -136,7 +136,9 @@ class HiddenStateModule(pl.LightningModule):
         """Loads the weights, in the dtype that `trainer.precision` stands for; or this process's part of them."""
         if self.backbone is None and is_anything_left(self.trainer):
             dtype = weights_dtype(str(self.trainer.precision))
-            self.backbone = Backbone(self.checkpoint.load_decoder(dtype), layers=self.layers).eval()
+            decoder = self.checkpoint.load_decoder(dtype)
+            has_token_types = takes_token_types(decoder, self.checkpoint.load_tokenizer())
+            self.backbone = Backbone(decoder, layers=self.layers, has_token_types=has_token_types).eval()
             if (mesh := weights_mesh(self.device_mesh)) is not None:
                 shard_weights(self.backbone, mesh)
 

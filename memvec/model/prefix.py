@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -70,12 +71,15 @@ class SharedPrefix:
         return cache
 
 
-def compute_prefix(decoder: PreTrainedModel, input_ids: torch.Tensor) -> SharedPrefix | str:
+def compute_prefix(
+    decoder: PreTrainedModel, input_ids: torch.Tensor, *, others: Mapping[str, torch.Tensor] | None = None
+) -> SharedPrefix | str:
     """Runs the prefix through the decoder.
 
     Args:
         decoder: A causal decoder without its language-model head.
         input_ids: The prefix, `[P]`, on the decoder's device.
+        others: What else the decoder is given with tokens, of `[1, P]`.
 
     Returns:
         The shared prefix; or, where this model cannot have one, the reason in words.
@@ -83,7 +87,9 @@ def compute_prefix(decoder: PreTrainedModel, input_ids: torch.Tensor) -> SharedP
     kinds = set(getattr(decoder.config.get_text_config(), "layer_types", None) or ())
     if other := kinds - SHAREABLE_KINDS:
         return f"a layer keeps a state that is not keys and values per token ({', '.join(sorted(other))})"
-    cache = getattr(decoder(input_ids=input_ids[None], use_cache=True), cache_argument(decoder), None)
+    cache = getattr(
+        decoder(**{"input_ids": input_ids[None], **(others or {})}, use_cache=True), cache_argument(decoder), None
+    )
     if not isinstance(cache, Cache):
         return "the model returns no cache of keys and values"
     layer: Any
@@ -94,18 +100,23 @@ def compute_prefix(decoder: PreTrainedModel, input_ids: torch.Tensor) -> SharedP
 
 
 def share_prefix(
-    decoder: PreTrainedModel, input_ids: torch.Tensor, *, padded_behind: bool = False
+    decoder: PreTrainedModel,
+    input_ids: torch.Tensor,
+    *,
+    others: Mapping[str, torch.Tensor] | None = None,
+    padded_behind: bool = False,
 ) -> SharedPrefix | None:
     """Runs the prefix through the decoder where this model can share one, and says in the log whether it can.
 
     Args:
         decoder: A causal decoder without its language-model head.
         input_ids: The prefix, `[P]`, on the decoder's device; may be empty.
+        others: What else the decoder is given with tokens, of `[1, P]`.
         padded_behind: Whether padding stands between the prefix and what follows, which sliding windows would count.
     """
     if len(input_ids) == 0:
         return None
-    prefix = compute_prefix(decoder, input_ids)
+    prefix = compute_prefix(decoder, input_ids, others=others)
     if padded_behind and not isinstance(prefix, str) and prefix.has_sliding_layers:
         prefix = "sliding windows would count the padding behind it"
     if isinstance(prefix, str):

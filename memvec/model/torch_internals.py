@@ -7,7 +7,8 @@ module's hooks, a module without its compiled form. The oneDNN operators are tho
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -78,6 +79,11 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
+def count_hooks(module: nn.Module) -> tuple[int, int]:
+    """Returns how many hooks are called before a module and after it."""
+    return len(module._forward_pre_hooks), len(module._forward_hooks)
+
+
 def forward_hooks(module: nn.Module) -> Any:
     """Returns a module's forward hooks by their numbers; removing one there removes it."""
     return module._forward_hooks
@@ -89,6 +95,23 @@ def compile_module(module: nn.Module) -> None:
     Its `forward`, not the module (`module.compile()`): that would compile its hooks too, and anew for every new one.
     """
     vars(module)["forward"] = torch.compile(module.forward, dynamic=True)
+
+
+@contextmanager
+def uncompiled(module: nn.Module) -> Iterator[None]:
+    """Has a module that a program has compiled in place run as it was written.
+
+    What was compiled before a hook was added does not call it. Of modules within it `nn.Module.__call__` takes care.
+    """
+    compiled: dict[str, Any] = {
+        name: vars(module)[name] for name in ("_compiled_call_impl", "forward") if name in vars(module)
+    }
+    for name, each in compiled.items():
+        vars(module)[name] = getattr(each, "_torchdynamo_orig_callable", each) if name == "forward" else None
+    try:
+        yield
+    finally:
+        vars(module).update(compiled)
 
 
 def forget_compiled(module: nn.Module) -> None:

@@ -52,7 +52,7 @@ def attention_rows(trie: TokenTrie) -> TokenTrie | PaddedRows:
     if trie.input_ids.is_cuda:
         return trie
     queries, keys = trie.query_offsets.long(), trie.key_offsets.long()
-    query_columns, key_columns = torch.arange(trie.longest_query), torch.arange(trie.longest_key)
+    query_columns, key_columns = (torch.arange(n, device=keys.device) for n in (trie.longest_query, trie.longest_key))
     shared = keys.diff() - queries.diff()  # [B]
     return PaddedRows(
         queries=(queries[:-1, None] + query_columns).clamp_max(len(trie.input_ids) - 1),

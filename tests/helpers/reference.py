@@ -52,8 +52,6 @@ def reference_vectors(
     for text in texts:
         inputs = tokenizer(template.replace("{text}", text), return_tensors="pt").to(model.device)
         assert max_length is None or inputs["input_ids"].shape[1] <= max_length
-        outputs = model(
-            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], output_hidden_states=True
-        )
+        outputs = model(**inputs, output_hidden_states=True)
         vectors.append(outputs.hidden_states[layer][0, -1].float())
     return torch.stack(vectors)
