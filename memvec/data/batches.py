@@ -37,18 +37,24 @@ class PromptTable:
         lengths: Tokens of every prompt, `[N]`.
         shared: Leading tokens that each has in common with the template's own, `[N]`, at most its length - 1.
         rows: Which are left, `[R]`.
-        head_ids: The template's leading tokens, `[P]`.
     """
 
     tokens: TokenSource
     lengths: NDArray[np.int32]
     shared: NDArray[np.int32]
     rows: RowIndices
-    head_ids: NDArray[np.int32]
 
     def common_tokens(self) -> torch.Tensor:
-        """Returns the leading tokens that are worth computing once for all rows left, `[P]` int64; P may be 0."""
-        return torch.from_numpy(self.head_ids[: best_prefix_length(self.shared[self.rows])].astype(np.int64))
+        """Returns the leading tokens that are worth computing once for all rows left, `[P]` int64; P may be 0.
+
+        They are those of a row, not of the template: a chat template that prints the date says another when it is asked
+        again.
+        """
+        shared = self.shared[self.rows]
+        length = best_prefix_length(shared)
+        having = self.rows[shared >= length][:1]
+        read = self.tokens.__getitems__(having).input_ids[:length] if length > 0 else np.empty(0)
+        return torch.from_numpy(np.asarray(read).astype(np.int64))
 
     def batches(
         self,

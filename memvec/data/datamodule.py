@@ -105,7 +105,6 @@ class PromptDataModule(pl.LightningDataModule):
             lengths=prompts.data.column(LENGTH).to_numpy(),
             shared=prompts.data.column(SHARED).to_numpy(),
             rows=np.load(self.prepared.folder.remaining_rows),
-            head_ids=self.input.encoder.head_ids,
         )
 
     def predict_dataloader(self) -> DataLoader[Batch]:

@@ -11,7 +11,7 @@ row ends with one of the model's end tokens, in a repetition loop, or at its lon
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +26,8 @@ from transformers import (
 )
 from transformers.cache_utils import Cache
 
+from memvec.data.collator import PADDING
+from memvec.errors import ModelError
 from memvec.generation.cache import PreallocatedLayer, has_room, lengthen, of_rows, put
 from memvec.generation.replay import StepReplay
 from memvec.generation.sampling import Sampling
@@ -155,7 +157,7 @@ def _decode(
         max_new_tokens=1 if len(parts) > 1 else chunk,  # the first token comes with prefill
         do_sample=False,  # the processors draw, where anything is to be drawn
         eos_token_id=list(end_token_ids) or None,
-        pad_token_id=next(iter(end_token_ids), 0),
+        pad_token_id=PADDING,
         return_dict_in_generate=True,
         use_cache=True,  # many checkpoints say false, from their training
     )
@@ -261,11 +263,20 @@ def _answer_length(
     return torch.where(stopped_at > 0, length.minimum(stopped_at), length)
 
 
-def turn_end_ids(tokenizer: PreTrainedTokenizerFast) -> set[int]:
-    """Returns the tokens that end an answer: the tokenizer's own end, and what its chat template writes behind one."""
+def turn_end_ids(tokenizer: PreTrainedTokenizerFast, *, options: Mapping[str, Any] | None = None) -> set[int]:
+    """Returns the tokens that end an answer: the tokenizer's own end, and what its chat template writes behind one.
+
+    Args:
+        tokenizer: The model's.
+        options: What its chat template is given besides the chat.
+    """
     ends = set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
     answer = "memvec"
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
-    behind = fill_chat_template(tokenizer, chat, keeps=answer, add_generation_prompt=False).rpartition(answer)[2]
-    ids = tokenizer(behind.lstrip(), add_special_tokens=False)["input_ids"]
-    return ends | ({ids[0]} & set(tokenizer.all_special_ids) if ids else set())
+    try:
+        filled = fill_chat_template(tokenizer, chat, keeps=answer, add_generation_prompt=False, options=options or {})
+    except ModelError:  # it may want the user to speak last, which a prompt does
+        return ends
+    ids = tokenizer(filled.rpartition(answer)[2].lstrip(), add_special_tokens=False)["input_ids"]
+    # A token of its own, beside the vocabulary of the texts: not all that end a turn are flagged or named as special.
+    return ends | ({ids[0]} & {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} if ids else set())

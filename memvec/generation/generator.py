@@ -144,7 +144,7 @@ class Generator:
         with self.context():
             written, too_large = compute_in_parts(
                 lambda part: self._write(batch, part, sampling=sampling, attempt=attempt),
-                parts=parts_of_batch(self.mode, batch["length"]),
+                parts=parts_of_batch(self._mode_of(batch["length"]), batch["length"]),
                 shape=(self.decoding.max_new_tokens,),
                 missing=-1,
             )
@@ -201,6 +201,16 @@ class Generator:
         return self.compile_seconds is not None
 
     # --- one batch ---
+
+    def _mode_of(self, length: torch.Tensor) -> ExecutionMode:
+        """Returns how rows of these lengths, `[B]`, run together.
+
+        Where one comes to a length behind which the model computes in another way, only rows that come to it at the
+        same step do: the others would be computed so before they are as long.
+        """
+        last = length + self.decoding.max_new_tokens
+        crosses = any(bool(((length <= boundary) & (last > boundary)).any()) for boundary in self.boundaries)
+        return ExecutionMode.EQUAL_LENGTHS if crosses and self.mode is not ExecutionMode.ONE_BY_ONE else self.mode
 
     def _write(self, batch: Batch, part: slice, *, sampling: Sampling, attempt: int) -> torch.Tensor:
         """Generates for some rows of a batch, `[b, max_new_tokens]`."""

@@ -145,8 +145,9 @@ class GenerationModule(pl.LightningModule):
         dtype = weights_dtype(str(self.trainer.precision))
         model: Any = self.checkpoint.load_language_model(dtype)
         known: Any = model.generation_config.eos_token_id if model.generation_config is not None else None
-        ends = set(known) if isinstance(known, list) else {known} - {None}
-        self.end_token_ids = sorted(ends | turn_end_ids(self.checkpoint.load_tokenizer()))
+        ends = {end for end in (known if isinstance(known, list) else [known]) if isinstance(end, int) and end >= 0}
+        options = self.prompt.chat_template_kwargs
+        self.end_token_ids = sorted(ends | turn_end_ids(self.checkpoint.load_tokenizer(), options=options))
         model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call] # its own temperature and penalties are not what was asked for
         self.loaded = LoadedModel(model, dtype).eval()
 

@@ -28,6 +28,7 @@ class GenerationSummary(FinishedRun[GenerationCounts]):
             f"windows    {counts.windows:,}: {found}, {failed}",
             *self.id_lines(),
             f"rejected   {counts.rejected:,} conversations{why}",
+            *([f"truncated  {counts.truncated:,} windows"] if counts.truncated else []),
             f"written    {speed}",
             f"file       {self.folder.memories}",
         ]

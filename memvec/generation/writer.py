@@ -66,6 +66,6 @@ class CompletionWriter(JournalCallback):
         if not tokens:  # even a model that has nothing to say writes its end
             return self._rows.without_output(row, self._module.engine.rejections.get(row, "the model wrote nothing"))
         self._output_tokens += len(tokens)
-        text = str(self._tokenizer.decode(tokens, skip_special_tokens=True))
         is_cut = tokens[-1] not in self._module.end_token_ids
+        text = str(self._tokenizer.decode(tokens if is_cut else tokens[:-1], skip_special_tokens=True))
         return self._rows.of(row, text, num_tokens=len(tokens), is_cut=is_cut)

@@ -123,7 +123,6 @@ class HeldModel:
             lengths=np.diff(encoded.offsets).astype(np.int32),
             shared=encoded.shared,
             rows=rows,
-            head_ids=self.prompts.head_ids,
         )
 
     def _plan(self, table: PromptTable) -> BatchPlan:

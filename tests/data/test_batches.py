@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -19,7 +21,6 @@ def table_of(lengths: list[int], *, shared: int = 2) -> PromptTable:
         lengths=np.array(lengths, dtype=np.int32),
         shared=np.minimum(shared, np.array(lengths, dtype=np.int32) - 1),
         rows=np.arange(len(lengths)),
-        head_ids=np.arange(1, shared + 1, dtype=np.int32),
     )
 
 
@@ -28,6 +29,16 @@ def probed(
 ) -> list[list[int]]:
     batches = table_of(lengths).batches(prefix_length, BatchRules(), boundaries=boundaries, windows=windows)
     return [batch["length"].tolist() for batch in batches.to_probe()]
+
+
+def test_the_tokens_in_common_are_those_of_a_row() -> None:
+    """A chat template that prints the time begins in another way now than when the rows were made."""
+    table = table_of([9, 4, 30], shared=3)
+    assert table.common_tokens().tolist() == [1, 2, 3]
+    melted = replace(table, shared=np.array([1, 3, 3], dtype=np.int32), rows=np.array([0, 2]))
+    melted.tokens.__getitems__(np.array([0])).input_ids[:] = 9
+    assert melted.common_tokens().tolist() == [1, 2, 3]
+    assert replace(table, rows=np.array([], dtype=np.int64)).common_tokens().tolist() == []
 
 
 def test_the_shortest_row_is_padded_to_the_longest() -> None:

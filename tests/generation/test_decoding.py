@@ -224,5 +224,35 @@ def test_an_answer_ends_with_each_of_the_models_end_tokens(
     other = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|endoftext|>", chat_template=tokenizer.chat_template
     )
+    assert turn_end_ids(other) == {end, other.eos_token_id}  # flagged as special in tokenizer.json, and named nowhere
     other.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
     assert turn_end_ids(other) == {end, other.eos_token_id}
+
+
+@pytest.mark.parametrize(
+    ("head", "options", "is_told"),
+    [
+        ("{% if persona is not defined %}{{ raise_exception('which persona?') }}{% endif %}", {"persona": "x"}, True),
+        ("{% if messages[-1].role != 'user' %}{{ raise_exception('no user') }}{% endif %}", {}, False),
+    ],
+)
+def test_a_chat_template_with_demands_ends_answers_too(
+    head: str, options: dict[str, str], is_told: bool, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    demanding = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer,
+        eos_token="<|endoftext|>",
+        chat_template=head + str(tokenizer.chat_template),
+    )
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert turn_end_ids(demanding, options=options) == {demanding.eos_token_id, *([end] if is_told else [])}
+
+
+def test_an_end_token_beyond_the_vocabulary_is_no_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "REPEATED_TOKENS", 2)
+    model = build_model("llama")
+    prompts = batch_of(prompts_of([30, 5, 17, 17, 9]), model)
+    options: dict[str, Any] = {"sampling": Sampling(), "seeds": SEEDS, "max_new_tokens": 100}
+    with torch.inference_mode():
+        answers = written(write_answers(model, prompts, end_token_ids=[model.config.vocab_size + 1], **options))
+    assert len({len(answer) for answer in answers}) > 1  # rows that repeat themselves end before the others

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from omegaconf import DictConfig
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    GenerationConfig,
+    Phi3Config,
+)
 
 import memvec
 from memvec.errors import ConfigError, ModelError
@@ -21,6 +28,8 @@ from memvec.generation.transcript import Message
 from memvec.model import memory
 from memvec.model.parity import ExecutionMode
 from tests.helpers.conversations import CHAT
+from tests.helpers.families import LONG_ROPE
+from tests.helpers.models import DECODER, build_tokenizer
 from tests.helpers.refusals import refused, refused_as
 
 Configure = Callable[..., DictConfig]
@@ -44,20 +53,25 @@ def transcripts() -> list[str]:
     return texts
 
 
-def answers_one_by_one(model: Path, *, image: bool = False) -> list[tuple[str, int]]:
+def prompt_of(tokenizer: Any, text: str) -> str:
+    """Returns what a model is asked about a conversation."""
+    chat = [{"role": "user", "content": TEMPLATE.replace("{text}", text)}]
+    return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+
+
+def answers_one_by_one(model: Path, *, image: bool = False, ends: Sequence[int] | None = None) -> list[tuple[str, int]]:
     """Returns the text and the number of tokens that the library writes about each conversation, greedily."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     auto = AutoModelForImageTextToText if image else AutoModelForCausalLM
     language_model = auto.from_pretrained(model, dtype=torch.float32).eval()
-    ends = tokenizer.convert_tokens_to_ids(["<|im_end|>"])
+    ends = [*(ends or ()), tokenizer.convert_tokens_to_ids("<|im_end|>")]
     config = GenerationConfig(max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=ends, pad_token_id=0)
     answers = []
     for text in transcripts():
-        chat = [{"role": "user", "content": TEMPLATE.replace("{text}", text)}]
-        prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+        ids = tokenizer(prompt_of(tokenizer, text), add_special_tokens=False, return_tensors="pt")
         output = language_model.generate(**ids, generation_config=config)[0, ids["input_ids"].shape[1] :]
-        answers.append((tokenizer.decode(output, skip_special_tokens=True), len(output)))
+        text = output[:-1] if int(output[-1]) in ends else output
+        answers.append((tokenizer.decode(text, skip_special_tokens=True), len(output)))
     return answers
 
 
@@ -114,6 +128,46 @@ def test_how_windows_are_batched_does_not_change_what_is_written(
 
 
 @pytest.mark.slow
+def with_ends(model: Path, folder: Path, ends: list[Any]) -> Path:
+    """Returns a copy of a model that says which tokens end an answer."""
+    shutil.copytree(model, folder)
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": ends}))
+    return folder
+
+
+def test_the_end_of_an_answer_is_no_part_of_its_text(
+    llama: Path, tmp_path: Path, write_conversations: Write, tiny_generation: Configure
+) -> None:
+    """Not every end token is flagged as special, so that decoding leaves it out."""
+    ends = list(range(5, 400, 7))
+    model = with_ends(llama, tmp_path / "model", [*ends, -1])  # some say -1 for none
+    cfg = tiny_generation(write_conversations(), *PLAIN, model=model)
+    memvec.generate(cfg)
+    lines = raw_lines(cfg.output_dir)
+    assert any(not line["is_cut"] for line in lines)
+    assert [(line["text"], line["num_tokens"]) for line in lines] == answers_one_by_one(llama, ends=ends)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [1, 3, 256])
+def test_answers_beyond_a_rope_that_changes_are_the_librarys(
+    batch_size: int, tmp_path: Path, write_conversations: Write, tiny_generation: Configure
+) -> None:
+    tokenizer = build_tokenizer()
+    lengths = [len(tokenizer(prompt_of(tokenizer, text))["input_ids"]) for text in transcripts()]
+    boundary = min(lengths) + NEW_TOKENS // 2  # the shortest comes to it while others are behind it
+    assert max(lengths) > boundary
+    torch.manual_seed(0)
+    rope = {"rope_parameters": LONG_ROPE, "original_max_position_embeddings": boundary}
+    folder = tmp_path / "model"
+    AutoModelForCausalLM.from_config(Phi3Config(**{**DECODER, **rope})).eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    cfg = tiny_generation(write_conversations(), *PLAIN, f"data.batch_size={batch_size}", model=folder)
+    memvec.generate(cfg)
+    assert [(line["text"], line["num_tokens"]) for line in raw_lines(cfg.output_dir)] == answers_one_by_one(folder)
+
+
 def test_another_seed_draws_another_text(write_conversations: Write, tiny_generation: Configure) -> None:
     texts = []
     for seed in (0, 1):
