@@ -244,7 +244,7 @@ def test_killed_anywhere_the_same_command_goes_on_where_it_was(
     else:  # the first attempt's outputs are all in the journal, and so are the second's once they are finalised
         left = summary.memories.counts.retried if name == "generating" else 0
         assert summary.memories.metrics["computed_entries"] == left
-    written = re.search(r"over the (\d+) written since the run was resumed", "\n".join(summary.lines()))
+    written = re.search(r"over the (\d+) that this command wrote", "\n".join(summary.lines()))
     assert (written is None) == is_second_stage
     assert written is None or int(written[1]) == summary.memories.metrics["computed_entries"]
     computed_again = 0 if name in ("computing vectors", "finalising the vectors") else summary.vectors.counts.unique

@@ -21,8 +21,9 @@ class GenerationSummary(FinishedRun[GenerationCounts]):
         tokens = numbers.take_or("output_tokens_per_second", float) or 0.0
         windows = numbers.take("entries_per_second", float)
         speed = f"{tokens:,.0f} tokens/s ({windows:,.2f} windows/s; {self.computed})"
+        # What an earlier command wrote does not count, nor windows that are alike, of which one is written.
         if (computed := numbers.take("computed_entries", int)) < counts.windows + counts.retried:
-            speed += f", over the {computed:,} written since the run was resumed"
+            speed += f", over the {computed:,} that this command wrote"
         return [
             f"memories   {counts.memories:,} of {counts.conversations:,} conversations",
             f"windows    {counts.windows:,}: {found}, {failed}",
