@@ -213,7 +213,7 @@ class Encoder:
         *,
         on_error: Literal["raise", "nan"] = "raise",
         progress: bool = False,
-        to: str | torch.device = "cpu",
+        to: str | int | torch.device = "cpu",
     ) -> torch.Tensor:
         """Returns the vectors of texts.
 
@@ -222,7 +222,7 @@ class Encoder:
             on_error: What becomes of a text that cannot be used, or whose vector is not finite: `raise` ends the call,
                 `nan` leaves NaN in its row.
             progress: Whether to show a progress bar, in tokens.
-            to: Device of the result.
+            to: Device of the result; a number is that of an accelerator.
 
         Returns:
             `[N, D]` float32, row i for `texts[i]`; `[N, L, D]` where `layer` is a list of L.
@@ -232,7 +232,7 @@ class Encoder:
             ModelError: With `on_error="raise"`, a vector is not finite.
         """
         one_of("on_error", on_error, ("raise", "nan"))
-        device = usable_device(str(to), option="to")
+        device = usable_device(torch.device(to) if isinstance(to, int) else to, option="to")
         values = as_values(texts, name="texts")
         reasons = {row: reason for row, text in enumerate(values) if (reason := why_unusable(text))}
         if reasons and on_error == "raise":
@@ -400,7 +400,7 @@ def _is_module(model: Any) -> bool:
     return isinstance(model, torch.nn.Module)
 
 
-def usable_device(name: str, *, option: str = "device") -> torch.device:
+def usable_device(name: str | torch.device, *, option: str = "device") -> torch.device:
     """Returns a device by its name; `auto` is the accelerator where there is one.
 
     Args:

@@ -48,7 +48,7 @@ class PromptTable:
         """Returns the leading tokens that are worth computing once for all rows left, `[P]` int64; P may be 0.
 
         They are those of a row, not of the template: a chat template that prints the date says another when it is asked
-        again.
+        again. All rows of a table are made at one time, so that those which share so many share the same.
         """
         shared = self.shared[self.rows]
         length = best_prefix_length(shared)

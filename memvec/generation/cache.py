@@ -3,7 +3,8 @@
 In: the room, in tokens. Out: a transformers `Cache` for one call of `generate`.
 
 Why not the library's own: `DynamicCache` copies all keys and values for every new token, which takes a fifth of the
-time of a step at 800 tokens; `StaticCache` copies nothing but attends to the room that is still empty.
+time of a step at 800 tokens; `StaticCache` copies nothing but attends to the room that is still empty, which pays only
+where steps are replayed (`memvec.generation.replay`).
 """
 
 from __future__ import annotations

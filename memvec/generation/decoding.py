@@ -80,7 +80,7 @@ def write_answers(
     seeds: Sequence[int],
     end_token_ids: Sequence[int],
     max_new_tokens: int,
-    replays: bool = False,
+    replay: StepReplay | None = None,
 ) -> torch.Tensor:
     """Returns what the model writes to each prompt, `[B, max_new_tokens]` int64 with -1 behind a row's end.
 
@@ -91,14 +91,14 @@ def write_answers(
         seeds: `[B]`, each row's own, for where tokens are drawn.
         end_token_ids: An answer ends with the first of these, which belongs to it.
         max_new_tokens: Most tokens of an answer.
-        replays: Whether decode steps are recorded and replayed (`memvec.generation.replay`).
+        replay: Records and replays decode steps; None launches each.
     """
     width, device = prompts.input_ids.shape[1], prompts.input_ids.device
     answers = torch.full((len(prompts.input_ids), max_new_tokens), -1, device=device)
     rows = torch.arange(len(answers), device=device)  # which answers the batch's rows are
     length = torch.full_like(rows, max_new_tokens + 1)  # of their answers; more than there can be while unfinished
-    most_staying = MOST_STAYING_WHERE_REPLAYED if replays else 1
-    with StepReplay(model) if replays else nullcontext():
+    most_staying = 1 if replay is None else MOST_STAYING_WHERE_REPLAYED
+    with replay or nullcontext():
         while len(rows) > 0:
             written = prompts.input_ids.shape[1] - width
             prompts, stopped_at = _decode(
@@ -109,6 +109,7 @@ def write_answers(
                 sampling=sampling,
                 seeds=[seeds[row] for row in rows.tolist()],
                 end_token_ids=end_token_ids,
+                has_ended=length <= max_new_tokens,
             )
             tokens = prompts.input_ids[:, width:]  # [b, written + new]
             found = _answer_length(tokens, end_token_ids, stopped_at, unfinished=max_new_tokens + 1)
@@ -134,6 +135,7 @@ def _decode(
     sampling: Sampling,
     seeds: Sequence[int],
     end_token_ids: Sequence[int],
+    has_ended: torch.Tensor,
 ) -> tuple[Prompts, torch.Tensor]:
     """Writes the next tokens of every row, a chunk of them.
 
@@ -145,6 +147,7 @@ def _decode(
         sampling: How tokens are chosen.
         seeds: `[b]`, each row's own.
         end_token_ids: What ends a row.
+        has_ended: `[b]`, which rows stay though their answers have ended: the chunk does not wait for them.
 
     Returns:
         The prompts with the new tokens, and how many tokens a row had written when it began to repeat itself, `[b]`; 0
@@ -164,8 +167,8 @@ def _decode(
     new, stopped_at = [], []
     for part in parts:
         prompts_of_part = prompts if len(parts) == 1 else _part(prompts, part)
-        rows, read = prompts_of_part.input_ids.shape
-        repetition = RepetitionStop(width=read - written, rows=rows, device=prompts.input_ids.device)
+        read = prompts_of_part.input_ids.shape[1]
+        repetition = RepetitionStop(width=read - written, has_ended=has_ended[part])
         output = prompts_of_part.generate(
             model,
             config,
@@ -228,22 +231,23 @@ class RepetitionStop(StoppingCriteria):
 
     Args:
         width: T, tokens of the prompts with their padding.
-        rows: B.
-        device: Where the tokens are.
+        has_ended: `[B]`, rows that have ended before.
     """
 
-    def __init__(self, *, width: int, rows: int, device: torch.device) -> None:
+    def __init__(self, *, width: int, has_ended: torch.Tensor) -> None:
         self.width = width
-        self.stopped_at = torch.zeros(rows, dtype=torch.long, device=device)  # tokens written; 0 while it is unfinished
+        self.has_ended = has_ended
+        self.stopped_at = torch.zeros_like(has_ended, dtype=torch.long)  # tokens written; 0 while it is unfinished
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:
         """Returns which rows are to end, `[B]`."""
         written = input_ids[:, self.width :]
-        ends: Any = torch.zeros(len(written), dtype=torch.bool, device=written.device)
+        ends: Any = self.has_ended
         if written.shape[1] > REPEATED_TOKENS:
             pieces = written.unfold(1, REPEATED_TOKENS, 1)  # [B, G - n + 1, n]
-            ends = (pieces == pieces[:, -1:]).all(dim=2).sum(dim=1) >= REPEATS
-            self.stopped_at[ends & (self.stopped_at == 0)] = written.shape[1]
+            repeats = (pieces == pieces[:, -1:]).all(dim=2).sum(dim=1) >= REPEATS
+            self.stopped_at[repeats & (self.stopped_at == 0)] = written.shape[1]
+            ends = ends | repeats
         return ends  # type: ignore[no-any-return]
 
 

@@ -14,7 +14,6 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -93,7 +92,7 @@ class Generator:
         self.mode = ExecutionMode.BATCHED
         self.probe_errors: dict[str, float] = {}
         self.matmuls: Choice | None = None
-        self.replays = False  # decode steps
+        self.replay: StepReplay | None = None  # of decode steps
         self.compile_seconds: float | None = None
         self.rejections: dict[int, str] = {}  # rows that do not fit into memory even alone, and why
 
@@ -191,7 +190,7 @@ class Generator:
             dtype=self.computed_in,
         )
         if self.speedups.tune == "auto" and self.device.type == "cuda":
-            self.replays = self._steps_replay(batches[0])
+            self.replay = self._probed_replay(batches)
 
     def compile(self, full_batch: Callable[[], Batch], *, batches: float) -> bool:
         """Compiles what packed weights have left to compile, where that was asked for; says whether it has."""
@@ -222,22 +221,26 @@ class Generator:
             seeds=[row_seed(decoding.seed, attempt=attempt, row=row) for row in batch["index"][part].tolist()],
             end_token_ids=decoding.end_token_ids,
             max_new_tokens=decoding.max_new_tokens,
-            replays=self.replays,
+            replay=self.replay,
         )
 
-    def _steps_replay(self, batch: Batch) -> bool:
-        """Whether decode steps can be recorded and give, replayed, the scores that they give without."""
-        scores = partial(self._scores, self.mode, batch, tokens=TOKENS_TO_PROBE)
-        with StepReplay(self.model) as replay:
+    def _probed_replay(self, batches: list[Batch]) -> StepReplay | None:
+        """Returns what replays decode steps, if they can be recorded and their scores are those of launched ones."""
+        replay = StepReplay(self.model)
+
+        def scores() -> torch.Tensor:
+            return torch.cat([self._scores(self.mode, batch, tokens=TOKENS_TO_PROBE) for batch in batches])
+
+        with replay:
             replayed = scores()
         if not replay.has_recorded:
-            return False
+            return None
         error = relative_error(replayed, scores())
         if error > tolerance_of(self.computed_in):
             log.info("decode steps are not replayed: their scores differ by %.2g", error)
-            return False
+            return None
         log.info("decode steps are replayed")
-        return True
+        return replay
 
     def _scores(self, mode: ExecutionMode, batch: Batch, *, tokens: int) -> torch.Tensor:
         """Returns the scores of the next tokens, `[B, tokens * V]`, whichever were the likeliest."""

@@ -167,9 +167,13 @@ class GenerationModule(pl.LightningModule):
         return warm_up(self.generator, table, rules, ranks=ranks)
 
     def on_predict_end(self) -> None:
-        """Frees the weights, as `memvec.model.module` does, unless they are wanted; another attempt loads them."""
+        """Frees the weights, as `memvec.model.module` does, unless another stage or attempt wants them.
+
+        From a GPU they are freed before another attempt too: loading them takes no longer than copying them twice.
+        """
         self.generator = None
-        if not self.keeps_weights:
+        may_follow = datamodule_of(self.trainer).attempt + 1 < self.attempts and self.device.type == "cpu"
+        if not self.keeps_weights and not may_follow:
             self.loaded = None
 
     def has_own_batches_in_step(self) -> bool:
@@ -184,5 +188,6 @@ class GenerationModule(pl.LightningModule):
 
     def notes(self) -> dict[str, Any]:
         """Returns what was found out while running, for the manifest."""
-        replays = self.generator is not None and self.generator.replays
-        return {**warm_up_notes(self.generator), "decode_steps": "replayed" if replays else "launched one by one"}
+        replay = self.generator.replay if self.generator is not None else None
+        replays = replay is not None and replay.has_recorded
+        return {**warm_up_notes(self.generator), "decode_steps": "replayed" if replays else "launched"}

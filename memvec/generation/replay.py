@@ -4,8 +4,9 @@ In: a model, as `generate` calls it with preallocated keys and values (`memvec.g
 of a next token; while the context is entered, a step of one token a row replays a graph.
 
 How: for the rows of a batch one step is recorded, over the keys' and values' whole buffers, with a mask over what is
-still empty. What changes from step to step stands in tensors: tokens, positions, mask, the place to write to. Any other
-call goes to the model itself, as do all where it cannot be recorded.
+still empty: attending to that costs a GPU less than launching a step does. What changes from step to step stands in
+tensors: tokens, positions, mask, the place to write to. Any other call goes to the model itself, as do all where a step
+cannot be recorded.
 
 Why: a step launches hundreds of kernels of a few microseconds each, and a host launches them more slowly than a GPU
 computes them: 26 windows took 8.7 s with Qwen3-0.6B's shape on an H100, replayed 3.2 s.
@@ -27,6 +28,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from memvec.errors import one_line
 from memvec.generation.cache import PreallocatedLayer, has_room, lengthen
 from memvec.model.prefix import cache_argument
+from memvec.model.torch_internals import no_waiting
 from memvec.model.tuning import UNUSABLE
 
 # What `generate` says of a step besides the cache; a step with anything else is the model's own.
@@ -75,16 +77,22 @@ class StepReplay:
             return self._forward(*args, **kwargs)
         if self._step is None or not self._step.is_of(cache):
             self._step = None  # its memory is free for the next
-            try:
-                self._step = RecordedStep(self._forward, self._cache_argument, kwargs)
-            except UNUSABLE as error:
-                log.info("decode steps are not replayed (%s)", one_line(error))
-                self._is_recordable = self.has_recorded = False
-                return self._forward(*args, **kwargs)
-            self.has_recorded = True
+            self._record(kwargs)
+            if self._step is None:  # not within `except`: the error would hold what was recorded so far
+                return self._forward(**kwargs)
         logits = self._step(kwargs["input_ids"])
         lengthen(cache, cache.get_seq_length() + 1)
         return CausalLMOutputWithPast(logits=logits, **{self._cache_argument: cache})
+
+    def _record(self, kwargs: Mapping[str, Any]) -> None:
+        """Records a step, or says that none is replayed from now on."""
+        try:
+            self._step = RecordedStep(self._forward, self._cache_argument, kwargs)
+        except UNUSABLE as error:
+            log.info("decode steps are not replayed (%s)", one_line(error))
+            self._is_recordable = self.has_recorded = False
+        else:
+            self.has_recorded = True
 
     def _is_step(self, kwargs: Mapping[str, Any], cache: Any) -> bool:
         """Whether a call is of one token a row, for which there is room, and says nothing that is not recorded."""
@@ -142,18 +150,28 @@ class RecordedStep:
         return self._logits
 
     def _record(self) -> None:
-        """Records the step; it is computed once before, outside of the graph, for what is set up at a first call."""
+        """Records the step; it is computed once before, outside of the graph, for what is set up at a first call.
+
+        A step that waits for the device cannot be recorded. That first time tells, without a capture that would fail
+        half way: torch leaves the thread on the capture's stream then.
+        """
         if self._place.device.type != "cuda":
             self._compute()
             return
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self._compute()
-        torch.cuda.current_stream().wait_stream(stream)
+        current, stream = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(stream), no_waiting():
+                self._compute()
+        finally:
+            current.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # another thread copies and flushes meanwhile
-            self._logits = self._compute()
+        try:
+            # Another thread copies and flushes meanwhile.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._logits = self._compute()
+        finally:
+            torch.cuda.set_stream(current)
         self._graph = graph
 
     def _compute(self) -> torch.Tensor:
@@ -194,4 +212,4 @@ def _buffers(cache: Any) -> tuple[object, ...]:
     """Returns what tells a cache's buffers apart from all others while a step that was recorded over them is held."""
     layer = cache.layers[0]
     keys, _ = layer.buffers()
-    return (id(layer), keys.data_ptr(), *keys.shape)
+    return (id(layer), *keys.shape)  # rows only ever leave

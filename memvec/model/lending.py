@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from memvec.errors import ConfigError, ModelError
 from memvec.model.refusals import refuse_kind
-from memvec.model.torch_internals import count_hooks, has_hooks, uncompiled
+from memvec.model.torch_internals import hook_ids, uncompiled
 
 
 def decoder_of(model: Any) -> PreTrainedModel:
@@ -80,8 +80,8 @@ def refuse_other_tokens(processor: Any, text: str) -> None:
         return
     try:
         found, expected = ([int(token) for token in each(text=[text])["input_ids"][0]] for each in (processor, inner))
-    except (TypeError, ValueError, AttributeError, KeyError, IndexError):
-        return  # one that takes no text alone
+    except Exception:  # whatever it raises, it takes no text alone
+        return
     if found != expected:
         tokens = f"makes other tokens of a text ({len(found)}) than its tokenizer ({len(expected)})"
         advice = "give processor.tokenizer, if those are meant"
@@ -89,13 +89,13 @@ def refuse_other_tokens(processor: Any, text: str) -> None:
 
 
 def state_of(model: nn.Module) -> tuple[object, ...]:
-    """Returns what a program can change of a model, besides its weights, that decides how it may be computed.
+    """Returns which modules, hooks and attention a model has: what decides, besides its weights, how it is computed.
 
     A hook, such as one that steers, may be right for a row alone and wrong for a batch; and another attention is to be
     taken as it is.
     """
-    hooks = tuple((id(module), *count_hooks(module)) for module in model.modules() if has_hooks(module))
-    return (getattr(getattr(model, "config", None), "_attn_implementation", None), hooks)
+    modules = tuple((id(module), type(module), hook_ids(module)) for module in model.modules())
+    return (getattr(getattr(model, "config", None), "_attn_implementation", None), modules)
 
 
 @contextmanager

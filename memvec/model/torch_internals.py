@@ -7,6 +7,7 @@ module's hooks, a module without its compiled form. The oneDNN operators are tho
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
@@ -79,9 +80,9 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
-def count_hooks(module: nn.Module) -> tuple[int, int]:
-    """Returns how many hooks are called before a module and after it."""
-    return len(module._forward_pre_hooks), len(module._forward_hooks)
+def hook_ids(module: nn.Module) -> tuple[int, ...]:
+    """Returns the numbers, none of which is given twice, of what is called before a module and after it."""
+    return (*module._forward_pre_hooks, *module._forward_hooks)
 
 
 def forward_hooks(module: nn.Module) -> Any:
@@ -99,19 +100,37 @@ def compile_module(module: nn.Module) -> None:
 
 @contextmanager
 def uncompiled(module: nn.Module) -> Iterator[None]:
-    """Has a module that a program has compiled in place run as it was written.
+    """Has a module and those within it, some of which a program has compiled in place, run as they were written.
 
-    What was compiled before a hook was added does not call it. Of modules within it `nn.Module.__call__` takes care.
+    What was compiled before a hook was added does not call it, or is compiled anew for each until torch gives up.
     """
-    compiled: dict[str, Any] = {
-        name: vars(module)[name] for name in ("_compiled_call_impl", "forward") if name in vars(module)
-    }
-    for name, each in compiled.items():
-        vars(module)[name] = getattr(each, "_torchdynamo_orig_callable", each) if name == "forward" else None
+    compiled: list[tuple[dict[str, Any], str, Any]] = []
+    for each in module.modules():
+        held = vars(each)
+        if (forward := held.get("forward")) is not None and hasattr(forward, "_torchdynamo_orig_callable"):
+            compiled.append((held, "forward", forward))
+            held["forward"] = forward._torchdynamo_orig_callable
+        if held.get("_compiled_call_impl") is not None:
+            compiled.append((held, "_compiled_call_impl", held["_compiled_call_impl"]))
+            held["_compiled_call_impl"] = None
     try:
         yield
     finally:
-        vars(module).update(compiled)
+        for held, name, before in compiled:
+            held[name] = before
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """Makes it an error to wait for a CUDA device."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch calls it a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 def forget_compiled(module: nn.Module) -> None:

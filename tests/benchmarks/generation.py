@@ -156,7 +156,7 @@ class Batches:
         for place, row in enumerate(rows):
             input_ids[place, width - len(self.prompts[row]) :] = torch.tensor(self.prompts[row], device=device)
             mask[place, width - len(self.prompts[row]) :] = 1
-        repetition = RepetitionStop(width=width, rows=len(rows), device=device)
+        repetition = RepetitionStop(width=width, has_ended=torch.zeros(len(rows), dtype=torch.bool, device=device))
         output = self.model.generate(
             input_ids=input_ids,
             attention_mask=mask,

@@ -12,6 +12,7 @@ from memvec.data.collator import real_tokens
 from memvec.generation import decoding
 from memvec.generation.cache import bytes_per_token, preallocated_cache
 from memvec.generation.decoding import Prompts, RepetitionStop, turn_end_ids, write_answers
+from memvec.generation.replay import StepReplay
 from memvec.generation.sampling import Sampling, row_seed
 from memvec.model.prefix import SharedPrefix, compute_prefix
 from tests.helpers.families import FAMILIES, build_family
@@ -66,7 +67,7 @@ def write(
             seeds=seeds,
             end_token_ids=ENDS,
             max_new_tokens=ROOM,
-            replays=replays,
+            replay=StepReplay(model) if replays else None,
         )
     )
 
@@ -193,7 +194,7 @@ def test_the_repetition_penalty_does_not_count_the_prompt() -> None:
 
 def test_a_row_that_repeats_itself_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "REPEATED_TOKENS", 4)
-    stop = RepetitionStop(width=2, rows=3, device=torch.device("cpu"))
+    stop = RepetitionStop(width=2, has_ended=torch.zeros(3, dtype=torch.bool))
     rows = torch.tensor(
         [
             [9, 9, *[5, 6] * 5],  # the last four tokens stand there three times and more
@@ -203,6 +204,8 @@ def test_a_row_that_repeats_itself_ends(monkeypatch: pytest.MonkeyPatch) -> None
     )
     assert stop(rows, torch.empty(0)).tolist() == [True, False, False]
     assert stop.stopped_at.tolist() == [10, 0, 0]
+    stop = RepetitionStop(width=2, has_ended=torch.tensor([False, False, True]))
+    assert stop(rows, torch.empty(0)).tolist() == [True, False, True]
 
 
 def test_an_answer_that_repeated_itself_holds_all_it_wrote(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,6 +149,25 @@ def test_the_end_of_an_answer_is_no_part_of_its_text(
     assert [(line["text"], line["num_tokens"]) for line in lines] == answers_one_by_one(llama, ends=ends)
 
 
+def test_no_weights_are_left_when_the_last_attempt_ends(
+    write_conversations: Write, tiny_generation: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning copies what is left from a GPU to host memory; on a CPU another attempt may want it."""
+    moved: list[bool] = []
+    move = GenerationModule.cpu
+
+    def cpu(self: GenerationModule) -> GenerationModule:
+        moved.append(any(True for _ in self.parameters()))
+        return move(self)
+
+    monkeypatch.setattr(GenerationModule, "cpu", cpu)
+    memvec.generate(tiny_generation(write_conversations(), *PLAIN, output="one"))
+    assert moved == [False]
+    two = tiny_generation(write_conversations(), *PLAIN, "generation.attempts=2", output="two")
+    assert memvec.generate(two).counts.retried > 0
+    assert moved == [False, True, False]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 3, 256])
 def test_answers_beyond_a_rope_that_changes_are_the_librarys(

@@ -18,7 +18,7 @@ from memvec.generation import decoding, replay
 from memvec.generation.decoding import write_answers
 from memvec.generation.replay import RecordedStep, StepReplay
 from memvec.generation.sampling import Sampling
-from tests.generation.test_decoding import batch_of, prompts_of, written
+from tests.generation.test_decoding import ENDS, ROOM, batch_of, prompts_of, written
 from tests.helpers.families import build_family
 from tests.helpers.models import build_model
 
@@ -75,6 +75,48 @@ def test_other_attention_than_sdpa_is_not_recorded() -> None:
     assert not steps.has_recorded
 
 
+def test_rows_that_stay_when_they_have_ended_write_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "TOKENS_IN_A_CHUNK", 2)
+    monkeypatch.setattr(decoding, "MOST_STAYING_WHERE_REPLAYED", 0.0)  # none leaves
+    model, prompts = build_model("llama"), prompts_of([30, 5, 17, 17, 9])
+    for repeated in (24, 2):
+        monkeypatch.setattr(decoding, "REPEATED_TOKENS", repeated)
+        options: dict[str, Any] = {"sampling": Sampling(), "seeds": [0] * 5, "end_token_ids": ENDS}
+        with torch.inference_mode():
+            expected = write_answers(model, batch_of(prompts, model), **options, max_new_tokens=ROOM)
+            batch = batch_of(prompts, model)
+            found = write_answers(model, batch, **options, max_new_tokens=ROOM, replay=StepReplay(model))
+        assert written(found) == written(expected)
+        assert len({len(answer) for answer in written(found)}) > 1
+
+
+def test_what_has_no_room_left_is_not_replayed() -> None:
+    model = build_model("llama")
+    config = GenerationConfig(max_new_tokens=ROOM + 5, do_sample=False, pad_token_id=0)
+    expected = batch_of(prompts_of([9, 4]), model).generate(model, config).tolist()
+    with StepReplay(model) as steps:
+        assert batch_of(prompts_of([9, 4]), model).generate(model, config).tolist() == expected
+    assert steps.has_recorded
+
+
+def test_a_step_that_cannot_be_recorded_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def fail(self: RecordedStep) -> None:
+        tried.append(1)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(RecordedStep, "_record", fail)
+    model = build_model("llama")
+    expected = generate(model, [9, 4, 7])
+    steps = StepReplay(model)
+    for _ in range(3):
+        with steps:
+            assert generate(model, [9, 4, 7]) == expected
+    assert tried == [1]
+    assert not steps.has_recorded
+
+
 def test_rows_leave_once_a_quarter_has_finished(recorded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "TOKENS_IN_A_CHUNK", 2)
     model, prompts = build_model("llama"), prompts_of([8] * 8)
@@ -86,7 +128,7 @@ def test_rows_leave_once_a_quarter_has_finished(recorded: list[int], monkeypatch
         ends = [int(free[0, 1]), int(free[1, 5]), int(free[2, 5])]
         options = {"sampling": Sampling(), "seeds": [0] * 8, "end_token_ids": ends, "max_new_tokens": 12}
         expected = write_answers(model, batch_of(prompts, model), **options)
-        found = write_answers(model, batch_of(prompts, model), **options, replays=True)
+        found = write_answers(model, batch_of(prompts, model), **options, replay=StepReplay(model))
     assert written(found) == written(expected)
     lengths = sorted(map(len, written(found)))
     assert lengths[0] < lengths[-1]

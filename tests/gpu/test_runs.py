@@ -59,7 +59,7 @@ def test_replayed_decode_steps_write_what_launched_ones_do(
         steps.append(memvec.generate(cfg).manifest["notes"]["decode_steps"])
         written.append([line["text"] for line in read_lines(folder / "raw.jsonl")])
     assert written[0] == written[1]
-    assert steps[0] == "launched one by one"
+    assert steps[0] == "launched"
     if architecture == "llama" and device.type == "cuda":
         assert steps[1] == "replayed"
 

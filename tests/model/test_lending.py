@@ -44,7 +44,11 @@ def test_token_types_that_a_tokenizer_gives_are_heeded() -> None:
     model = build_model("gpt2")
     for prefix_cache in ("auto", "off"):
         encoder = Encoder(model, tokenizer=tokenizer, prefix_cache=prefix_cache)
-        assert_as_the_loop(encoder, model, tokenizer, TEXTS)
+        assert_as_the_loop(encoder, model, tokenizer, MANY)
+    model.set_attn_implementation("eager")  # with which padding is not left out
+    encoder = Encoder(model, tokenizer=tokenizer)
+    assert_as_the_loop(encoder, model, tokenizer, MANY)
+    assert encoder._loaded().extractor.mode is ExecutionMode.SHARED_PREFIX
 
 
 def test_a_hook_that_comes_later_is_probed() -> None:
@@ -55,10 +59,16 @@ def test_a_hook_that_comes_later_is_probed() -> None:
     def steer(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
         return torch.cat([output[:, :-1], output[:, -1:] + 1], dim=1)  # the last place: padding, in a batch
 
-    handle = model.model.layers[0].register_forward_hook(steer)
-    assert_as_the_loop(encoder, model, tokenizer, MANY)
+    layer = model.model.layers[0]
+    expected = reference_vectors(model, tokenizer, MANY, template=ZH)  # adds hooks of transformers' own
+    harmless = layer.register_forward_hook(lambda module, args, output: None)
+    torch.testing.assert_close(encoder.encode(MANY), expected, rtol=1e-4, atol=1e-5)
+    harmless.remove()
+    handle = layer.register_forward_hook(steer)  # as many as before
+    steered = encoder.encode(MANY)
+    assert relative_errors(steered, reference_vectors(model, tokenizer, MANY, template=ZH)).max() < ROUNDING
     handle.remove()
-    assert_as_the_loop(encoder, model, tokenizer, MANY)
+    torch.testing.assert_close(encoder.encode(MANY), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_an_attention_that_comes_later_is_taken() -> None:
@@ -71,23 +81,26 @@ def test_an_attention_that_comes_later_is_taken() -> None:
     assert encoder._loaded().extractor.mode is not ExecutionMode.UNPADDED
 
 
-def test_rows_of_one_length_are_probed_side_by_side() -> None:
+class OfTheBatch(nn.Module):
+    """Scales by the whole batch, as dynamic quantisation does."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        scaled: torch.Tensor = self.inner(states) * states.abs().max()
+        return scaled
+
+
+@pytest.mark.parametrize("is_later", [False, True])
+def test_rows_of_one_length_are_probed_side_by_side(is_later: bool) -> None:
     model, tokenizer = build_model("llama"), build_tokenizer()
-
-    class OfTheBatch(nn.Module):
-        """Scales by the whole batch, as dynamic quantisation does."""
-
-        def __init__(self, inner: nn.Module) -> None:
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, states: torch.Tensor) -> torch.Tensor:
-            scaled: torch.Tensor = self.inner(states) * states.abs().max()
-            return scaled
-
+    encoder = Encoder(model, tokenizer=tokenizer)
+    if is_later:
+        encoder.encode(TEXTS)
     for layer in model.model.layers:
         layer.mlp = OfTheBatch(layer.mlp)
-    encoder = Encoder(model, tokenizer=tokenizer)
     assert_as_the_loop(encoder, model, tokenizer, ["likes tea a lot", "likes tea a bit", "likes a lot of tea"])
     assert encoder._loaded().extractor.mode is ExecutionMode.ONE_BY_ONE
 
@@ -147,6 +160,39 @@ def test_a_decoder_compiled_in_place_serves_every_layer() -> None:
     for layer in (-1, 1):
         assert_as_the_loop(Encoder(model, tokenizer=tokenizer, layer=layer), model, tokenizer, TEXTS, layer=layer)
     assert model.model._compiled_call_impl is compiled
+
+
+@torch.no_grad()
+def test_layers_compiled_in_place_stay_compiled() -> None:
+    model, tokenizer = build_model("llama"), build_tokenizer()
+    compiled: list[int] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        def run(*args: Any) -> Any:
+            compiled.append(1)
+            return graph(*args)
+
+        return run
+
+    for layer in model.model.layers:
+        layer.compile(backend=backend)
+    ids = torch.arange(3, 12)[None]
+    model(input_ids=ids, use_cache=False)
+    before = len(compiled)
+    vectors = Encoder(model, tokenizer=tokenizer).encode(TEXTS)
+    assert len(compiled) == before  # the hooks that take states are not for a compiler
+    model(input_ids=ids, use_cache=False)
+    assert len(compiled) == 2 * before > 0
+    torch.testing.assert_close(vectors, reference_vectors(model, tokenizer, TEXTS, template=ZH), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
+def test_an_adapter_that_some_tokens_switch_on_is_refused() -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM", alora_invocation_tokens=[5, 6])
+    model = peft.get_peft_model(build_model("llama"), config)
+    with refused(ModelError, "model", found="aLoRA"):
+        Encoder(model, tokenizer=build_tokenizer()).encode(TEXTS)
 
 
 def test_nothing_but_nan_stands_for_a_vector_that_is_not_finite() -> None:
