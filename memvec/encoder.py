@@ -185,6 +185,7 @@ class Encoder:
             "dtype": str(decoder.dtype if self.is_lent else self.dtype).removeprefix("torch."),
             "autocast": None if self.autocast is None else str(self.autocast).removeprefix("torch."),
             **held.prompts.fingerprint(),
+            **({"token_types": True} if held.extractor.backbone.has_token_types else {}),
         }
 
     def close(self) -> None:

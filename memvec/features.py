@@ -31,6 +31,8 @@ from memvec.schema import (
     VECTOR,
 )
 
+VIEWS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+
 ENTRY_FEATURES = Features(
     {
         ID: Value("string"),
@@ -76,6 +78,7 @@ def kept_features(types: Mapping[str, pa.DataType]) -> Features:
     Raises:
         ValueError: A column is of a type that a dataset or a Parquet file cannot hold, such as a map.
     """
+    types = {name: _copied(kind) for name, kind in types.items()}
     for name, kind in types.items():
         try:
             _check_kept(kind)
@@ -85,7 +88,14 @@ def kept_features(types: Mapping[str, pa.DataType]) -> Features:
     return Features.from_arrow_schema(pa.schema(types))
 
 
+def _copied(kind: pa.DataType) -> pa.DataType:
+    """Returns the type that holds the values of a view type itself; Arrow can do little with views."""
+    return VIEWS.get(kind, kind)
+
+
 def _check_kept(kind: pa.DataType) -> None:
+    if kind in VIEWS or pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+        raise ValueError("it holds views")
     if isinstance(kind, pa.BaseExtensionType):  # which a library might decode in ways of its own
         raise ValueError("it is another library's type")
     if pa.types.is_struct(kind) and (MARK in kind.names or not kind.names):

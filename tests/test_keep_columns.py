@@ -119,6 +119,18 @@ def test_a_resume_keeps_them_and_other_ones_are_refused(write_jsonl: Write, tiny
         memvec.predict(tiny_config(path, "data.keep_columns=[user]"))
 
 
+@pytest.mark.parametrize("kind", [pa.string_view(), pa.binary_view()])
+def test_a_column_of_views_is_kept_as_what_they_show(
+    kind: pa.DataType, tmp_path: Path, tiny_config: Callable[..., DictConfig]
+) -> None:
+    values = ["a", "b", "a"] if kind == pa.string_view() else [b"a", b"b", b"a"]
+    path = tmp_path / "views.parquet"
+    pq.write_table(pa.table({"text": ["tea", "coffee", "milk"], "who": pa.array(values, kind)}), path)
+    cfg = tiny_config(path, "data.keep_columns=[who]")
+    memvec.predict(cfg)
+    assert memvec.load(cfg.output_dir)["who"][:] == values
+
+
 @pytest.mark.processes
 def test_several_ranks_keep_them(run: RunFolder, llama: Path, tmp_path: Path) -> None:
     path = write_lines(tmp_path / "memories.jsonl", ROWS)

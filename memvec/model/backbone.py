@@ -65,7 +65,7 @@ def decoder_layers(decoder: PreTrainedModel) -> nn.ModuleList | None:
     return next(lists, None)  # modules() yields outer modules first
 
 
-def takes_token_types(decoder: PreTrainedModel, tokenizer: Any) -> bool:
+def takes_token_types(decoder: PreTrainedModel | type[PreTrainedModel], tokenizer: Any) -> bool:
     """Whether a tokenizer gives `token_type_ids` with its tokens, and the decoder takes them.
 
     GPT-2 adds an embedding of them, that of the token 0, to each token's: `model(**tokenizer(text))` is another vector

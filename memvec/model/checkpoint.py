@@ -19,6 +19,7 @@ import torch
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
@@ -32,6 +33,7 @@ from transformers import (
 from memvec.digest import folder_digest
 from memvec.errors import ModelError
 from memvec.model.adapter import Adapter, find_adapter
+from memvec.model.backbone import takes_token_types
 from memvec.model.gguf import convert_gguf, find_gguf, is_gguf
 from memvec.model.refusals import (
     model_errors,
@@ -121,6 +123,13 @@ class Checkpoint:
         """What identifies the weights that are loaded, for a fingerprint: the model, and the adapter merged into it."""
         adapter = self.merged_adapter
         return {"model": self.digest, **({} if adapter is None else {"adapter": adapter.digest})}
+
+    @property
+    def takes_token_types(self) -> bool:
+        """Whether its decoder is given the token types that its tokenizer gives (`memvec.model.backbone`)."""
+        kind: Any = MODEL_MAPPING.get(type(self.config.get_text_config()), None)
+        # Of some configurations there are several classes, and none where code comes with the model.
+        return isinstance(kind, type) and takes_token_types(kind, self.load_tokenizer())
 
     def load_tokenizer(self) -> PreTrainedTokenizerFast:
         """Returns the model's tokenizer.

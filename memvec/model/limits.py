@@ -11,7 +11,8 @@ from transformers import PreTrainedConfig
 
 def prompt_limit(config: PreTrainedConfig) -> int | None:
     """Returns the most tokens a model was made for, or None where its configuration names no limit."""
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    text = config.get_text_config()
+    limit = getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)  # as MPT says it
     return limit if isinstance(limit, int) and limit > 0 else None
 
 

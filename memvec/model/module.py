@@ -24,7 +24,7 @@ from memvec.data.collator import Batch
 from memvec.data.datamodule import is_anything_left
 from memvec.data.plan import BatchPlan, Ranks
 from memvec.data.rules import BatchRules
-from memvec.model.backbone import Backbone, takes_token_types
+from memvec.model.backbone import Backbone
 from memvec.model.checkpoint import Checkpoint, locate_model
 from memvec.model.extractor import Extractor
 from memvec.model.lockstep import WeightGroup
@@ -130,14 +130,14 @@ class HiddenStateModule(pl.LightningModule):
     def fingerprint(self, *, precision: str) -> dict[str, Any]:
         """Returns what decides the vectors of given tokens, for the run's fingerprint."""
         described = model_fingerprint(self.checkpoint, precision=precision)
-        return {"model": described.pop("model"), "layer": self.layer, **described}
+        types = {"token_types": True} if self.checkpoint.takes_token_types else {}
+        return {"model": described.pop("model"), "layer": self.layer, **described, **types}
 
     def configure_model(self) -> None:
         """Loads the weights, in the dtype that `trainer.precision` stands for; or this process's part of them."""
         if self.backbone is None and is_anything_left(self.trainer):
             dtype = weights_dtype(str(self.trainer.precision))
-            decoder = self.checkpoint.load_decoder(dtype)
-            has_token_types = takes_token_types(decoder, self.checkpoint.load_tokenizer())
+            decoder, has_token_types = self.checkpoint.load_decoder(dtype), self.checkpoint.takes_token_types
             self.backbone = Backbone(decoder, layers=self.layers, has_token_types=has_token_types).eval()
             if (mesh := weights_mesh(self.device_mesh)) is not None:
                 shard_weights(self.backbone, mesh)

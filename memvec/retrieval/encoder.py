@@ -134,7 +134,8 @@ def _device(accelerator: str) -> str:
 def _refuse_other_model(folder: RunFolder, manifest: Manifest, encoder: Encoder, *, has_own_prompt: bool) -> None:
     """Refuses vectors of another model: their cosines with the run's would be numbers without a meaning."""
     found = encoder.fingerprint
-    for name, was in manifest.fingerprint.items():
+    for name in {**manifest.fingerprint, "token_types": None}:  # which a fingerprint names where there are such
+        was = manifest.fingerprint.get(name)
         if was != found.get(name) and not (has_own_prompt and name in OF_PROMPT):
             change = f"{name} was {was!r}, is {found.get(name)!r}"
             what = f"{manifest.name_or_path} is no longer the model it was made with"

@@ -35,9 +35,9 @@ FORMAT = "journal_format"
 JOURNAL_FORMAT = 2
 # What of the fingerprint decides the vector of given tokens. All else (input, columns, template, tokenizer, limits)
 # decides which tokens there are, and may differ where the digests of the tokens themselves are compared.
-DECIDES_VECTORS = ("model", "adapter", "layer", "dtype", "precision", "vector_dtype", "normalize")
+DECIDES_VECTORS = ("model", "adapter", "layer", "dtype", "precision", "vector_dtype", "normalize", "token_types")
 # What a fingerprint that does not name them stands for.
-UNSAID = {"vector_dtype": VECTOR_DTYPES[0], "normalize": False}
+UNSAID = {"vector_dtype": VECTOR_DTYPES[0], "normalize": False, "token_types": False}
 # How the fingerprint names the content of files.
 DIGEST = re.compile(r"[0-9a-f]{64}")
 

@@ -79,13 +79,13 @@ def test_rows_that_stay_when_they_have_ended_write_no_more(monkeypatch: pytest.M
     monkeypatch.setattr(decoding, "TOKENS_IN_A_CHUNK", 2)
     monkeypatch.setattr(decoding, "MOST_STAYING_WHERE_REPLAYED", 0.0)  # none leaves
     model, prompts = build_model("llama"), prompts_of([30, 5, 17, 17, 9])
-    for repeated in (24, 2):
+    for repeated, ends, most in ((24, ENDS, ROOM), (2, [], 80)):
         monkeypatch.setattr(decoding, "REPEATED_TOKENS", repeated)
-        options: dict[str, Any] = {"sampling": Sampling(), "seeds": [0] * 5, "end_token_ids": ENDS}
+        options: dict[str, Any] = {"sampling": Sampling(), "seeds": [0] * 5, "end_token_ids": ends}
         with torch.inference_mode():
-            expected = write_answers(model, batch_of(prompts, model), **options, max_new_tokens=ROOM)
+            expected = write_answers(model, batch_of(prompts, model), **options, max_new_tokens=most)
             batch = batch_of(prompts, model)
-            found = write_answers(model, batch, **options, max_new_tokens=ROOM, replay=StepReplay(model))
+            found = write_answers(model, batch, **options, max_new_tokens=most, replay=StepReplay(model))
         assert written(found) == written(expected)
         assert len({len(answer) for answer in written(found)}) > 1
 

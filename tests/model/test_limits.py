@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoConfig, MambaConfig, PreTrainedConfig, T5Config
+from transformers import AutoConfig, MambaConfig, MptConfig, PreTrainedConfig, T5Config
 
 from memvec.model.checkpoint import Checkpoint
 from memvec.model.limits import attention_windows, length_boundaries, prompt_limit
@@ -64,3 +64,7 @@ def test_the_prompt_limit_is_what_the_model_was_made_for(
 @pytest.mark.parametrize("config", [MambaConfig(), PreTrainedConfig(), T5Config()])
 def test_a_model_without_a_limit_has_none(config: PreTrainedConfig) -> None:
     assert prompt_limit(config) is None
+
+
+def test_a_limit_is_known_by_its_other_name() -> None:
+    assert prompt_limit(MptConfig(max_seq_len=64)) == 64

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import signal
@@ -20,7 +21,7 @@ from transformers import AutoTokenizer
 
 import memvec
 from memvec.digest import digest
-from memvec.errors import ConfigError, MemvecError, RunFolderError
+from memvec.errors import ConfigError, MemvecError, ModelError, RunFolderError
 from memvec.files import read_json, write_json
 from memvec.model.checkpoint import Checkpoint
 from memvec.run.dry_run import plan_run
@@ -41,6 +42,7 @@ from tests.helpers.processes import (
     start_disturbed,
     wait_until,
 )
+from tests.helpers.reference import full_model, reference_vectors
 from tests.helpers.refusals import refused, refused_as
 from tests.test_generate import DRAWN, MARKS
 from tests.test_resume import leave_unfinished
@@ -547,3 +549,27 @@ def test_a_result_without_digests_is_read(copy_of_known: RunFolder) -> None:
     assert found.column_names == [name for name in expected.column_names if name != "prompt_digest"]
     assert torch.equal(found["vector"][:], expected["vector"][:])
     assert memvec.search(copy_of_known.root, [TEXTS[3]], k=1, accelerator="cpu")[0][0].id == "m/3"
+
+
+def test_vectors_without_the_tokenizers_token_types_are_refused(
+    model_folders: Callable[[str], Path], write_jsonl: Callable[..., Path], tiny_config: Callable[..., DictConfig],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """GPT-2 adds an embedding of them: the same weights and tokens give other vectors with them."""
+    folder = tmp_path / "model"
+    shutil.copytree(model_folders("gpt2"), folder)
+    path = write_jsonl(TEXTS)
+    before = tiny_config(path, model=folder, output="before")
+    memvec.predict(before)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with refused(RunFolderError, before.output_dir, found="token_types was False, is True"):
+        memvec.predict(tiny_config(path, f"reuse={before.output_dir}", model=folder, output="after"))
+    with refused(ModelError, before.output_dir, found="token_types was None, is True"):
+        memvec.Searcher(before.output_dir).search(["tea"])
+    after = tiny_config(path, model=folder, output="after")
+    memvec.predict(after)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    expected = reference_vectors(full_model(folder), tokenizer, TEXTS, template=after.prompt.template)
+    torch.testing.assert_close(memvec.load(after.output_dir)["vector"][:], expected, rtol=1e-4, atol=1e-5)
