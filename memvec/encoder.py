@@ -33,7 +33,7 @@ from memvec.config.values import at_least_or_none, one_of, one_or_more_layers
 from memvec.data.rules import BatchRules
 from memvec.data.texts import as_values, why_unusable
 from memvec.errors import ConfigError, InputError, ModelError, one_line
-from memvec.model.backbone import Backbone, takes_token_types
+from memvec.model.backbone import Backbone, gives_token_types, takes_token_types
 from memvec.model.checkpoint import Checkpoint, locate_model
 from memvec.model.held import PROBE_TEXTS, HeldModel, float32_copy
 from memvec.model.lending import (
@@ -318,7 +318,7 @@ class Encoder:
             widen_where_slow(decoder)
 
         def backbone_of(decoder: PreTrainedModel) -> Backbone:
-            has_token_types = takes_token_types(decoder, tokenizer_of(tokenizer))
+            has_token_types = takes_token_types(decoder) and gives_token_types(tokenizer_of(tokenizer))
             return Backbone(decoder, layers=self.layers, has_token_types=has_token_types).eval()
 
         return self._hold(
@@ -332,7 +332,7 @@ class Encoder:
     def _borrow(self) -> HeldModel:
         """Holds the model that the program lends; its weights are left alone."""
         decoder = decoder_of(self.model)
-        has_token_types = takes_token_types(decoder, tokenizer_of(self.tokenizer))
+        has_token_types = takes_token_types(decoder) and gives_token_types(tokenizer_of(self.tokenizer))
         backbone = Backbone(decoder, layers=self.layers, has_token_types=has_token_types)
         prompts = self._prompts(self.tokenizer, decoder.config)
         speedups = Speedups(self.prefix_cache, "off", False, self.probe)

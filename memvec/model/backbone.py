@@ -65,14 +65,18 @@ def decoder_layers(decoder: PreTrainedModel) -> nn.ModuleList | None:
     return next(lists, None)  # modules() yields outer modules first
 
 
-def takes_token_types(decoder: PreTrainedModel | type[PreTrainedModel], tokenizer: Any) -> bool:
-    """Whether a tokenizer gives `token_type_ids` with its tokens, and the decoder takes them.
+def takes_token_types(decoder: PreTrainedModel | type[PreTrainedModel]) -> bool:
+    """Whether a decoder takes `token_type_ids`, which of one text are all 0.
 
     GPT-2 adds an embedding of them, that of the token 0, to each token's: `model(**tokenizer(text))` is another vector
-    than that of the tokens alone. Of one text all are 0.
+    than that of the tokens alone.
     """
-    gives = TOKEN_TYPES in getattr(tokenizer, "model_input_names", ())
-    return gives and TOKEN_TYPES in inspect.signature(decoder.forward).parameters
+    return TOKEN_TYPES in inspect.signature(decoder.forward).parameters
+
+
+def gives_token_types(tokenizer: Any) -> bool:
+    """Whether a tokenizer gives `token_type_ids` with its tokens."""
+    return TOKEN_TYPES in getattr(tokenizer, "model_input_names", ())
 
 
 class Backbone(DtypeKeeper):
@@ -82,7 +86,8 @@ class Backbone(DtypeKeeper):
         decoder: The decoder, without a language-model head.
         layers: Which states, in the order they are returned in: -1 is `hidden_states[-1]`, after the final norm in most
             models; 0 the embeddings; k after k decoder layers. A layer may come twice.
-        has_token_types: Whether the decoder is given `token_type_ids` of 0 with its tokens (`takes_token_types`).
+        has_token_types: Whether the decoder is given `token_type_ids` of 0 with its tokens, as it takes them and its
+            tokenizer gives them.
 
     Raises:
         ConfigError: The decoder has no such layer.

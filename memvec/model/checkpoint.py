@@ -33,7 +33,7 @@ from transformers import (
 from memvec.digest import folder_digest
 from memvec.errors import ModelError
 from memvec.model.adapter import Adapter, find_adapter
-from memvec.model.backbone import takes_token_types
+from memvec.model.backbone import gives_token_types, takes_token_types
 from memvec.model.gguf import convert_gguf, find_gguf, is_gguf
 from memvec.model.refusals import (
     model_errors,
@@ -129,7 +129,7 @@ class Checkpoint:
         """Whether its decoder is given the token types that its tokenizer gives (`memvec.model.backbone`)."""
         kind: Any = MODEL_MAPPING.get(type(self.config.get_text_config()), None)
         # Of some configurations there are several classes, and none where code comes with the model.
-        return isinstance(kind, type) and takes_token_types(kind, self.load_tokenizer())
+        return isinstance(kind, type) and takes_token_types(kind) and gives_token_types(self.load_tokenizer())
 
     def load_tokenizer(self) -> PreTrainedTokenizerFast:
         """Returns the model's tokenizer.
