@@ -316,28 +316,26 @@ class Encoder:
         decoder = cast(PreTrainedModel, checkpoint.load_decoder(self.dtype).to(cast(Any, device)))
         if self.tune == "auto":
             widen_where_slow(decoder)
-
-        def backbone_of(decoder: PreTrainedModel) -> Backbone:
-            has_token_types = takes_token_types(decoder) and gives_token_types(tokenizer_of(tokenizer))
-            return Backbone(decoder, layers=self.layers, has_token_types=has_token_types).eval()
-
         return self._hold(
-            backbone_of(decoder),
+            self._backbone(decoder, tokenizer).eval(),
             prompts,
             Speedups(self.prefix_cache, self.tune, self.compile, self.probe),
-            lambda: backbone_of(checkpoint.load_decoder(torch.float32)).to(device),
+            lambda: self._backbone(checkpoint.load_decoder(torch.float32), tokenizer).eval().to(device),
             cache(lambda: checkpoint.identity),
         )
 
     def _borrow(self) -> HeldModel:
         """Holds the model that the program lends; its weights are left alone."""
         decoder = decoder_of(self.model)
-        has_token_types = takes_token_types(decoder) and gives_token_types(tokenizer_of(self.tokenizer))
-        backbone = Backbone(decoder, layers=self.layers, has_token_types=has_token_types)
+        backbone = self._backbone(decoder, self.tokenizer)
         prompts = self._prompts(self.tokenizer, decoder.config)
         speedups = Speedups(self.prefix_cache, "off", False, self.probe)
         load_exact, identity = lambda: float32_copy(backbone), lambda: {"model": weights_digest(decoder)}
         return self._hold(backbone, prompts, speedups, load_exact, identity)
+
+    def _backbone(self, decoder: PreTrainedModel, tokenizer: Any) -> Backbone:
+        has_token_types = takes_token_types(decoder) and gives_token_types(tokenizer_of(tokenizer))
+        return Backbone(decoder, layers=self.layers, has_token_types=has_token_types)
 
     def _prompts(self, tokenizer: Any, config: PreTrainedConfig) -> PromptEncoder:
         limit = text_limit(self.max_length, prompt_limit(config))

@@ -123,7 +123,6 @@ def share_weights(generator: GenerationModule, module: HiddenStateModule) -> boo
     Returns:
         Whether it is; it is not loaded where the first stage was complete already, or ran in other processes.
     """
-    from memvec.model.backbone import Backbone
     from memvec.model.packing import unpack
 
     loaded, generator.loaded = generator.loaded, None  # its head is not needed any more
@@ -131,8 +130,7 @@ def share_weights(generator: GenerationModule, module: HiddenStateModule) -> boo
         return False
     unpack(loaded)  # the second stage chooses its own matmuls
     language_model: Any = loaded.model
-    decoder, has_token_types = language_model.get_decoder(), module.checkpoint.takes_token_types
-    module.backbone = Backbone(decoder, layers=module.layers, has_token_types=has_token_types).eval()
+    module.backbone = module.backbone_of(language_model.get_decoder())
     module.backbone.keep_dtypes(loaded.dtype)  # weights that the first stage has widened stay so
     return True
 

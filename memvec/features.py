@@ -31,6 +31,7 @@ from memvec.schema import (
     VECTOR,
 )
 
+# Types that show values which stand elsewhere, with which Arrow can do little, and those that hold them.
 VIEWS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 
 ENTRY_FEATURES = Features(
@@ -78,7 +79,7 @@ def kept_features(types: Mapping[str, pa.DataType]) -> Features:
     Raises:
         ValueError: A column is of a type that a dataset or a Parquet file cannot hold, such as a map.
     """
-    types = {name: _copied(kind) for name, kind in types.items()}
+    types = {name: VIEWS.get(kind, kind) for name, kind in types.items()}
     for name, kind in types.items():
         try:
             _check_kept(kind)
@@ -86,11 +87,6 @@ def kept_features(types: Mapping[str, pa.DataType]) -> Features:
         except ValueError as error:
             raise ValueError(f"column {name!r} of type {kind} cannot be kept: {error}") from error
     return Features.from_arrow_schema(pa.schema(types))
-
-
-def _copied(kind: pa.DataType) -> pa.DataType:
-    """Returns the type that holds the values of a view type itself; Arrow can do little with views."""
-    return VIEWS.get(kind, kind)
 
 
 def _check_kept(kind: pa.DataType) -> None:

@@ -83,11 +83,10 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         """Returns keys and values with their whole room, `[B, H, room, K]`."""
         return _longer(self.keys, self.room), _longer(self.values, self.room)
 
-    def clear_room(self) -> int:
-        """Sets the room that is left to zero: masked, NaN would still be NaN. Returns the whole room, in tokens."""
+    def clear_room(self) -> None:
+        """Sets the room that is left to zero: masked, NaN would still be NaN."""
         for states in self.buffers():
             states[:, :, self.get_seq_length() :] = 0
-        return self.room
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keeps some rows of the batch; there are none where the model has put another cache in this one's place."""

@@ -123,12 +123,12 @@ class RecordedStep:
         self._input_ids = input_ids.clone()
         self._position_ids = kwargs["position_ids"].clone()
         self._place = torch.tensor([place], device=input_ids.device)
-        room = cache.layers[0].clear_room()
+        for layer in cache.layers:
+            layer.clear_room()
+        room = cache.layers[0].room
         self._mask = torch.zeros((len(input_ids), 1, 1, room), dtype=torch.bool, device=input_ids.device)
         known = kwargs.get("attention_mask")  # none where no row is padded
         self._mask[:, 0, 0, :place] = True if known is None else known[:, :place].bool()
-        for layer in cache.layers[1:]:
-            layer.clear_room()
         layers: Any = [RecordedLayer(layer, self._place) for layer in cache.layers]
         self._cache = {cache_argument: Cache(layers=layers)}
         self._graph: torch.cuda.CUDAGraph | None = None

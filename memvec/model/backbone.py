@@ -124,10 +124,9 @@ class Backbone(DtypeKeeper):
         inner = [place.module for place in self._places or () if place is not None]
         return any(place.startswith(f"{name}.") for place in inner for name in names)
 
-    def inputs(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Returns what the decoder is given with tokens, `[B, T]`."""
-        types = {TOKEN_TYPES: torch.zeros_like(input_ids)} if self.has_token_types else {}
-        return {"input_ids": input_ids, **types}
+    def token_types(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Returns the token types that the decoder is given with tokens, `[B, T]`, by their name; or nothing."""
+        return {TOKEN_TYPES: torch.zeros_like(input_ids)} if self.has_token_types else {}
 
     def forward(
         self, input_ids: torch.Tensor, *, cache: Cache | None = None, others: Mapping[str, Any] | None = None
@@ -148,7 +147,7 @@ class Backbone(DtypeKeeper):
         self.trace()
         assert self._places is not None
         cached = {"use_cache": False} if cache is None else {"use_cache": True, self._cache_argument: cache}
-        inputs = {**self.inputs(input_ids), **cached, **(others or {})}
+        inputs = {"input_ids": input_ids, **self.token_types(input_ids), **cached, **(others or {})}
         places = [place for place in self._places if place is not None]
         if len(places) < len(self._places):  # a state that passes from no module to another: the decoder alone has it
             every = all_hidden_states(self.decoder, inputs)

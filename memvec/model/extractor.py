@@ -152,7 +152,7 @@ class Extractor:
         if self.speedups.prefix_cache == "auto":
             with self.context():
                 input_ids = input_ids.to(self.device)
-                self.prefix = share_prefix(self.decoder, input_ids, others=self.backbone.inputs(input_ids[None]))
+                self.prefix = share_prefix(self.decoder, input_ids, others=self.backbone.token_types(input_ids[None]))
         self.mode = self._padded_mode
         return 0 if self.prefix is None else len(self.prefix)
 

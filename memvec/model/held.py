@@ -83,9 +83,9 @@ class HeldModel:
         self.extractor = Extractor(
             backbone, speedups=replace(speedups, compile=False), computed_in=computed_in, context=context
         )
-        self._mode: ExecutionMode | None = None  # what the probe allows; None before it has run
+        self._mode = ExecutionMode.BATCHED  # what the probe allows
         self._mode_of_few = ExecutionMode.BATCHED  # what it allows where the prefix is not worth computing anew
-        self._probed: tuple[object, ...] = ()  # the state of a lent model then
+        self._probed: tuple[object, ...] | None = None  # the state of a lent model then; None before the probe has run
         self._max_tokens: int | None = None
         self._has_measured = False  # which matmuls are faster, and compiled layers
 
@@ -129,16 +129,15 @@ class HeldModel:
         """Plans a call's batches; warms the model up at the first, and measures at the first that is large."""
         extractor = self.extractor
         state = state_of(extractor.decoder) if self.is_lent else ()
-        if self._mode is None or state != self._probed:
+        if state != self._probed:
             self._probe()
             self._probed = state
         extractor.rejections.clear()
+        extractor.mode = self._mode
         if self.is_lent and self._mode is ExecutionMode.SHARED_PREFIX:  # its weights may be others now
             shares = len(table.rows) >= ROWS_TO_SHARE_PREFIX
             extractor.share_prefix(table.common_tokens()[: None if shares else 0])
             extractor.mode = self._mode if extractor.prefix is not None else self._mode_of_few
-        elif self._mode is not None:
-            extractor.mode = self._mode
         plan = self._plan_for_mode(table)
         if plan.pays_measuring and not self._has_measured:
             extractor.speedups = self.speedups
@@ -149,15 +148,29 @@ class HeldModel:
 
     def _probe(self) -> None:
         """Warms the model up on a few texts."""
-        extractor = self.extractor
-        encoded = probe_prompts(self.prompts)
-        table = self._table(encoded, rows=np.arange(len(encoded.truncated)))
+        extractor, table = self.extractor, self._probe_table()
         plan = warm_up(extractor, table, replace(self.rules, max_tokens=None), ranks=Ranks())
         self._mode = extractor.mode
         if self.is_lent and self._mode is ExecutionMode.SHARED_PREFIX:
             extractor.share_prefix(table.common_tokens()[:0])
             extractor.choose_mode(plan.to_probe())
             self._mode_of_few = extractor.mode
+
+    def _probe_table(self) -> PromptTable:
+        """Returns the prompts of `PROBE_TEXTS`, and one more that is as long as the last and holds its tokens reversed.
+
+        Only rows of one length show what goes wrong when such rows run side by side.
+        """
+        encoded = self.prompts.encode(PROBE_TEXTS)
+        last, shared = encoded.input_ids[encoded.offsets[-2] :], int(encoded.shared[-1])
+        offsets = np.append(encoded.offsets, encoded.offsets[-1] + len(last))
+        ids = np.concatenate([encoded.input_ids, last[:shared], last[shared:-1][::-1], last[-1:]])
+        return PromptTable(
+            PromptArrays(ids, offsets),
+            lengths=np.diff(offsets).astype(np.int32),
+            shared=np.append(encoded.shared, encoded.shared[-1]),
+            rows=np.arange(len(PROBE_TEXTS) + 1),
+        )
 
     def _plan_for_mode(self, table: PromptTable) -> BatchPlan:
         """Plans batches as the extractor's mode computes them."""
@@ -216,23 +229,6 @@ class HeldModel:
             vectors[row] = torch.nan
             failed[row] = reason
         return failed
-
-
-def probe_prompts(prompts: PromptEncoder) -> EncodedPrompts:
-    """Returns the prompts of `PROBE_TEXTS`, and one more that is as long as the last and holds its tokens reversed.
-
-    Only rows of one length show what goes wrong when such rows run side by side.
-    """
-    encoded = prompts.encode(PROBE_TEXTS)
-    last, shared = encoded.input_ids[encoded.offsets[-2] :], int(encoded.shared[-1])
-    reversed_ids = np.concatenate([last[:shared], last[shared:-1][::-1], last[-1:]])
-    return EncodedPrompts(
-        input_ids=np.concatenate([encoded.input_ids, reversed_ids]),
-        offsets=np.append(encoded.offsets, encoded.offsets[-1] + len(last)),
-        shared=np.append(encoded.shared, encoded.shared[-1]),
-        truncated=np.append(encoded.truncated, encoded.truncated[-1]),
-        digests=np.concatenate([encoded.digests, ~encoded.digests[-1:]]),
-    )
 
 
 OFF = Speedups(prefix_cache="off", tune="off", probe="off")

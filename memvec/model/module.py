@@ -133,12 +133,15 @@ class HiddenStateModule(pl.LightningModule):
         types = {"token_types": True} if self.checkpoint.takes_token_types else {}
         return {"model": described.pop("model"), "layer": self.layer, **described, **types}
 
+    def backbone_of(self, decoder: PreTrainedModel) -> Backbone:
+        """Returns what computes the module's layers with a decoder of its checkpoint."""
+        return Backbone(decoder, layers=self.layers, has_token_types=self.checkpoint.takes_token_types).eval()
+
     def configure_model(self) -> None:
         """Loads the weights, in the dtype that `trainer.precision` stands for; or this process's part of them."""
         if self.backbone is None and is_anything_left(self.trainer):
             dtype = weights_dtype(str(self.trainer.precision))
-            decoder, has_token_types = self.checkpoint.load_decoder(dtype), self.checkpoint.takes_token_types
-            self.backbone = Backbone(decoder, layers=self.layers, has_token_types=has_token_types).eval()
+            self.backbone = self.backbone_of(self.checkpoint.load_decoder(dtype))
             if (mesh := weights_mesh(self.device_mesh)) is not None:
                 shard_weights(self.backbone, mesh)
 

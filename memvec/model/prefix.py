@@ -87,9 +87,8 @@ def compute_prefix(
     kinds = set(getattr(decoder.config.get_text_config(), "layer_types", None) or ())
     if other := kinds - SHAREABLE_KINDS:
         return f"a layer keeps a state that is not keys and values per token ({', '.join(sorted(other))})"
-    cache = getattr(
-        decoder(**{"input_ids": input_ids[None], **(others or {})}, use_cache=True), cache_argument(decoder), None
-    )
+    output = decoder(input_ids=input_ids[None], **(others or {}), use_cache=True)
+    cache = getattr(output, cache_argument(decoder), None)
     if not isinstance(cache, Cache):
         return "the model returns no cache of keys and values"
     layer: Any
